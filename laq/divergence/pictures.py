@@ -1,0 +1,64 @@
+"""Two pictures of the classes: who is near whom, and where each one lies."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from matplotlib.colors import LogNorm
+from matplotlib.figure import Figure
+from matplotlib.patches import Ellipse
+from numpy.typing import NDArray
+from scipy.cluster.hierarchy import dendrogram, linkage
+from scipy.spatial.distance import squareform
+
+Floats = NDArray[np.float64]
+_DPI = 110
+
+
+def draw_heat_map(path: Path, matrix: Floats, names: Sequence[str]) -> None:
+    """The divergence matrix (C, C), its classes in the order of an average-linkage clustering."""
+    tree = linkage(squareform(np.log1p(np.maximum(matrix, 0)), checks=False), "average", optimal_ordering=True)
+    figure = Figure(figsize=(15, 14.5), layout="constrained")
+    left, right = figure.subplots(1, 2, width_ratios=(1, 9))
+    order = dendrogram(tree, orientation="left", ax=left, no_labels=True, color_threshold=0, above_threshold_color="0.4")["leaves"]
+    left.invert_yaxis()
+    left.set_axis_off()
+    shown = np.maximum(matrix[np.ix_(order, order)], 1e-12)
+    apart = shown[~np.eye(len(order), dtype=bool)]
+    image = right.imshow(
+        shown, cmap="magma", norm=LogNorm(max(np.quantile(apart, 0.001), 1e-3), apart.max()), aspect="auto"
+    )
+    labels = [names[i] for i in order]
+    size = min(10.0, 700 / len(labels))
+    right.set_xticks(range(len(labels)), labels, rotation=90, fontsize=size)
+    right.set_yticks(range(len(labels)), labels, fontsize=size)
+    right.yaxis.tick_right()
+    figure.colorbar(image, ax=right, location="top", shrink=0.5, label="symmetrised KL divergence (nats)")
+    figure.savefig(path, dpi=_DPI)
+
+
+def draw_classes(path: Path, points: Floats, labels: NDArray[np.int64], names: Sequence[str]) -> None:
+    """A grid with each class's points (n, 2) before all others, and its ellipse of 2 deviations."""
+    columns = int(np.ceil(np.sqrt(len(names))))
+    rows = int(np.ceil(len(names) / columns))
+    figure = Figure(figsize=(1.6 * columns, 1.75 * rows), layout="constrained")
+    grid = np.atleast_1d(figure.subplots(rows, columns, sharex=True, sharey=True)).ravel()
+    every = points[:: max(1, len(points) // 2000)]
+    for axes in grid:
+        axes.set_axis_off()
+    for axes, (number, name) in zip(grid, enumerate(names), strict=False):
+        own = points[labels == number]
+        axes.scatter(*every.T, s=1, c="0.88", linewidths=0, rasterized=True)
+        axes.scatter(*own.T, s=2, c="tab:blue", linewidths=0, rasterized=True)
+        axes.add_patch(_ellipse(own))
+        axes.set_title(name, fontsize=8, pad=2)
+    figure.savefig(path, dpi=_DPI)
+
+
+def _ellipse(cloud: Floats) -> Ellipse:
+    """Where a Gaussian fitted to ``cloud`` (n, 2) is within 2 standard deviations."""
+    variances, axes = np.linalg.eigh(np.cov(cloud, rowvar=False))
+    width, height = 4 * np.sqrt(np.maximum(variances, 0))
+    angle = float(np.degrees(np.arctan2(axes[1, 0], axes[0, 0])))
+    centre = (float(cloud[:, 0].mean()), float(cloud[:, 1].mean()))
+    return Ellipse(centre, width, height, angle=angle, fill=False, edgecolor="tab:red", linewidth=1)

@@ -1,0 +1,33 @@
+"""From features to a few coordinates."""
+
+import numpy as np
+from numpy.typing import NDArray
+from sklearn.decomposition import PCA
+
+from laq.params import Divergence
+
+
+def reduce(features: NDArray[np.float32], params: Divergence) -> NDArray[np.float64]:
+    """Features (n, f) → points (n, components), or (n, f) when nothing is reduced."""
+    if params.reduction == "none":
+        return features.astype(np.float64)
+    if params.reduction == "pca":
+        return pca(features, params.components)
+    import umap  # noqa: PLC0415 (importing it compiles for seconds, and only this branch needs it)
+
+    # One job: with more, UMAP's result would depend on how threads interleave.
+    reducer = umap.UMAP(
+        n_components=params.components,
+        n_neighbors=params.umap_neighbours,
+        random_state=params.seed,
+        n_jobs=1,
+        tqdm_kwds={"desc": "umap"},
+        verbose=False,
+    )
+    return np.asarray(reducer.fit_transform(features), dtype=np.float64)
+
+
+def pca(features: NDArray[np.float32], components: int) -> NDArray[np.float64]:
+    """The first principal components (n, components)."""
+    fitted = PCA(min(components, *features.shape), svd_solver="full")
+    return np.asarray(fitted.fit_transform(features.astype(np.float64)))

@@ -1,0 +1,66 @@
+"""Stage ``embeddings``: the penultimate features of every training image."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+import torchvision
+from torch import nn
+
+from laq.dataset import FOLDER as DATASET
+from laq.dataset import ImageSet, read_images
+from laq.errors import LaqError
+from laq.files import replacing_folder
+from laq.network import Classifier, collecting_features, load_network
+from laq.network.evaluation import BATCH
+from laq.network.zoo import Design
+from laq.params import Embeddings
+from laq.progress import progress
+
+FOLDER = Path("data/embeddings")
+OWN = "own"
+
+
+def run(params: Embeddings) -> None:
+    """Write ``features.npy`` float32 (n, f), ``labels.npy`` (n,) and ``class_names.npy``."""
+    images = read_images(DATASET, "train")
+    network = load_network() if params.network == OWN else imagenet_network(params.network)
+    features = embed(network, images)
+    with replacing_folder(FOLDER) as folder:
+        np.save(folder / "features.npy", features)
+        np.save(folder / "labels.npy", images.labels.numpy())
+        np.save(folder / "class_names.npy", np.array(images.class_names))
+
+
+def embed(network: nn.Module, data: ImageSet) -> np.ndarray:
+    """The penultimate features (n, f) of every image."""
+    batches = data.images.split(BATCH)
+    with torch.inference_mode(), collecting_features(network) as features:
+        for images in progress(batches, "embed", unit="batch"):
+            network(images)
+    return torch.cat(features).numpy()
+
+
+def imagenet_network(name: str) -> Classifier:
+    """A torchvision network with its ImageNet weights, at its own resolution.
+
+    Raises:
+        LaqError: torchvision has no such network, or the weights cannot be downloaded.
+    """
+    try:
+        weights = torchvision.models.get_model_weights(name).DEFAULT
+    except ValueError as error:
+        raise LaqError(
+            f"embeddings.network: {name!r} is neither {OWN!r} nor a torchvision network"
+        ) from error
+    views = weights.transforms()
+    design = Design(name, 1000, views.crop_size[0], tuple(views.mean), tuple(views.std))
+    try:
+        body = torchvision.models.get_model(name, weights=weights)
+    except (OSError, RuntimeError) as error:
+        raise LaqError(
+            f"embeddings.network: the ImageNet weights of {name} cannot be downloaded ({error}); "
+            f"put {weights.url.rsplit('/', 1)[1]} into {torch.hub.get_dir()}/checkpoints, or use "
+            f"embeddings.network: {OWN}"
+        ) from error
+    return Classifier(design, body).eval()

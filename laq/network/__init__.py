@@ -1,0 +1,104 @@
+"""Stage ``network``: the network under study, trained here or from elsewhere, and its scores."""
+
+from pathlib import Path
+from typing import Any
+
+from laq.cache import code_digest
+from laq.dataset import FOLDER as DATASET
+from laq.dataset import ImageSet, read_images, read_manifest
+from laq.errors import LaqError
+from laq.files import digest, project_root, read_json, replacing_folder, write_json
+from laq.network.evaluation import Scores, collecting_features, evaluate, predict
+from laq.network.training import fit
+from laq.network.weights import load_foreign_weights, load_tensors, save_tensors
+from laq.network.zoo import Classifier, Design, build
+from laq.params import Network
+
+__all__ = [
+    "FOLDER",
+    "WEIGHTS",
+    "Classifier",
+    "Scores",
+    "collecting_features",
+    "evaluate",
+    "fit",
+    "load_network",
+    "load_tensors",
+    "predict",
+    "read_design",
+    "run",
+    "save_tensors",
+]
+
+FOLDER = Path("data/network")
+WEIGHTS = "network.safetensors"
+
+
+def run(params: Network) -> None:
+    """Write the network's weights, and ``network.json``: its design, origin and test scores."""
+    train, test = read_images(DATASET, "train"), read_images(DATASET, "test")
+    network, origin = make_network(params, train)
+    scores = evaluate(network, test, range(len(test.class_names)))
+    with replacing_folder(FOLDER) as folder:
+        save_tensors(folder / WEIGHTS, network.state_dict())
+        record = {"design": network.design.to_json(), "origin": origin}
+        write_json(
+            folder / "network.json",
+            {**record, "test_top1_percent": scores.top1_all, "test_top5_percent": scores.top5_all},
+        )
+
+
+def make_network(params: Network, train: ImageSet) -> tuple[Classifier, dict[str, Any]]:
+    """Build the network and give it its weights; also returns where these came from."""
+    design = _design(params, train)
+    if params.source == "file":
+        assert params.weights
+        network = build(design)
+        sha256 = load_foreign_weights(network.body, params.weights, params.sha256)
+        return network, {"source": "file", "sha256": sha256}
+    if params.source == "hub":
+        network = build(design, pretrained=True)
+        _check_classes(network, train)
+        return network, {"source": "hub", "architecture": params.architecture}
+    assert params.training
+    network = build(design, params.training.seed)
+    inputs = [params.model_dump(), read_manifest(DATASET)["md5"], code_digest("network")]
+    checkpoint = project_root() / ".laq" / "training" / f"{digest(inputs)}.pt"
+    fit(network, train, params.training, f"train {params.architecture}", checkpoint)
+    return network, {"source": "train", "images": len(train), "epochs": params.training.epochs}
+
+
+def load_network(folder: Path = FOLDER, weights: Path | None = None) -> Classifier:
+    """The network of the study, or with ``weights`` another one of its design."""
+    network = build(read_design(folder))
+    network.load_state_dict(load_tensors(weights or folder / WEIGHTS))
+    return network
+
+
+def read_design(folder: Path = FOLDER) -> Design:
+    """The design of the network in ``folder``."""
+    fields = read_json(folder / "network.json")["design"]
+    return Design(**{**fields, "mean": tuple(fields["mean"]), "std": tuple(fields["std"])})
+
+
+def _design(params: Network, train: ImageSet) -> Design:
+    mean, std = params.mean, params.std
+    if mean is None or std is None:
+        mean, std = _pixel_statistics(train)
+    return Design(params.architecture, len(train.class_names), params.input_size, mean, std)
+
+
+def _pixel_statistics(data: ImageSet) -> tuple[tuple[float, float, float], tuple[float, float, float]]:
+    """Mean and standard deviation of each colour, of pixels in 0..1, to 4 digits."""
+    pixels = data.images.transpose(0, 1).flatten(1).double() / 255
+    red, green, blue = ((round(c.mean().item(), 4), round(c.std().item(), 4)) for c in pixels)
+    return (red[0], green[0], blue[0]), (red[1], green[1], blue[1])
+
+
+def _check_classes(network: Classifier, data: ImageSet) -> None:
+    found = predict(network, data.take(data.labels[:1] * 0)).shape[1]
+    if found != len(data.class_names):
+        raise LaqError(
+            f"network.architecture: {network.design.architecture} has {found} outputs, the dataset "
+            f"{len(data.class_names)} classes"
+        )

@@ -1,0 +1,61 @@
+"""How well a network does: over all classes, and over those that matter."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from laq.dataset import ImageSet
+from laq.network.zoo import classifier_head
+
+BATCH = 250
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Accuracies in percent; ``sub`` ones choose among the logits of the subset's classes only."""
+
+    top1_all: float
+    top5_all: float
+    top1_sub: float
+    top5_sub: float
+
+
+def evaluate(network: nn.Module, data: ImageSet, classes: Sequence[int]) -> Scores:
+    """Score ``network`` on the images of ``classes``, from one forward pass."""
+    chosen = data.select(classes)
+    logits = predict(network, chosen)
+    columns = torch.tensor(sorted(classes))
+    among = torch.searchsorted(columns, chosen.labels)
+    return Scores(
+        top1_all=top_k(logits, chosen.labels, 1),
+        top5_all=top_k(logits, chosen.labels, 5),
+        top1_sub=top_k(logits[:, columns], among, 1),
+        top5_sub=top_k(logits[:, columns], among, 5),
+    )
+
+
+def top_k(logits: Tensor, labels: Tensor, k: int) -> float:
+    """Percentage of rows of ``logits`` (n, c) whose label is among their ``k`` largest."""
+    best = logits.topk(min(k, logits.shape[1])).indices
+    return 100 * (best == labels[:, None]).any(1).double().mean().item()
+
+
+def predict(network: nn.Module, data: ImageSet) -> Tensor:
+    """Logits (n, classes) of every image."""
+    with torch.inference_mode():
+        return torch.cat([network(images) for images in data.images.split(BATCH)])
+
+
+@contextmanager
+def collecting_features(network: nn.Module) -> Iterator[list[Tensor]]:
+    """Collect the penultimate features (b, f) of every forward pass made inside the block."""
+    features: list[Tensor] = []
+    head = classifier_head(network)
+    hook = head.register_forward_pre_hook(lambda _, inputs: features.append(inputs[0]))
+    try:
+        yield features
+    finally:
+        hook.remove()

@@ -1,0 +1,57 @@
+"""The CIFAR ResNets (He et al. 2016, section 4.2), with projection shortcuts (option B)."""
+
+from collections.abc import Iterator
+
+from torch import Tensor, nn
+
+WIDTHS = (16, 32, 64)
+
+
+class BasicBlock(nn.Module):
+    """Two 3 x 3 convolutions and a shortcut: (n, c_in, h, w) → (n, c_out, h/stride, w/stride)."""
+
+    def __init__(self, c_in: int, c_out: int, stride: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(c_in, c_out, 3, stride, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(c_out)
+        self.relu = nn.ReLU(inplace=True)
+        self.conv2 = nn.Conv2d(c_out, c_out, 3, 1, 1, bias=False)
+        self.bn2 = nn.BatchNorm2d(c_out)
+        self.downsample: nn.Module = nn.Identity()
+        if stride != 1 or c_in != c_out:
+            projection = nn.Conv2d(c_in, c_out, 1, stride, bias=False)
+            self.downsample = nn.Sequential(projection, nn.BatchNorm2d(c_out))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return relu(F(x) + shortcut(x))."""
+        residual = self.bn2(self.conv2(self.relu(self.bn1(self.conv1(x)))))
+        out: Tensor = self.relu(residual + self.downsample(x))
+        return out
+
+
+class CifarResNet(nn.Module):
+    """A ResNet of 6n + 2 layers for small images: (b, 3, h, w) → logits (b, classes)."""
+
+    def __init__(self, depth: int, classes: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(3, WIDTHS[0], 3, 1, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(WIDTHS[0])
+        self.relu = nn.ReLU(inplace=True)
+        blocks = (depth - 2) // 6
+        self.layer1 = nn.Sequential(*_stage(WIDTHS[0], WIDTHS[0], blocks, 1))
+        self.layer2 = nn.Sequential(*_stage(WIDTHS[0], WIDTHS[1], blocks, 2))
+        self.layer3 = nn.Sequential(*_stage(WIDTHS[1], WIDTHS[2], blocks, 2))
+        self.pool = nn.AdaptiveAvgPool2d(1)
+        self.fc = nn.Linear(WIDTHS[2], classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the logits."""
+        x = self.relu(self.bn1(self.conv1(x)))
+        x = self.layer3(self.layer2(self.layer1(x)))
+        logits: Tensor = self.fc(self.pool(x).flatten(1))
+        return logits
+
+
+def _stage(c_in: int, c_out: int, blocks: int, stride: int) -> Iterator[BasicBlock]:
+    for i in range(blocks):
+        yield BasicBlock(c_out if i else c_in, c_out, 1 if i else stride)

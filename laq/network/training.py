@@ -1,0 +1,125 @@
+"""One training loop, for networks from scratch and for fine-tuning."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F  # noqa: N812 (torch's own convention)
+from torch import Tensor, nn
+from torch.optim import SGD, AdamW, Optimizer
+from torch.optim.lr_scheduler import ConstantLR, LRScheduler, OneCycleLR
+from tqdm import tqdm
+from laq.progress import progress
+
+from laq.dataset import ImageSet
+from laq.network.zoo import seeded
+from laq.params import Training
+
+
+def fit(
+    network: nn.Module, data: ImageSet, config: Training, title: str, checkpoint: Path | None = None
+) -> None:
+    """Train ``network`` in place by cross-entropy; leave it in evaluation mode.
+
+    Every epoch draws its order and augmentation from ``(config.seed, epoch)``, so a run that was
+    killed and continues from ``checkpoint`` ends with the weights of one that was not.
+    """
+    optimizer = _optimizer(network, config)
+    steps = -(-len(data) // config.batch_size)
+    schedule = _schedule(optimizer, config, steps)
+    done = _resume(checkpoint, network, optimizer, schedule)
+    with progress(None, title, total=config.epochs * steps, initial=done * steps, unit="batch") as bar:
+        for epoch in range(done, config.epochs):
+            with seeded(_epoch_seed(config.seed, epoch)):
+                loss = _epoch(network, _batches(data, config, epoch), optimizer, schedule, bar)
+            bar.set_postfix(epoch=epoch + 1, loss=f"{loss:.3f}")
+            _save(checkpoint, epoch + 1, network, optimizer, schedule)
+    network.eval()
+    if checkpoint:
+        checkpoint.unlink(missing_ok=True)
+
+
+def _optimizer(network: nn.Module, config: Training) -> Optimizer:
+    if config.optimizer == "adamw":
+        return AdamW(network.parameters(), config.learning_rate, weight_decay=config.weight_decay)
+    return SGD(
+        network.parameters(), config.learning_rate, 0.9, weight_decay=config.weight_decay, nesterov=True
+    )
+
+
+def _schedule(optimizer: Optimizer, config: Training, steps: int) -> LRScheduler:
+    if config.schedule == "one_cycle":
+        return OneCycleLR(optimizer, config.learning_rate, max(config.epochs * steps, 1))
+    return ConstantLR(optimizer, factor=1.0)
+
+
+def _epoch(
+    network: nn.Module,
+    batches: Iterator[tuple[Tensor, Tensor]],
+    optimizer: Optimizer,
+    schedule: LRScheduler,
+    bar: "tqdm[Any]",
+) -> float:
+    """One pass over the data; returns the mean loss of its last batch."""
+    network.train()
+    loss = torch.tensor(torch.nan)
+    for images, labels in batches:
+        loss = F.cross_entropy(network(images), labels)
+        optimizer.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+        schedule.step()
+        bar.update()
+    return loss.item()
+
+
+def _batches(data: ImageSet, config: Training, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
+    generator = torch.Generator().manual_seed(_epoch_seed(config.seed, epoch))
+    for rows in torch.randperm(len(data), generator=generator).split(config.batch_size):
+        yield augment(data.images[rows], config.crop, config.flip, generator), data.labels[rows]
+
+
+def augment(images: Tensor, crop: int, flip: bool, generator: torch.Generator) -> Tensor:
+    """Shift each image (b, 3, h, w) by up to ``crop`` pixels, zeros moving in; mirror half of them."""
+    count, _, height, width = images.shape
+    padded = F.pad(images, (crop,) * 4)
+    top = torch.randint(2 * crop + 1, (count, 1, 1), generator=generator)
+    left = torch.randint(2 * crop + 1, (count, 1, 1), generator=generator)
+    columns = torch.arange(width).expand(count, 1, width)
+    if flip:
+        mirrored = torch.rand((count, 1, 1), generator=generator) < 0.5
+        columns = torch.where(mirrored, width - 1 - columns, columns)
+    rows = torch.arange(height)[None, :, None] + top
+    which = torch.arange(count)[:, None, None]
+    return padded[which, :, rows, columns + left].permute(0, 3, 1, 2)
+
+
+def _epoch_seed(seed: int, epoch: int) -> int:
+    return seed * 100_003 + epoch
+
+
+def _save(
+    path: Path | None, epoch: int, network: nn.Module, optimizer: Optimizer, schedule: LRScheduler
+) -> None:
+    if path is None:
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(f".{os.getpid()}")
+    state = {"epoch": epoch, "network": network.state_dict(), "optimizer": optimizer.state_dict()}
+    torch.save({**state, "schedule": schedule.state_dict()}, partial)
+    partial.rename(path)
+
+
+def _resume(
+    path: Path | None, network: nn.Module, optimizer: Optimizer, schedule: LRScheduler
+) -> int:
+    """Load the last epoch's state; returns the number of epochs done."""
+    if path is None or not path.exists():
+        return 0
+    state = torch.load(path, weights_only=True)
+    network.load_state_dict(state["network"])
+    optimizer.load_state_dict(state["optimizer"])
+    schedule.load_state_dict(state["schedule"])
+    return int(state["epoch"])

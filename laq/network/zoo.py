@@ -1,0 +1,184 @@
+"""Architectures by name, and the classifier that wraps one: raw pixels in, logits out."""
+
+import importlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from functools import partial
+from typing import Any, Final
+
+import torch
+import torch.nn.functional as F  # noqa: N812 (torch's own convention)
+import torchvision
+from torch import Tensor, nn
+
+from laq.errors import LaqError
+from laq.network.resnet import CifarResNet
+
+_TORCHVISION: Final = (
+    "alexnet",
+    "densenet121",
+    "efficientnet_b0",
+    "googlenet",
+    "mobilenet_v2",
+    "resnet18",
+    "resnet50",
+    "vgg16",
+    "vgg16_bn",
+)
+_SPECIAL: Final[dict[str, dict[str, Any]]] = {
+    # The auxiliary heads serve training from scratch alone and never run at inference.
+    "googlenet": {"aux_logits": False, "init_weights": True},
+}
+
+
+def _torchvision(name: str, classes: int, **options: Any) -> nn.Module:
+    network: nn.Module = torchvision.models.get_model(
+        name, weights=None, num_classes=classes, **options
+    )
+    return network
+
+
+ZOO: Final[dict[str, Callable[[int], nn.Module]]] = {
+    **{f"resnet{depth}": partial(CifarResNet, depth) for depth in (20, 32, 44, 56)},
+    **{
+        name: partial(_torchvision, name, **_SPECIAL.get(name, {})) for name in _TORCHVISION
+    },
+}
+
+
+@dataclass(frozen=True)
+class Design:
+    """All that it takes to build a classifier again, without its weights.
+
+    ``architecture`` is a name of the zoo, ``timm:NAME``, or ``torchhub:OWNER/REPO:MODEL``. Images are
+    scaled to ``input_size`` pixels a side and normalised by ``mean`` and ``std`` (of pixels in 0..1).
+    """
+
+    architecture: str
+    classes: int
+    input_size: int
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+
+    def to_json(self) -> dict[str, Any]:
+        """The fields by name."""
+        return asdict(self)
+
+
+class Preprocess(nn.Module):
+    """Pixels 0..255 (b, 3, h, w), any dtype → scaled, normalised float32 (b, 3, size, size)."""
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, design: Design) -> None:
+        super().__init__()
+        self.size = design.input_size
+        self.register_buffer("mean", torch.tensor(design.mean).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(design.std).view(1, 3, 1, 1), persistent=False)
+        self.resize = nn.Identity() if design.input_size == 32 else _Resize(design.input_size)
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """Return the network's input."""
+        scaled = self.resize(pixels.to(torch.float32) / 255)
+        normal: Tensor = (scaled - self.mean) / self.std
+        return normal
+
+
+class _Resize(nn.Module):
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.size = size
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.interpolate(x, (self.size, self.size), mode="bilinear", antialias=True)
+
+
+class Classifier(nn.Module):
+    """A network that takes raw pixels: ``body(preprocess(pixels))``, in channels-last memory."""
+
+    def __init__(self, design: Design, body: nn.Module) -> None:
+        super().__init__()
+        self.design = design
+        self.preprocess = Preprocess(design)
+        self.body = body.to(memory_format=torch.channels_last)
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """Pixels 0..255 (b, 3, h, w) → logits (b, classes)."""
+        logits: Tensor = self.body(self.preprocess(pixels))
+        return logits
+
+
+def build(design: Design, seed: int = 0, pretrained: bool = False) -> Classifier:
+    """Build a classifier with weights drawn from ``seed``, in evaluation mode.
+
+    ``pretrained`` fetches the published weights of a ``timm:`` or ``torchhub:`` architecture.
+
+    Raises:
+        LaqError: the architecture is unknown or cannot be fetched.
+    """
+    with seeded(seed):
+        return Classifier(design, _body(design, pretrained)).eval()
+
+
+def _body(design: Design, pretrained: bool) -> nn.Module:
+    hub, _, name = design.architecture.partition(":")
+    if hub == "timm":
+        return _timm(name, design.classes, pretrained)
+    if hub == "torchhub":
+        return _torchhub(name, pretrained)
+    if design.architecture not in ZOO:
+        raise LaqError(
+            f"architecture {design.architecture!r} is unknown; known: {', '.join(sorted(ZOO))}, "
+            "timm:NAME, torchhub:OWNER/REPO:MODEL"
+        )
+    return ZOO[design.architecture](design.classes)
+
+
+def _timm(name: str, classes: int, pretrained: bool) -> nn.Module:
+    try:
+        timm = importlib.import_module("timm")
+    except ImportError as error:
+        raise LaqError(f"timm:{name} needs the package timm: `pip install 'laq[timm]'`") from error
+    try:
+        model: nn.Module = timm.create_model(name, pretrained=pretrained, num_classes=classes)
+    except Exception as error:  # noqa: BLE001 (timm and its hub raise a dozen kinds)
+        raise LaqError(f"timm:{name} cannot be made: {_first_line(error)}") from error
+    return model
+
+
+def _torchhub(name: str, pretrained: bool) -> nn.Module:
+    repository, _, model = name.partition(":")
+    try:
+        loaded: nn.Module = torch.hub.load(repository, model, pretrained=pretrained, trust_repo=True)
+    except Exception as error:  # noqa: BLE001 (a hub's own code may raise anything)
+        raise LaqError(f"torchhub:{name} cannot be loaded: {_first_line(error)}") from error
+    return loaded
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error) or type(error).__name__).splitlines()[0]
+
+
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Run the block on its own random stream; the caller's global one is left as it was.
+
+    torch draws initial weights and dropout masks from the global stream alone.
+    """
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        yield
+
+
+def classifier_head(network: nn.Module) -> nn.Linear:
+    """The last Linear layer: its input are the penultimate features.
+
+    Raises:
+        LaqError: the network has no Linear layer.
+    """
+    heads = [m for m in network.modules() if isinstance(m, nn.Linear)]
+    if not heads:
+        raise LaqError("the network has no Linear layer, so no penultimate features")
+    return heads[-1]

@@ -1,0 +1,236 @@
+"""``params.yaml`` as frozen objects: every key known, typed and in range, or one line that says not.
+
+The file names a study and holds a block for each; a block has one section per pipeline stage::
+
+    study: glyphs          # the block that runs
+    glyphs:
+      dataset: {...}
+      network: {...}
+"""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from laq.errors import LaqError
+
+FILE = Path("params.yaml")
+
+Count = Annotated[int, Field(ge=0)]
+Positive = Annotated[int, Field(ge=1)]
+Seed = Annotated[int, Field(ge=0, lt=2**32)]
+Bits = Annotated[int, Field(ge=2, le=32)]
+Colour = tuple[float, float, float]
+
+
+class Section(BaseModel):
+    """A part of ``params.yaml``: frozen, and with no keys but those named here."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+class Dataset(Section):
+    """Which images; the counts and the seed are for ``glyphs``, CIFAR-100 is what it is."""
+
+    name: Literal["glyphs", "cifar100"]
+    train_per_class: Positive | None = None
+    test_per_class: Positive | None = None
+    seed: Seed | None = None
+
+    @model_validator(mode="after")
+    def _counts_belong_to_glyphs(self) -> Self:
+        drawn = (self.train_per_class, self.test_per_class, self.seed)
+        if self.name == "glyphs" and None in drawn:
+            raise ValueError("glyphs needs train_per_class, test_per_class and seed")
+        if self.name == "cifar100" and drawn != (None, None, None):
+            raise ValueError("train_per_class, test_per_class and seed are for glyphs alone")
+        return self
+
+
+class Training(Section):
+    """How to train: one recipe, whatever the network."""
+
+    optimizer: Literal["sgd", "adamw"]
+    learning_rate: Annotated[float, Field(gt=0)]
+    weight_decay: Annotated[float, Field(ge=0)]
+    schedule: Literal["one_cycle", "constant"]
+    epochs: Count
+    batch_size: Positive
+    crop: Annotated[int, Field(ge=0, le=16)]
+    flip: bool
+    seed: Seed
+
+
+class Network(Section):
+    """The network under study and where its weights come from."""
+
+    source: Literal["train", "file", "hub"]
+    architecture: str
+    input_size: Positive = 32
+    mean: Colour | None = None
+    std: Colour | None = None
+    weights: str | None = None
+    sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")] | None = None
+    training: Training | None = None
+
+    @model_validator(mode="after")
+    def _source_has_what_it_needs(self) -> Self:
+        if self.source == "train" and self.training is None:
+            raise ValueError("source train needs the section training")
+        if self.source == "file" and self.weights is None:
+            raise ValueError("source file needs weights: the path of a state dict")
+        if (self.mean is None) != (self.std is None):
+            raise ValueError("give mean and std together, or neither (then: the training images')")
+        return self
+
+
+class Embeddings(Section):
+    """Whose penultimate features stand for an image.
+
+    ``own``: the study's network; else a torchvision network with its ImageNet weights.
+    """
+
+    network: str
+
+
+class Divergence(Section):
+    """From features to the divergence of every pair of classes."""
+
+    reduction: Literal["umap", "pca", "none"]
+    components: Positive
+    umap_neighbours: Annotated[int, Field(ge=2)]
+    estimator: Literal["gaussian", "knn"]
+    knn_neighbours: Positive
+    seed: Seed
+
+
+class Band(Section):
+    """Subsets whose mean pairwise divergence lies between two bounds."""
+
+    count: Positive
+    minimum: Annotated[float, Field(ge=0)]
+    maximum: Annotated[float, Field(gt=0)]
+
+    @model_validator(mode="after")
+    def _bounds_in_order(self) -> Self:
+        if self.minimum >= self.maximum:
+            raise ValueError(f"minimum {self.minimum} must be below maximum {self.maximum}")
+        return self
+
+
+class Subsets(Section):
+    """Which classes to keep: so many subsets of each kind."""
+
+    size: Annotated[int, Field(ge=2)]
+    similar: Count
+    dissimilar: Count
+    random: Count
+    bands: tuple[Band, ...] = ()
+    given: tuple[tuple[str | int, ...], ...] = ()
+    log: str | None = None
+    seed: Seed
+
+
+class Study(Section):
+    """What to quantize how, for each subset."""
+
+    bits: Annotated[tuple[Bits, ...], Field(min_length=1)]
+    methods: Annotated[tuple[Literal["rtn", "gpfq"], ...], Field(min_length=1)]
+    alphabet: Literal["symmetric", "twos_complement", "predecessor"]
+    radius: Annotated[float, Field(gt=0)] | Literal["auto"]
+    percentile: Annotated[float, Field(gt=0, le=1)]
+    calibration: Literal["subset", "all"]
+    calibration_images: Positive
+    retain_rate: Annotated[float, Field(gt=0, le=1)]
+    ignore: tuple[str, ...]
+    seed: Seed
+
+
+class Report(Section):
+    """How sure to be of what is said."""
+
+    bootstrap_samples: Annotated[int, Field(ge=100)]
+    confidence: Annotated[float, Field(gt=0, lt=1)]
+    seed: Seed
+
+
+class Params(Section):
+    """One study: a section per pipeline stage."""
+
+    name: str
+    dataset: Dataset
+    network: Network
+    embeddings: Embeddings
+    divergence: Divergence
+    subsets: Subsets
+    finetune: Training
+    study: Study
+    report: Report
+
+
+def load_params(path: Path = FILE) -> Params:
+    """Read the study that ``path`` names.
+
+    Raises:
+        LaqError: the file is missing, is not YAML, or a key, type or range in it is wrong.
+    """
+    content = _read_yaml(path)
+    name = content.get("study")
+    blocks = sorted(key for key in content if key != "study")
+    if not isinstance(name, str) or name not in blocks:
+        raise LaqError(f"{path}: study is {name!r}; it must name a block: {', '.join(blocks)}")
+    try:
+        # Through JSON, where strict types still let a list stand for a tuple.
+        block = {"name": name, **_mapping(content[name], path, name)}
+        return Params.model_validate_json(json.dumps(block, default=str))
+    except ValidationError as error:
+        raise LaqError("\n".join(_lines(error, path, name))) from error
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise LaqError(f"{path}: not found; run laq in the project's folder") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise LaqError(f"{path}: not YAML: {' '.join(str(error).split())}") from error
+    return _mapping(content, path, "the file")
+
+
+def _mapping(content: Any, path: Path, where: str) -> dict[str, Any]:
+    if not isinstance(content, dict):
+        raise LaqError(f"{path}: {where} must hold keys and values, found {content!r}")
+    return content
+
+
+def _lines(error: ValidationError, path: Path, name: str) -> Iterator[str]:
+    """One line per mistake: file, key, what is wrong, what was found."""
+    for mistake in error.errors():
+        key = ".".join(str(part) for part in (name, *mistake["loc"]))
+        message = mistake["msg"].removeprefix("Value error, ")
+        if mistake["type"] == "extra_forbidden":
+            message = f"unknown key; known here: {', '.join(_known_keys(mistake['loc'][:-1]))}"
+        found = "" if mistake["type"] in {"missing", "value_error"} else f" (found {mistake['input']!r})"
+        yield f"{path}: {key}: {message}{found}"
+
+
+def _known_keys(location: tuple[str | int, ...]) -> list[str]:
+    """The keys that the section at ``location`` allows."""
+    section: type[BaseModel] = Params
+    for part in location:
+        field = section.model_fields.get(str(part))
+        candidates = [] if field is None else _sections_in(field.annotation)
+        if candidates:
+            section = candidates[0]
+    return sorted(key for key in section.model_fields if key != "name" or section is Dataset)
+
+
+def _sections_in(annotation: Any) -> list[type[BaseModel]]:
+    """The sections that a field's type mentions."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [s for part in getattr(annotation, "__args__", ()) for s in _sections_in(part)]

@@ -1,0 +1,21 @@
+"""Which code made a result."""
+
+import subprocess
+from typing import Any
+
+_CODE = ("laq", "dvc.yaml", "requirements.txt")
+
+
+def commit() -> dict[str, Any]:
+    """The git commit that the code is at, and whether code or pipeline differ from it."""
+    try:
+        head = _git("rev-parse", "HEAD")
+        dirty = _git("status", "--porcelain", "--", *_CODE)
+    except (OSError, subprocess.CalledProcessError):
+        return {"commit": None, "dirty": None}
+    return {"commit": head, "dirty": bool(dirty)}
+
+
+def _git(*arguments: str) -> str:
+    done = subprocess.run(["git", *arguments], check=True, capture_output=True, text=True)
+    return done.stdout.strip()

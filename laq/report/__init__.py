@@ -1,0 +1,70 @@
+"""Stage ``report``: the study's findings as numbers, tables and pictures."""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from laq.files import need, read_json, replacing_folder, write_json
+from laq.params import FILE as PARAMS
+from laq.params import Report
+from laq.provenance import commit
+from laq.report.figures import draw_against_bits, draw_against_divergence
+from laq.report.statistics import correlate, summarise, with_drops
+from laq.report.text import markdown
+from laq.study import FOLDER as STUDY
+from laq.study import INPUTS, LAYERS, MEASUREMENTS
+
+FOLDER = Path("data/report")
+METRICS = "metrics.json"
+TEXT = "report.md"
+
+
+def run(params: Report) -> None:
+    """Write ``metrics.json``, ``report.md``, the tables and the pictures."""
+    table = with_drops(pd.read_csv(need(STUDY / MEASUREMENTS), dtype={"levels": "Int64"}))
+    summary, correlations, title = summarise(table), correlate(table, params), _title(table)
+    with replacing_folder(FOLDER) as folder:
+        table.to_csv(folder / "measurements.csv", index=False)
+        summary.to_csv(folder / "summary.csv", index=False)
+        correlations.to_csv(folder / "correlations.csv", index=False)
+        write_json(folder / METRICS, metrics(summary, correlations))
+        (folder / TEXT).write_text(markdown(summary, correlations, title), encoding="utf-8")
+        draw_against_divergence(folder / "accuracy_vs_divergence.png", table, title)
+        draw_against_bits(folder / "accuracy_vs_bits.png", table, title)
+
+
+def metrics(summary: pd.DataFrame, correlations: pd.DataFrame) -> dict[str, Any]:
+    """The few numbers that a person compares between experiments, nested by network, method, bits."""
+    rho = correlations[correlations["drop"] == "drop_sub_points"].set_index(["variant", "method", "bits"]).rho
+    result: dict[str, Any] = {}
+    for row in summary.to_dict("records"):
+        if row["method"] == "float":
+            result[row["variant"]] = {"top1_sub": row["top1_sub_percent_mean"]}
+        elif row["variant"] == "quantized":
+            found = rho[row["variant"], row["method"], row["bits"]]
+            result.setdefault(row["method"], {})[f"{row['bits']}bit"] = {
+                "top1_sub": row["top1_sub_percent_mean"],
+                "drop_sub": row["drop_sub_points_mean"],
+                "rho": None if pd.isna(found) else found,
+            }
+    return result
+
+
+def publish(target: Path) -> None:
+    """Copy the report to ``target`` with all that it takes to place it: parameters, hashes, commit."""
+    need(FOLDER / METRICS)
+    with replacing_folder(target) as folder:
+        shutil.copytree(FOLDER, folder, dirs_exist_ok=True)
+        shutil.copyfile(need(STUDY / LAYERS), folder / LAYERS)
+        shutil.copyfile(PARAMS, folder / PARAMS.name)
+        for name in ("heat_map.png", "classes.png"):
+            shutil.copyfile(need(Path("data/divergence") / name), folder / name)
+        write_json(folder / "provenance.json", {**commit(), "inputs": read_json(STUDY / INPUTS)})
+
+
+def _title(table: pd.DataFrame) -> str:
+    first = table.iloc[0]
+    sizes = "/".join(str(s) for s in sorted(table.subset_size_classes.unique()))
+    return f"{first.network} on {first.dataset}: {table.subset.nunique()} subsets of {sizes} classes"

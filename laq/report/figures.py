@@ -1,0 +1,103 @@
+"""The study's pictures: accuracy against divergence, and against bits."""
+
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from laq.report.statistics import BASE_OF, log_curve
+
+COLOURS: Final = {
+    "original": "0.45",
+    "quantized": "tab:blue",
+    "finetuned": "tab:olive",
+    "finetuned_quantized": "tab:red",
+}
+_MARKERS: Final = {"similar": "o", "dissimilar": "^", "random": "s", "band": "D", "given": "P", "log": "X"}
+_LABELS: Final = {"rtn": "round-to-nearest", "gpfq": "GPFQ"}
+_DPI: Final = 130
+
+
+def draw_against_divergence(path: Path, table: pd.DataFrame, title: str) -> None:
+    """A panel per method and bit-width: restricted top-1 of every subset, and a fitted logarithm."""
+    quantized = table[table.method != "float"]
+    methods, bits = list(quantized.method.unique()), sorted(quantized.bits.unique())
+    figure = Figure(figsize=(3.3 * len(bits) + 0.6, 3.1 * len(methods) + 1.3), layout="constrained")
+    panels = figure.subplots(len(methods), len(bits), sharex=True, sharey=True, squeeze=False)
+    for row, method in zip(panels, methods, strict=True):
+        for axes, width in zip(row, bits, strict=True):
+            shown = (table.method == "float") | ((table.method == method) & (table.bits == width))
+            _scatter(axes, table[shown])
+            axes.set_title(f"{_LABELS[method]}, {width} bits", fontsize=10)
+        row[0].set_ylabel("top-1 on the subset (%)")
+    for axes in panels[-1]:
+        axes.set_xlabel("median divergence (nats)")
+    figure.legend(handles=_keys(table), loc="outside lower center", ncols=4, frameon=False, fontsize=9)
+    figure.suptitle(title, fontsize=11)
+    figure.savefig(path, dpi=_DPI)
+
+
+def _scatter(axes: Axes, rows: pd.DataFrame) -> None:
+    axes.set_xscale("log")
+    axes.grid(alpha=0.25)
+    for variant, group in rows.groupby("variant", sort=False):
+        colour = COLOURS[str(variant)]
+        for kind, members in group.groupby("kind"):
+            points = (members.median_divergence_nats, members.top1_sub_percent)
+            axes.scatter(*points, s=24, c=colour, marker=_MARKERS[str(kind)], alpha=0.8, linewidths=0)
+        _curve(axes, group, colour)
+
+
+def _curve(axes: Axes, group: pd.DataFrame, colour: str) -> None:
+    x, y = group.median_divergence_nats.to_numpy(), group.top1_sub_percent.to_numpy()
+    if len(np.unique(x)) < 3 or x.min() <= 0:
+        return
+    slope, intercept = log_curve(x, y)
+    ends = np.array([x.min(), x.max()])
+    axes.plot(ends, slope * np.log(ends) + intercept, c=colour, lw=1.2)
+
+
+def _keys(table: pd.DataFrame) -> list[Line2D]:
+    """The legend: colours for variants, markers for kinds."""
+    variants = [v for v in COLOURS if v in set(table.variant)]
+    kinds = [k for k in _MARKERS if k in set(table.kind)]
+    lines = [Line2D([], [], color=COLOURS[v], marker="o", ms=5, lw=1.2, label=v.replace("_", " + ")) for v in variants]
+    marks = [Line2D([], [], color="0.3", marker=_MARKERS[k], ms=5, lw=0, label=f"{k} classes") for k in kinds]
+    return lines + marks
+
+
+def draw_against_bits(path: Path, table: pd.DataFrame, title: str) -> None:
+    """Mean ± standard deviation over subsets, over all classes and restricted to the subset."""
+    figure = Figure(figsize=(9.6, 4.6), layout="constrained")
+    panels = figure.subplots(1, 2, sharey=True)
+    sides = {"top1_sub_percent": "choosing among the subset's classes", "top1_all_percent": "choosing among all classes"}
+    for axes, (score, what) in zip(panels, sides.items(), strict=True):
+        _lines(axes, table, score)
+        axes.set_title(what, fontsize=10)
+        axes.set_xlabel("bits per weight")
+        axes.grid(alpha=0.25)
+    panels[0].set_ylabel("top-1 on the subset's images (%)")
+    handles, labels = panels[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=3, frameon=False, fontsize=9)
+    figure.suptitle(title, fontsize=11)
+    figure.savefig(path, dpi=_DPI)
+
+
+def _lines(axes: Axes, table: pd.DataFrame, score: str) -> None:
+    quantized = table[table.method != "float"]
+    places = {width: place for place, width in enumerate(sorted(quantized.bits.unique()))}
+    axes.set_xticks(list(places.values()), [str(width) for width in places])
+    for base in BASE_OF.values():
+        mean = table[table.variant == base][score].mean()
+        axes.axhline(mean, c=COLOURS[base], ls=":", lw=1.4, label=f"{base}, float")
+    styles = {"rtn": "--", "gpfq": "-"}
+    for number, ((variant, method), group) in enumerate(quantized.groupby(["variant", "method"], sort=False)):
+        spread = group.groupby("bits")[score].agg(["mean", "std"])
+        x = np.array([places[width] for width in spread.index]) + 0.05 * (number - 1.5)
+        label = f"{BASE_OF[str(variant)]}, {_LABELS[str(method)]}"
+        look = {"c": COLOURS[str(variant)], "ls": styles[str(method)], "label": label}
+        axes.errorbar(x, spread["mean"], spread["std"], marker="o", ms=4, capsize=2.5, lw=1.4, **look)

@@ -1,0 +1,68 @@
+"""The study's findings as Markdown: for a terminal, a README or a run's note."""
+
+from collections.abc import Iterable
+
+import pandas as pd
+
+from laq.report.statistics import BASE_OF
+
+
+def markdown(summary: pd.DataFrame, correlations: pd.DataFrame, title: str) -> str:
+    """Two tables: what each bit-width costs, and whether the drop goes with the divergence."""
+    return "\n".join(
+        [
+            f"# {title}",
+            "",
+            "Top-1 accuracy in percent on the test images of each subset's classes, mean ± standard "
+            "deviation over n subsets. *subset*: choosing among the subset's classes; *all*: among all.",
+            "",
+            *_accuracies(summary),
+            "",
+            "Spearman's rank correlation of the drop in restricted top-1 with the median divergence "
+            "(bootstrap interval; permutation p-value, not corrected for the number of rows).",
+            "",
+            *_correlations(correlations),
+            "",
+        ]
+    )
+
+
+def _accuracies(summary: pd.DataFrame) -> Iterable[str]:
+    yield "| network | method | bits | levels | n | subset | all | drop (subset) |"
+    yield "|---|---|---|---|---|---|---|---|"
+    for row in summary.to_dict("records"):
+        floating = row["method"] == "float"
+        yield _line(
+            BASE_OF.get(row["variant"], row["variant"]),
+            row["method"],
+            row["bits"],
+            "" if floating else row["levels"],
+            row["n"],
+            _spread(row, "top1_sub_percent"),
+            _spread(row, "top1_all_percent"),
+            "" if floating else _spread(row, "drop_sub_points"),
+        )
+
+
+def _correlations(correlations: pd.DataFrame) -> Iterable[str]:
+    yield "| network | method | bits | n | rho | interval | p |"
+    yield "|---|---|---|---|---|---|---|"
+    for row in correlations[correlations["drop"] == "drop_sub_points"].to_dict("records"):
+        known = pd.notna(row["rho"])
+        numbers = (f"{row['rho']:+.2f}", f"{row['low']:+.2f} to {row['high']:+.2f}", f"{row['p_value']:.4f}")
+        yield _line(
+            BASE_OF[row["variant"]],
+            row["method"],
+            row["bits"],
+            row["n"],
+            *(numbers if known else ("the drop is constant", "", "")),
+        )
+
+
+def _spread(row: dict[str, float], name: str) -> str:
+    mean, std = row[f"{name}_mean"], row[f"{name}_std"]
+    return f"{mean:.1f}" if pd.isna(std) else f"{mean:.1f} ± {std:.1f}"
+
+
+def _line(*cells: object) -> str:
+    return f"| {' | '.join(map(str, cells))} |"

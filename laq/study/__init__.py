@@ -1,0 +1,103 @@
+"""Stage ``study``: every subset x bit-width x method, on the original and the fine-tuned network."""
+
+import shutil
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from laq.dataset import FOLDER as DATASET
+from laq.dataset import read_manifest
+from laq.files import md5, replacing_folder, write_json
+from laq.network import FOLDER as NETWORK
+from laq.network import WEIGHTS, read_design
+from laq.params import Study
+from laq.progress import progress
+from laq.study.cells import Bench, Cell, plan, read_layers, read_measurement
+from laq.subsets import FILE as SUBSETS
+from laq.subsets import read_subsets
+
+__all__ = [
+    "FOLDER",
+    "INPUTS",
+    "LAYERS",
+    "MEASUREMENTS",
+    "Bench",
+    "Cell",
+    "layer_rows",
+    "measurement_row",
+    "plan",
+    "run",
+    "weights_file",
+]
+
+FOLDER = Path("data/study")
+MEASUREMENTS = "measurements.csv"
+LAYERS = "layers.csv"
+INPUTS = "inputs.json"
+
+
+def run(params: Study) -> None:
+    """Write ``measurements.csv`` (a row per cell), ``layers.csv``, weights and the inputs' hashes.
+
+    Each cell is kept as soon as it is done: a killed run continues where it stopped.
+    """
+    bench, cells = Bench(params), plan(read_subsets(), params)
+    folders = {cell: bench.measure(cell) for cell in progress(cells, "study", unit="cell")}
+    with replacing_folder(FOLDER) as folder:
+        _write_table(folder / MEASUREMENTS, (measurement_row(*done) for done in folders.items()))
+        _write_table(folder / LAYERS, (r for done in folders.items() for r in layer_rows(*done)))
+        write_json(folder / INPUTS, _hashes(bench))
+        for cell, source in folders.items():
+            if cell.recipe is not None:
+                weights_file(folder, cell.name).parent.mkdir(parents=True)
+                shutil.copyfile(source / WEIGHTS, weights_file(folder, cell.name))
+
+
+def weights_file(folder: Path, cell_name: str) -> Path:
+    """Where a cell's quantized weights lie."""
+    return folder / "networks" / cell_name / WEIGHTS
+
+
+def measurement_row(cell: Cell, source: Path) -> dict[str, Any]:
+    """The cell's row of the table: what it is of, then what was measured."""
+    s = cell.subset
+    return {
+        "dataset": read_manifest(DATASET)["name"],
+        "network": read_design().architecture,
+        **_key(cell),
+        "kind": s.kind,
+        "subset_size_classes": len(s.classes),
+        "median_divergence_nats": s.median_divergence,
+        "mean_divergence_nats": s.mean_divergence,
+        "min_divergence_nats": s.min_divergence,
+        "max_divergence_nats": s.max_divergence,
+        **read_measurement(source),
+    }
+
+
+def layer_rows(cell: Cell, source: Path) -> list[dict[str, Any]]:
+    """The rows of the cell's layers; none for a network that is not quantized."""
+    return [{**_key(cell), **layer} for layer in read_layers(source)]
+
+
+def _key(cell: Cell) -> dict[str, Any]:
+    method = "float" if cell.recipe is None else cell.recipe.method
+    return {"cell": cell.name, "subset": cell.subset.name, "variant": cell.variant, "method": method}
+
+
+def _write_table(path: Path, rows: Iterable[dict[str, Any]]) -> None:
+    table = pd.DataFrame(list(rows))
+    whole = {name: "Int64" for name in ("levels", "bits", "weights") if name in table}
+    table.astype(whole).round(6).to_csv(path, index=False)
+
+
+def _hashes(bench: Bench) -> dict[str, Any]:
+    """What the table was made from."""
+    return {
+        "dataset_md5": bench.dataset,
+        "network_md5": md5(NETWORK / WEIGHTS),
+        "subsets_md5": md5(SUBSETS),
+        "params": bench.params.model_dump(),
+    }
