@@ -91,7 +91,9 @@ def study() -> None:
 
 @main.command()
 @click.option(
-    "--publish", type=click.Path(file_okay=False, path_type=Path), metavar="FOLDER",
+    "--publish",
+    type=click.Path(file_okay=False, path_type=Path),
+    metavar="FOLDER",
     help="Copy the finished report there, with its parameters, hashes and commit.",
 )
 def report(publish: Path | None) -> None:
@@ -116,7 +118,10 @@ def track() -> None:
 @click.option("--subset", default="all", show_default=True, help="A subset's name, or all.")
 @click.option("--bits", type=click.IntRange(2, 32), default=4, show_default=True, help="Bits per weight.")
 @click.option(
-    "--method", type=click.Choice(["rtn", "gpfq"]), default="gpfq", show_default=True,
+    "--method",
+    type=click.Choice(["rtn", "gpfq"]),
+    default="gpfq",
+    show_default=True,
     help="Whose network becomes the run's model.",
 )
 def quantize(subset: str, bits: int, method: Literal["rtn", "gpfq"]) -> None:
@@ -132,4 +137,4 @@ def pipeline() -> None:
     """Run `dvc repro` with the Python that runs laq."""
     binaries = str(Path(sys.executable).parent)
     environment = {**os.environ, "PATH": os.pathsep.join([binaries, os.environ.get("PATH", "")])}
-    sys.exit(subprocess.run([sys.executable, "-m", "dvc", "repro"], env=environment).returncode)
+    sys.exit(subprocess.run([sys.executable, "-m", "dvc", "repro"], env=environment, check=False).returncode)

@@ -34,7 +34,7 @@ def run(params: Embeddings) -> None:
 
 def embed(network: nn.Module, data: ImageSet) -> np.ndarray:
     """The penultimate features (n, f) of every image."""
-    batches = data.images.split(BATCH)
+    batches = torch.split(data.images, BATCH)
     with torch.inference_mode(), collecting_features(network) as features:
         for images in progress(batches, "embed", unit="batch"):
             network(images)

@@ -43,12 +43,16 @@ class Dataset(Section):
 
     @model_validator(mode="after")
     def _counts_belong_to_glyphs(self) -> Self:
-        drawn = (self.train_per_class, self.test_per_class, self.seed)
+        drawn = (self.seed, self.train_per_class, self.test_per_class)
         if self.name == "glyphs" and None in drawn:
             raise ValueError("glyphs needs train_per_class, test_per_class and seed")
         if self.name == "cifar100" and drawn != (None, None, None):
             raise ValueError("train_per_class, test_per_class and seed are for glyphs alone")
         return self
+
+    def drawing(self) -> tuple[int, int, int]:
+        """Seed, training and test images per class of glyphs, which validation promised."""
+        return self.seed or 0, self.train_per_class or 0, self.test_per_class or 0
 
 
 class Training(Section):

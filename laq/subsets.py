@@ -68,9 +68,7 @@ def choose_subsets(matrix: Matrix, names: Sequence[str], params: Subsets) -> lis
     return chosen
 
 
-def _groups(
-    matrix: Matrix, names: Sequence[str], params: Subsets
-) -> Iterator[tuple[str, list[list[int]]]]:
+def _groups(matrix: Matrix, names: Sequence[str], params: Subsets) -> Iterator[tuple[str, list[list[int]]]]:
     """The kinds of subsets, each with the classes of all its subsets."""
     streams = [np.random.default_rng(s) for s in np.random.SeedSequence(params.seed).spawn(4)]
     kinds: tuple[tuple[Kind, int], ...] = (("similar", params.similar), ("dissimilar", params.dissimilar))
@@ -86,7 +84,9 @@ def _groups(
 
 def _starts(rng: np.random.Generator, classes: int, count: int, key: str) -> list[int]:
     if count > classes:
-        raise LaqError(f"{key}: {count} subsets wanted, but each starts at a class of its own and there are {classes}")
+        raise LaqError(
+            f"{key}: {count} subsets wanted, but each starts at a class of its own and there are {classes}"
+        )
     starts: list[int] = rng.choice(classes, count, replace=False).tolist()
     return starts
 

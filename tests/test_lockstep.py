@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-import torch.nn.functional as F
+import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
 from laq.network.zoo import ZOO, Design, build
@@ -72,7 +72,9 @@ def test_lockstep_equals_running_both_networks_up_to_each_layer(method: str) -> 
         inputs, inputs_q = (first_input(net, name, images) for net in (network, by_layer))
         layer = by_layer.get_submodule(name)
         layer.weight.data = one_layer(layer, inputs, inputs_q, method)
-    for (name, expected), found in zip(by_layer.state_dict().items(), result.network.state_dict().values(), strict=True):
+    for (name, expected), found in zip(
+        by_layer.state_dict().items(), result.network.state_dict().values(), strict=True
+    ):
         torch.testing.assert_close(found, expected, msg=name)
 
 
@@ -90,7 +92,9 @@ def one_layer(layer: nn.Module, inputs: Tensor, inputs_q: Tensor, method: str) -
     groups = getattr(layer, "groups", 1)
     X, X_q = (unfolded(layer, t) for t in (inputs, inputs_q))
     parts = []
-    for W, x, x_q in zip(layer.weight.detach().flatten(1).chunk(groups), X.chunk(groups, 1), X_q.chunk(groups, 1), strict=True):
+    for W, x, x_q in zip(
+        layer.weight.detach().flatten(1).chunk(groups), X.chunk(groups, 1), X_q.chunk(groups, 1), strict=True
+    ):
         alphabet = make_alphabet(W, "symmetric", 3)
         codes = alphabet.encode(W)
         if method == "gpfq":
@@ -125,8 +129,13 @@ def test_reported_error_and_sparsity_are_the_measured_ones() -> None:
     network, images = Tricky().eval(), torch.randn(6, 4, 10, 10)
     result = quantize(network, images, Recipe(bits=3))
     for layer in result.layers:
-        outputs = [net.get_submodule(layer.name)(first_input(net, layer.name, images)) for net in (network, result.network)]
-        assert layer.relative_error == pytest.approx(((outputs[0] - outputs[1]).norm() / outputs[0].norm()).item(), rel=1e-4)
+        outputs = [
+            net.get_submodule(layer.name)(first_input(net, layer.name, images))
+            for net in (network, result.network)
+        ]
+        assert layer.relative_error == pytest.approx(
+            ((outputs[0] - outputs[1]).norm() / outputs[0].norm()).item(), rel=1e-4
+        )
         assert layer.sparsity == (result.network.get_submodule(layer.name).weight == 0).double().mean().item()
     assert 0 < result.sparsity < 1
 

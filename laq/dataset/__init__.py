@@ -19,8 +19,7 @@ def run(params: Dataset) -> None:
         if params.name == "cifar100":
             fetch_cifar100(folder)
         else:
-            assert params.seed is not None and params.train_per_class and params.test_per_class
-            write_glyphs(folder, params.seed, params.train_per_class, params.test_per_class)
+            write_glyphs(folder, *params.drawing())
         write_json(
             folder / "manifest.json",
             {"name": params.name, "md5": {name: md5(folder / name) for name in FILES}},

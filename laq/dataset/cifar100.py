@@ -81,7 +81,15 @@ def _extract(archive: Path, target: Path) -> None:
             for name in FILES:
                 with tar.extractfile(f"{_FOLDER}/{name}") as source, (target / name).open("wb") as out:  # type: ignore[union-attr]
                     shutil.copyfileobj(source, out)
-    except (tarfile.TarError, KeyError, AttributeError, EOFError, OSError, lzma.LZMAError, zlib.error) as error:
+    except (
+        tarfile.TarError,
+        KeyError,
+        AttributeError,
+        EOFError,
+        OSError,
+        lzma.LZMAError,
+        zlib.error,
+    ) as error:
         raise LaqError(
             f"{LOCAL_COPY}={archive}: not a whole CIFAR-100 archive ({error}); {_WAYS_OUT}"
         ) from error
@@ -90,6 +98,5 @@ def _extract(archive: Path, target: Path) -> None:
 def _verify(path: Path, origin: str) -> None:
     if (found := md5(path)) != MD5[path.name]:
         raise LaqError(
-            f"{origin}: {path.name!r} is not CIFAR-100's: MD5 {found}, expected "
-            f"{MD5[path.name]}; {_WAYS_OUT}"
+            f"{origin}: {path.name!r} is not CIFAR-100's: MD5 {found}, expected {MD5[path.name]}; {_WAYS_OUT}"
         )

@@ -6,6 +6,7 @@ have CIFAR-100's layout, so that one reader serves both.
 """
 
 import pickle
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -13,9 +14,9 @@ from typing import Final
 import matplotlib as mpl
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
-from laq.progress import progress
 
 from laq.dataset.images import SIDE
+from laq.progress import progress
 
 FAMILIES: Final[dict[str, dict[str, str]]] = {
     "arrows": {"left": "←", "right": "→", "up": "↑", "down": "↓", "both_ways": "↔"},
@@ -70,7 +71,7 @@ def write_glyphs(folder: Path, seed: int, train_per_class: int, test_per_class: 
     """Draw the dataset into ``folder``; the same arguments give the same bytes."""
     painter = _Painter(Style())
     counts = {"train": train_per_class, "test": test_per_class}
-    for (split, per_class), stream in zip(counts.items(), np.random.SeedSequence(seed).spawn(2)):
+    for (split, per_class), stream in zip(counts.items(), np.random.SeedSequence(seed).spawn(2), strict=True):
         labels = np.tile(np.arange(len(class_characters())), per_class)
         rng = np.random.default_rng(stream)
         rows = [painter.draw(int(c), rng).ravel() for c in progress(labels, f"draw {split}")]
@@ -91,7 +92,7 @@ def _write_split(folder: Path, split: str, data: np.ndarray, labels: np.ndarray)
     _pickle(folder / split, content)
 
 
-def _pickle(path: Path, content: dict[str, object]) -> None:
+def _pickle(path: Path, content: Mapping[str, object]) -> None:
     path.write_bytes(pickle.dumps(content, protocol=4))
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy._core.multiarray import _reconstruct as reconstruct
 from torch import Tensor
 
 from laq.errors import LaqError
@@ -18,8 +19,8 @@ FILES = ("train", "test", "meta")
 SIDE = 32
 _PICKLED_TYPES = {
     # CIFAR-100 was pickled by an older NumPy under the first of these names.
-    ("numpy.core.multiarray", "_reconstruct"): np._core.multiarray._reconstruct,
-    ("numpy._core.multiarray", "_reconstruct"): np._core.multiarray._reconstruct,
+    ("numpy.core.multiarray", "_reconstruct"): reconstruct,
+    ("numpy._core.multiarray", "_reconstruct"): reconstruct,
     ("numpy", "ndarray"): np.ndarray,
     ("numpy", "dtype"): np.dtype,
 }
@@ -90,7 +91,5 @@ def _unpickle(folder: Path, name: str) -> dict[str, Any]:
             f"{path}: MD5 is {found}, the dataset stage wrote {expected}; "
             "remove the folder and run `dvc repro dataset`"
         )
-    content: dict[str, Any] = _ArrayUnpickler(
-        io.BytesIO(path.read_bytes()), encoding="latin1"
-    ).load()
+    content: dict[str, Any] = _ArrayUnpickler(io.BytesIO(path.read_bytes()), encoding="latin1").load()
     return content

@@ -34,7 +34,7 @@ def _shrunk(clouds: Sequence[Floats]) -> Floats:
     shrunk = np.stack([LedoitWolf().fit(cloud).covariance_ for cloud in clouds])
     dimensions = shrunk.shape[-1]
     ridge = _RIDGE * max(float(np.trace(shrunk.mean(0))) / dimensions, np.finfo(np.float64).tiny ** 0.25)
-    return shrunk + ridge * np.eye(dimensions)
+    return np.asarray(shrunk + ridge * np.eye(dimensions))
 
 
 def _closed_form(means: Floats, covariances: Floats) -> Floats:
@@ -46,7 +46,8 @@ def _closed_form(means: Floats, covariances: Floats) -> Floats:
     for q in range(classes):
         apart = means - means[q]
         distances[:, q] = ((apart @ inverses[q]) * apart).sum(1)
-    return 0.5 * (traces + distances - dimensions + log_volumes[None, :] - log_volumes[:, None])
+    volumes = log_volumes[None, :] - log_volumes[:, None]
+    return np.asarray(0.5 * (traces + distances - dimensions + volumes))
 
 
 def knn_divergence(clouds: Sequence[Floats], k: int) -> Floats:

@@ -46,7 +46,7 @@ def top_k(logits: Tensor, labels: Tensor, k: int) -> float:
 def predict(network: nn.Module, data: ImageSet) -> Tensor:
     """Logits (n, classes) of every image."""
     with torch.inference_mode():
-        return torch.cat([network(images) for images in data.images.split(BATCH)])
+        return torch.cat([network(images) for images in torch.split(data.images, BATCH)])
 
 
 @contextmanager

@@ -11,11 +11,11 @@ from torch import Tensor, nn
 from torch.optim import SGD, AdamW, Optimizer
 from torch.optim.lr_scheduler import ConstantLR, LRScheduler, OneCycleLR
 from tqdm import tqdm
-from laq.progress import progress
 
 from laq.dataset import ImageSet
 from laq.network.zoo import seeded
 from laq.params import Training
+from laq.progress import progress
 
 
 def fit(
@@ -77,11 +77,15 @@ def _epoch(
 
 def _batches(data: ImageSet, config: Training, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
     generator = torch.Generator().manual_seed(_epoch_seed(config.seed, epoch))
-    for rows in torch.randperm(len(data), generator=generator).split(config.batch_size):
-        yield augment(data.images[rows], config.crop, config.flip, generator), data.labels[rows]
+    order = torch.randperm(len(data), generator=generator)
+    for rows in torch.split(order, config.batch_size):
+        yield (
+            augment(data.images[rows], config.crop, flip=config.flip, generator=generator),
+            data.labels[rows],
+        )
 
 
-def augment(images: Tensor, crop: int, flip: bool, generator: torch.Generator) -> Tensor:
+def augment(images: Tensor, crop: int, *, flip: bool, generator: torch.Generator) -> Tensor:
     """Shift each image (b, 3, h, w) by up to ``crop`` pixels, zeros moving in; mirror half of them."""
     count, _, height, width = images.shape
     padded = F.pad(images, (crop,) * 4)
@@ -112,9 +116,7 @@ def _save(
     partial.rename(path)
 
 
-def _resume(
-    path: Path | None, network: nn.Module, optimizer: Optimizer, schedule: LRScheduler
-) -> int:
+def _resume(path: Path | None, network: nn.Module, optimizer: Optimizer, schedule: LRScheduler) -> int:
     """Load the last epoch's state; returns the number of epochs done."""
     if path is None or not path.exists():
         return 0

@@ -26,6 +26,8 @@ _TORCHVISION: Final = (
     "vgg16",
     "vgg16_bn",
 )
+# What hubs and the code they bring raise: no network, no such name, arguments they do not take.
+_HUB_ERRORS: Final = (OSError, RuntimeError, ValueError, LookupError, TypeError, AttributeError, ImportError)
 _SPECIAL: Final[dict[str, dict[str, Any]]] = {
     # The auxiliary heads serve training from scratch alone and never run at inference.
     "googlenet": {"aux_logits": False, "init_weights": True},
@@ -33,17 +35,13 @@ _SPECIAL: Final[dict[str, dict[str, Any]]] = {
 
 
 def _torchvision(name: str, classes: int, **options: Any) -> nn.Module:
-    network: nn.Module = torchvision.models.get_model(
-        name, weights=None, num_classes=classes, **options
-    )
+    network: nn.Module = torchvision.models.get_model(name, weights=None, num_classes=classes, **options)
     return network
 
 
 ZOO: Final[dict[str, Callable[[int], nn.Module]]] = {
     **{f"resnet{depth}": partial(CifarResNet, depth) for depth in (20, 32, 44, 56)},
-    **{
-        name: partial(_torchvision, name, **_SPECIAL.get(name, {})) for name in _TORCHVISION
-    },
+    **{name: partial(_torchvision, name, **_SPECIAL.get(name, {})) for name in _TORCHVISION},
 }
 
 
@@ -110,7 +108,7 @@ class Classifier(nn.Module):
         return logits
 
 
-def build(design: Design, seed: int = 0, pretrained: bool = False) -> Classifier:
+def build(design: Design, seed: int = 0, *, pretrained: bool = False) -> Classifier:
     """Build a classifier with weights drawn from ``seed``, in evaluation mode.
 
     ``pretrained`` fetches the published weights of a ``timm:`` or ``torchhub:`` architecture.
@@ -119,15 +117,15 @@ def build(design: Design, seed: int = 0, pretrained: bool = False) -> Classifier
         LaqError: the architecture is unknown or cannot be fetched.
     """
     with seeded(seed):
-        return Classifier(design, _body(design, pretrained)).eval()
+        return Classifier(design, _body(design, pretrained=pretrained)).eval()
 
 
-def _body(design: Design, pretrained: bool) -> nn.Module:
+def _body(design: Design, *, pretrained: bool) -> nn.Module:
     hub, _, name = design.architecture.partition(":")
     if hub == "timm":
-        return _timm(name, design.classes, pretrained)
+        return _timm(name, design.classes, pretrained=pretrained)
     if hub == "torchhub":
-        return _torchhub(name, pretrained)
+        return _torchhub(name, pretrained=pretrained)
     if design.architecture not in ZOO:
         raise LaqError(
             f"architecture {design.architecture!r} is unknown; known: {', '.join(sorted(ZOO))}, "
@@ -136,23 +134,25 @@ def _body(design: Design, pretrained: bool) -> nn.Module:
     return ZOO[design.architecture](design.classes)
 
 
-def _timm(name: str, classes: int, pretrained: bool) -> nn.Module:
+def _timm(name: str, classes: int, *, pretrained: bool) -> nn.Module:
     try:
         timm = importlib.import_module("timm")
     except ImportError as error:
         raise LaqError(f"timm:{name} needs the package timm: `pip install 'laq[timm]'`") from error
     try:
         model: nn.Module = timm.create_model(name, pretrained=pretrained, num_classes=classes)
-    except Exception as error:  # noqa: BLE001 (timm and its hub raise a dozen kinds)
+    except _HUB_ERRORS as error:
         raise LaqError(f"timm:{name} cannot be made: {_first_line(error)}") from error
     return model
 
 
-def _torchhub(name: str, pretrained: bool) -> nn.Module:
+def _torchhub(name: str, *, pretrained: bool) -> nn.Module:
     repository, _, model = name.partition(":")
     try:
-        loaded: nn.Module = torch.hub.load(repository, model, pretrained=pretrained, trust_repo=True)
-    except Exception as error:  # noqa: BLE001 (a hub's own code may raise anything)
+        loaded: nn.Module = torch.hub.load(  # type: ignore[no-untyped-call]
+            repository, model, pretrained=pretrained, trust_repo=True
+        )
+    except _HUB_ERRORS as error:
         raise LaqError(f"torchhub:{name} cannot be loaded: {_first_line(error)}") from error
     return loaded
 

@@ -44,7 +44,11 @@ class Alphabet:
 
 
 def make_alphabet(
-    W: Tensor, kind: AlphabetKind, bits: int, radius: float | Literal["auto"] = "auto", percentile: float = 1.0
+    W: Tensor,
+    kind: AlphabetKind,
+    bits: int,
+    radius: float | Literal["auto"] = "auto",
+    percentile: float = 1.0,
 ) -> Alphabet:
     """The alphabet of a layer with weights ``W`` (N, d).
 

@@ -44,7 +44,7 @@ def gpfq(W: Tensor, X: Tensor, X_q: Tensor, alphabet: Alphabet, block: int = BLO
     for start in range(0, columns, block):
         b = slice(start, start + block)
         X_b, X_qb, W_b = X[..., b], X_q[..., b], W[..., b].contiguous()
-        A = U.mT @ X_qb if start else torch.zeros_like(W_b)
+        A = U.mT @ X_qb
         C, H = X_b.mT @ X_qb, X_qb.mT @ X_qb
         codes[..., b] = Q_b = _solve(A, W_b, C, H, alphabet)
         if start + block < columns:
@@ -54,17 +54,16 @@ def gpfq(W: Tensor, X: Tensor, X_q: Tensor, alphabet: Alphabet, block: int = BLO
 
 def _solve(A: Tensor, W: Tensor, C: Tensor, H: Tensor, alphabet: Alphabet) -> Tensor:
     """The codes of one block, as floats: A (G, N, B) is used up, C and H are (G, B, B)."""
-    codes = np.empty_like(W.numpy())
-    step = alphabet.step[..., 0].contiguous().numpy()
-    A, C, H = A.contiguous(), C.contiguous(), H.contiguous()
-    _walk(A.numpy(), W.numpy(), C.numpy(), H.numpy(), step, alphabet.low, alphabet.high, codes)
-    return torch.from_numpy(codes)
+    step = alphabet.step[..., 0]
+    a, w, c, h, s = (t.detach().contiguous().numpy() for t in (A, W, C, H, step))
+    return torch.from_numpy(_walk(a, w, c, h, s, alphabet.low, alphabet.high))
 
 
-@numba.njit(parallel=True, cache=True)  # type: ignore[untyped-decorator]
-def _walk(
-    A: _Floats, W: _Floats, C: _Floats, H: _Floats, step: _Floats, low: int, high: int, codes: _Floats
-) -> None:
+@numba.njit(parallel=True, cache=True)
+def _walk(  # noqa: PLR0913, PLR0917 (a compiled kernel takes arrays and numbers, not objects)
+    A: _Floats, W: _Floats, C: _Floats, H: _Floats, step: _Floats, low: int, high: int
+) -> _Floats:
+    codes = np.empty_like(W)
     groups, neurons, columns = W.shape
     for i in numba.prange(groups * neurons):
         g, n = i // neurons, i % neurons
@@ -78,3 +77,4 @@ def _walk(
             q = code * step[g, n]
             for s in range(t + 1, columns):
                 inner[s] += w * C[g, t, s] - q * H[g, t, s]
+    return codes

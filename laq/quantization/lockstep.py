@@ -12,6 +12,7 @@ from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, fx, nn
+from torch.fx.proxy import TraceError
 
 from laq.quantization.alphabet import AlphabetKind, make_alphabet
 from laq.quantization.gpfq import gpfq
@@ -133,7 +134,7 @@ class _LayerTracer(fx.Tracer):
 def _trace(network: nn.Module) -> fx.GraphModule:
     try:
         return fx.GraphModule(network, _LayerTracer().trace(network))
-    except Exception as error:  # noqa: BLE001 (tracing runs the network's own code)
+    except (TraceError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
         reason = str(error).splitlines()[0]
         raise QuantizationError(f"torch.fx cannot trace the network: {reason}") from error
 
@@ -171,7 +172,8 @@ class _Lockstep(fx.Interpreter):
     def _layer(self, name: str, inputs: _Pair) -> _Pair:
         """Quantize the layer, unless an earlier call did, and compute both outputs."""
         analog, quantized = self.submodules[name], self.quantized.get_submodule(name)
-        assert isinstance(analog, Layer) and isinstance(quantized, Layer)
+        assert isinstance(analog, Layer)
+        assert isinstance(quantized, Layer)
         first = name not in self.done
         if first:
             codes, step, levels = self._solve(analog, inputs)
@@ -210,7 +212,7 @@ def _side(values: Any, side: int) -> Any:
 
 
 def _relative_error(name: str, outputs: _Pair) -> float:
-    error = (outputs.analog - outputs.quantized).norm() / outputs.analog.norm()
-    if not outputs.analog.isfinite().all() or not outputs.quantized.isfinite().all():
+    size, error = outputs.analog.norm(), (outputs.analog - outputs.quantized).norm()
+    if not (size.isfinite() and error.isfinite()):
         raise QuantizationError(f"layer {name}: outputs are not finite; check weights and images")
-    return float(error.nan_to_num())
+    return float(error / size) if size > 0 else float(error)

@@ -1,6 +1,7 @@
 """What a layer multiplies its weights with: rows of patches for a convolution, of inputs for a Linear."""
 
 from collections.abc import Callable
+from functools import cache
 from typing import Final
 
 import torch
@@ -27,18 +28,19 @@ def input_rows(layer: Layer, retain_rate: float, generator: torch.Generator) -> 
     if isinstance(layer, nn.Linear):
         return lambda inputs: inputs.reshape(1, -1, inputs.shape[-1])
 
-    seed = int(torch.randint(2**62, (), generator=generator))
+    @cache
+    def places(grid: torch.Size) -> tuple[Tensor, ...] | None:
+        kept = max(1, round(retain_rate * grid.numel()))
+        if kept == grid.numel():
+            return None
+        drawn = torch.randperm(grid.numel(), generator=generator)[:kept]
+        return torch.unravel_index(drawn.sort().values, grid)
 
     def rows(inputs: Tensor) -> Tensor:
         windows = _windows(inputs, layer)
-        count = windows.shape[:3].numel()
-        kept = max(1, round(retain_rate * count))
-        if kept == count:
-            chosen = windows.reshape(count, -1)
-        else:
-            places = torch.randperm(count, generator=torch.Generator().manual_seed(seed))[:kept]
-            chosen = windows[torch.unravel_index(places.sort().values, windows.shape[:3])]
-        return chosen.reshape(kept, layer.groups, -1).transpose(0, 1)
+        chosen = places(windows.shape[:3])
+        patches = windows.flatten(0, 2) if chosen is None else windows[chosen]
+        return patches.reshape(len(patches), layer.groups, -1).transpose(0, 1)
 
     return rows
 
@@ -46,7 +48,7 @@ def input_rows(layer: Layer, retain_rate: float, generator: torch.Generator) -> 
 def _windows(inputs: Tensor, conv: nn.Conv2d) -> Tensor:
     """The convolution's patches as a view (b, rows, columns, channels, kernel height, kernel width)."""
     mode = _PADDING_MODES.get(conv.padding_mode, conv.padding_mode)
-    padded = F.pad(inputs, conv._reversed_padding_repeated_twice, mode)
+    padded = F.pad(inputs, conv._reversed_padding_repeated_twice, mode)  # noqa: SLF001 (also resolves "same")
     (kh, kw), (sh, sw), (dh, dw) = conv.kernel_size, conv.stride, conv.dilation
     b, c, h, w = padded.shape
     rows, columns = (h - dh * (kh - 1) - 1) // sh + 1, (w - dw * (kw - 1) - 1) // sw + 1

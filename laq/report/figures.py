@@ -1,7 +1,7 @@
 """The study's pictures: accuracy against divergence, and against bits."""
 
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 import pandas as pd
@@ -65,7 +65,10 @@ def _keys(table: pd.DataFrame) -> list[Line2D]:
     """The legend: colours for variants, markers for kinds."""
     variants = [v for v in COLOURS if v in set(table.variant)]
     kinds = [k for k in _MARKERS if k in set(table.kind)]
-    lines = [Line2D([], [], color=COLOURS[v], marker="o", ms=5, lw=1.2, label=v.replace("_", " + ")) for v in variants]
+    lines = [
+        Line2D([], [], color=COLOURS[v], marker="o", ms=5, lw=1.2, label=v.replace("_", " + "))
+        for v in variants
+    ]
     marks = [Line2D([], [], color="0.3", marker=_MARKERS[k], ms=5, lw=0, label=f"{k} classes") for k in kinds]
     return lines + marks
 
@@ -74,7 +77,10 @@ def draw_against_bits(path: Path, table: pd.DataFrame, title: str) -> None:
     """Mean ± standard deviation over subsets, over all classes and restricted to the subset."""
     figure = Figure(figsize=(9.6, 4.6), layout="constrained")
     panels = figure.subplots(1, 2, sharey=True)
-    sides = {"top1_sub_percent": "choosing among the subset's classes", "top1_all_percent": "choosing among all classes"}
+    sides = {
+        "top1_sub_percent": "choosing among the subset's classes",
+        "top1_all_percent": "choosing among all classes",
+    }
     for axes, (score, what) in zip(panels, sides.items(), strict=True):
         _lines(axes, table, score)
         axes.set_title(what, fontsize=10)
@@ -99,5 +105,5 @@ def _lines(axes: Axes, table: pd.DataFrame, score: str) -> None:
         spread = group.groupby("bits")[score].agg(["mean", "std"])
         x = np.array([places[width] for width in spread.index]) + 0.05 * (number - 1.5)
         label = f"{BASE_OF[str(variant)]}, {_LABELS[str(method)]}"
-        look = {"c": COLOURS[str(variant)], "ls": styles[str(method)], "label": label}
+        look: dict[str, Any] = {"c": COLOURS[str(variant)], "ls": styles[str(method)], "label": label}
         axes.errorbar(x, spread["mean"], spread["std"], marker="o", ms=4, capsize=2.5, lw=1.4, **look)

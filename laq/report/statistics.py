@@ -44,7 +44,7 @@ def summarise(table: pd.DataFrame) -> pd.DataFrame:
     columns = [*SCORES, *DROPS.values(), "sparsity_percent", "relative_error_mean", "relative_error_logits"]
     grouped = table.groupby(_GROUP, sort=False)
     numbers = grouped[columns].agg(["mean", "std"])
-    numbers.columns = [f"{name}_{what}" for name, what in numbers.columns]
+    numbers.columns = [f"{column[0]}_{column[1]}" for column in numbers.columns]
     sizes = grouped.agg(levels=("levels", "first"), n=("subset", "size"))
     return sizes.join(numbers).reset_index().round(4)
 

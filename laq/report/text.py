@@ -1,30 +1,30 @@
 """The study's findings as Markdown: for a terminal, a README or a run's note."""
 
-from collections.abc import Iterable
+from collections.abc import Hashable, Iterable, Mapping
+from typing import Any, Final
 
 import pandas as pd
 
 from laq.report.statistics import BASE_OF
 
+_ABOUT_ACCURACY: Final = """\
+Top-1 accuracy in percent on the test images of each subset's classes, mean ± standard deviation over
+n subsets. *subset*: choosing among the subset's classes; *all*: among all."""
+_ABOUT_RHO: Final = """\
+Spearman's rank correlation of the drop in restricted top-1 with the median divergence (bootstrap
+interval; permutation p-value, not corrected for the number of rows)."""
+
 
 def markdown(summary: pd.DataFrame, correlations: pd.DataFrame, title: str) -> str:
     """Two tables: what each bit-width costs, and whether the drop goes with the divergence."""
-    return "\n".join(
-        [
-            f"# {title}",
-            "",
-            "Top-1 accuracy in percent on the test images of each subset's classes, mean ± standard "
-            "deviation over n subsets. *subset*: choosing among the subset's classes; *all*: among all.",
-            "",
-            *_accuracies(summary),
-            "",
-            "Spearman's rank correlation of the drop in restricted top-1 with the median divergence "
-            "(bootstrap interval; permutation p-value, not corrected for the number of rows).",
-            "",
-            *_correlations(correlations),
-            "",
-        ]
-    )
+    blocks = [
+        f"# {title}",
+        _ABOUT_ACCURACY,
+        "\n".join(_accuracies(summary)),
+        _ABOUT_RHO,
+        "\n".join(_correlations(correlations)),
+    ]
+    return "\n\n".join(blocks) + "\n"
 
 
 def _accuracies(summary: pd.DataFrame) -> Iterable[str]:
@@ -59,7 +59,7 @@ def _correlations(correlations: pd.DataFrame) -> Iterable[str]:
         )
 
 
-def _spread(row: dict[str, float], name: str) -> str:
+def _spread(row: Mapping[Hashable, Any], name: str) -> str:
     mean, std = row[f"{name}_mean"], row[f"{name}_std"]
     return f"{mean:.1f}" if pd.isna(std) else f"{mean:.1f} ± {std:.1f}"
 

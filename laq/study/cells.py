@@ -191,5 +191,5 @@ def _percent(scores: Scores) -> dict[str, float]:
 
 
 def _zeros(network: Classifier) -> float:
-    weights = [network.get_submodule(name).weight for name in layer_names(network)]
-    return sum(int((w == 0).sum()) for w in weights) / sum(w.numel() for w in weights)
+    weights = [network.get_parameter(f"{name}.weight") for name in layer_names(network)]
+    return sum(w.numel() - int(w.count_nonzero()) for w in weights) / sum(w.numel() for w in weights)

@@ -57,7 +57,9 @@ def cell_records(params: Params) -> Iterator[Record]:
         own = [row for row in rows if row["subset"] == subset.name]
         for bits in params.study.bits:
             chosen = [row for row in own if row["method"] == "float" or row["bits"] == bits]
-            names = {row["cell"]: weights_file(STUDY, row["cell"]) for row in chosen if row["method"] != "float"}
+            names = {
+                row["cell"]: weights_file(STUDY, row["cell"]) for row in chosen if row["method"] != "float"
+            }
             outcome = Outcome(subset, chosen, [r for r in layers if r["cell"] in names], names)
             key = digest([study_key(), subset.name, bits])
             yield replace(cell_record(params, outcome), key=key)
@@ -138,7 +140,8 @@ def _by_cell(layers: Sequence[Row]) -> dict[str, list[dict[str, Any]]]:
 
 
 def _rows(name: str) -> list[dict[str, Any]]:
-    return pd.read_csv(need(STUDY / name), dtype={"levels": "Int64"}).to_dict("records")
+    table = pd.read_csv(need(STUDY / name), dtype={"levels": "Int64"})
+    return [{str(column): value for column, value in row.items()} for row in table.to_dict("records")]
 
 
 def _flat(nested: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
