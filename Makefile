@@ -1,0 +1,39 @@
+# Two commands set everything up on a machine with Python 3.11, git and make:
+#   make repro    the environment, then the pipeline on the built-in dataset
+#   make test     the tests
+
+SHELL := /bin/bash
+PYTHON ?= python3.11
+VENV := .venv
+# Stages call `python`: it must be the environment's.
+export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
+INSTALLED := $(VENV)/.installed
+
+.PHONY: repro test lint format install clean
+
+repro: $(INSTALLED)
+	dvc repro
+	@echo && cat data/report/report.md
+
+test: $(INSTALLED)
+	pytest
+
+lint: $(INSTALLED)
+	ruff check
+	ruff format --check
+	mypy
+
+format: $(INSTALLED)
+	ruff check --fix
+	ruff format
+
+install: $(INSTALLED)
+
+# requirements.txt pins every package; a constraint, so that what a platform lacks is not asked for.
+$(INSTALLED): pyproject.toml requirements.txt
+	test -d $(VENV) || $(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/pip install --quiet --constraint requirements.txt --editable '.[dev]'
+	touch $@
+
+clean:
+	rm -rf .laq data mlruns mlflow.db*

@@ -1,0 +1,49 @@
+"""What tests share: a study small enough to run in seconds, and the data beside the project."""
+
+import os
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).parents[1]
+SHARED = Path(os.environ.get("LAQ_SHARED", ROOT.parent / "shared"))
+CIFAR100 = SHARED / "cifar100" / "cifar-100-python.tar.xz"
+WEIGHTS = SHARED / "weights" / "resnet20_cifar100.pt"
+PREDECESSOR = SHARED / "predecessor"
+
+
+def needs(path: Path) -> pytest.MarkDecorator:
+    """Skip a test where ``path`` is not there."""
+    return pytest.mark.skipif(not path.exists(), reason=f"{path.name} is not beside the project")
+
+
+def tiny_params() -> dict[str, Any]:
+    """The committed parameters, cut down to a study of seconds."""
+    params = deepcopy(yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8")))
+    block = params["glyphs"]
+    block["dataset"] |= {"train_per_class": 4, "test_per_class": 2}
+    block["network"]["training"] |= {"epochs": 1, "batch_size": 100}
+    block["divergence"]["reduction"] = "pca"
+    block["subsets"] |= {"size": 3, "similar": 1, "dissimilar": 1, "random": 1}
+    block["finetune"]["epochs"] = 1
+    block["study"] |= {"bits": [3, 8], "calibration_images": 8}
+    block["report"]["bootstrap_samples"] = 100
+    return params
+
+
+def write_params(folder: Path, params: dict[str, Any]) -> None:
+    """Write ``params`` where the commands in ``folder`` read them."""
+    (folder / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False), encoding="utf-8")
+
+
+@pytest.fixture
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty project folder with tiny parameters, the current folder while the test runs."""
+    write_params(tmp_path, tiny_params())
+    monkeypatch.chdir(tmp_path)
+    for name in ("DVC_ROOT", "LAQ_CIFAR100", "MLFLOW_TRACKING_URI", "MLFLOW_RUN_ID"):
+        monkeypatch.delenv(name, raising=False)
+    return tmp_path

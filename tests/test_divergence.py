@@ -1,0 +1,113 @@
+"""Divergences against closed forms, and the files that they end in."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch.distributions import MultivariateNormal, kl_divergence
+
+from laq import divergence
+from laq.divergence import class_divergence
+from laq.divergence.estimators import gaussian_divergence, knn_divergence, symmetrised
+from laq.divergence.reduction import reduce
+from laq.errors import LaqError
+from laq.params import Divergence
+
+PARAMS = Divergence(
+    reduction="none", components=2, umap_neighbours=5, estimator="gaussian", knn_neighbours=3, seed=0
+)
+
+
+def clouds(sizes: tuple[int, ...] = (200, 300, 150), d: int = 3) -> list[np.ndarray]:
+    rng = np.random.default_rng(0)
+    return [rng.normal(i, 1 + 0.3 * i, (n, d)) @ rng.normal(size=(d, d)) for i, n in enumerate(sizes)]
+
+
+def test_gaussian_divergence_is_torchs_closed_form() -> None:
+    points = clouds()
+    found, kind = gaussian_divergence(points)
+    fitted = [
+        MultivariateNormal(torch.tensor(c.mean(0)), torch.tensor(np.cov(c, rowvar=False))) for c in points
+    ]
+    expected = [[kl_divergence(p, q).item() for q in fitted] for p in fitted]
+    np.testing.assert_allclose(found, expected, rtol=1e-9, atol=1e-9)
+    assert kind == "empirical"
+
+
+def test_singular_covariances_are_shrunk_for_all_classes() -> None:
+    few = clouds((4, 300, 150), d=6)
+    found, kind = gaussian_divergence(few)
+    assert kind == "ledoit-wolf"
+    assert np.isfinite(found).all()
+    assert (found[~np.eye(3, dtype=bool)] > 0).all()
+    identical = [np.zeros((5, 2)), np.ones((5, 2)), np.random.default_rng(0).normal(size=(9, 2))]
+    assert np.isfinite(gaussian_divergence(identical)[0]).all()
+
+
+def test_knn_divergence_comes_near_the_closed_form() -> None:
+    rng = np.random.default_rng(1)
+    p, q = rng.normal(0, 1, (4000, 2)), rng.normal(1, 1.5, (5000, 2))
+    exact = kl_divergence(
+        MultivariateNormal(torch.zeros(2), torch.eye(2)),
+        MultivariateNormal(torch.ones(2), 1.5**2 * torch.eye(2)),
+    ).item()
+    found = knn_divergence([p, q], k=10)
+    assert found[0, 1] == pytest.approx(exact, abs=0.1)
+    assert abs(found[0, 0]) < 0.2
+
+
+def test_knn_divergence_is_the_formula_summed_by_hand() -> None:
+    p, q, k = clouds((6, 8, 2), 2)[0], clouds((6, 8, 2), 2)[1], 2
+
+    def distance(x: np.ndarray, cloud: np.ndarray, rank: int) -> float:
+        return float(np.sort(np.linalg.norm(cloud - x, axis=1))[rank])
+
+    terms = [np.log(distance(x, q, k - 1) / distance(x, p, k)) for x in p]
+    expected = 2 / 6 * sum(terms) + np.log(8 / 5)
+    assert knn_divergence([p, q], k)[0, 1] == pytest.approx(expected)
+    with pytest.raises(ValueError, match="6 neighbours need more than 6 points a class, the fewest are 6"):
+        knn_divergence([p, q], 6)
+
+
+def test_symmetrised_is_the_mean_of_both_directions() -> None:
+    found = symmetrised(np.array([[0.1, 2.0], [4.0, 0.0]]))
+    assert found.tolist() == [[0, 3], [3, 0]]
+
+
+@pytest.mark.parametrize(("reduction", "width"), [("none", 5), ("pca", 2), ("umap", 2)])
+def test_reductions_are_seeded_and_of_the_size_asked_for(reduction: str, width: int) -> None:
+    features = np.random.default_rng(0).normal(size=(60, 5)).astype(np.float32)
+    params = PARAMS.model_copy(update={"reduction": reduction})
+    first, second = reduce(features, params), reduce(features, params)
+    assert first.shape == (60, width)
+    assert np.array_equal(first, second)
+
+
+@pytest.mark.parametrize("estimator", ["gaussian", "knn"])
+def test_the_stage_writes_the_predecessors_format_and_pictures(project: Path, estimator: str) -> None:
+    divergence.EMBEDDINGS.mkdir(parents=True)
+    labels, rng = np.repeat(np.arange(7), 20), np.random.default_rng(0)
+    np.save(
+        divergence.EMBEDDINGS / "features.npy", (rng.normal(size=(140, 4)) + labels[:, None]).astype("f4")
+    )
+    np.save(divergence.EMBEDDINGS / "labels.npy", labels)
+    np.save(divergence.EMBEDDINGS / "class_names.npy", np.array(list("abcdefg")))
+    divergence.run(PARAMS.model_copy(update={"estimator": estimator}))
+    matrix = np.load(divergence.FOLDER / "matrix.npy")
+    names = np.load(divergence.FOLDER / "class_names.npy", allow_pickle=False)
+    assert matrix.dtype == np.float64
+    assert np.array_equal(matrix, matrix.T)
+    assert (np.diag(matrix) == 0).all()
+    assert names.tolist() == list("abcdefg")
+    assert all((divergence.FOLDER / f"{n}.png").stat().st_size > 5000 for n in ("heat_map", "classes"))
+
+
+def test_too_few_images_are_told_in_a_line() -> None:
+    points, labels = np.zeros((3, 2)), np.array([0, 0, 1])
+    with pytest.raises(LaqError, match="every class needs at least 2 training images"):
+        class_divergence(points, labels, PARAMS)
+    with pytest.raises(LaqError, match="divergence: 3 neighbours need more than 3 points"):
+        class_divergence(
+            np.zeros((4, 2)), np.array([0, 0, 1, 1]), PARAMS.model_copy(update={"estimator": "knn"})
+        )

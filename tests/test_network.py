@@ -1,0 +1,277 @@
+"""Networks: known sizes, honest scores, training that can be killed, weights that must fit."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F  # noqa: N812
+from torch import nn
+
+from laq import network as stage
+from laq.dataset import ImageSet
+from laq.embeddings import embed, imagenet_network
+from laq.errors import LaqError
+from laq.network import evaluate, fit, make_network
+from laq.network.training import augment
+from laq.network.weights import load_foreign_weights, load_tensors, save_tensors
+from laq.network.zoo import Design, build, seeded
+from laq.params import Network, Training
+from tests.conftest import WEIGHTS, needs
+
+DESIGN = Design("resnet20", 10, 32, (0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
+RECIPE = Training(
+    optimizer="sgd", learning_rate=0.05, weight_decay=5e-4, schedule="one_cycle",
+    epochs=3, batch_size=16, crop=2, flip=True, seed=0,
+)  # fmt: skip
+
+
+def images(count: int = 40, classes: int = 10) -> ImageSet:
+    generator = torch.Generator().manual_seed(0)
+    pixels = torch.randint(256, (count, 3, 32, 32), generator=generator, dtype=torch.uint8)
+    return ImageSet(pixels, torch.arange(count) % classes, tuple(f"class_{i}" for i in range(classes)))
+
+
+def flat(network: nn.Module) -> torch.Tensor:
+    return torch.cat([t.flatten().double() for t in network.state_dict().values()])
+
+
+@pytest.mark.parametrize(("depth", "millions"), [(20, 0.27), (32, 0.46), (44, 0.66), (56, 0.85)])
+def test_cifar_resnets_have_the_papers_depth_and_size(depth: int, millions: float) -> None:
+    network = build(Design(f"resnet{depth}", 10, 32, (0.5,) * 3, (0.5,) * 3))
+    main = [
+        n
+        for n, m in network.named_modules()
+        if isinstance(m, nn.Conv2d | nn.Linear) and "downsample" not in n
+    ]
+    assert len(main) == depth
+    assert sum(p.numel() for p in network.parameters()) / 1e6 == pytest.approx(millions, abs=0.01)
+
+
+def test_weights_come_from_the_seed_and_leave_the_global_stream_alone() -> None:
+    before = torch.random.get_rng_state()
+    first, same, other = build(DESIGN, 1), build(DESIGN, 1), build(DESIGN, 2)
+    assert torch.equal(flat(first), flat(same))
+    assert not torch.equal(flat(first), flat(other))
+    assert torch.equal(torch.random.get_rng_state(), before)
+    with seeded(3):
+        drawn = torch.rand(2)
+    with seeded(3):
+        assert torch.equal(torch.rand(2), drawn)
+
+
+def test_a_classifier_scales_and_normalises_raw_pixels() -> None:
+    network, pixels = build(DESIGN), images(4).images
+    by_hand = network.body((pixels.float() / 255 - 0.5) / 0.25)
+    assert torch.equal(network(pixels), by_hand)
+    large = build(Design("resnet20", 10, 48, (0.5,) * 3, (0.25,) * 3))
+    scaled = F.interpolate(pixels.float() / 255, (48, 48), mode="bilinear", antialias=True)
+    torch.testing.assert_close(large(pixels), large.body((scaled - 0.5) / 0.25))
+
+
+def test_scores_are_counted_by_hand() -> None:
+    class Fixed(nn.Module):
+        def forward(self, pixels: torch.Tensor) -> torch.Tensor:
+            return table[pixels[:, 0, 0, 0].long()]
+
+    data = images(60)
+    data.images[:, 0, 0, 0] = torch.arange(60, dtype=torch.uint8)
+    table = torch.randn(60, 10, generator=torch.Generator().manual_seed(1))
+    scores = evaluate(Fixed(), data, [7, 2, 4])
+    rows = [i for i in range(60) if i % 10 in {2, 4, 7}]
+    ranked = {i: table[i].argsort(descending=True).tolist() for i in rows}
+    assert scores.top1_all == pytest.approx(100 * np.mean([ranked[i][0] == i % 10 for i in rows]))
+    assert scores.top5_all == pytest.approx(100 * np.mean([i % 10 in ranked[i][:5] for i in rows]))
+    among = {i: [c for c in ranked[i] if c in {2, 4, 7}] for i in rows}
+    assert scores.top1_sub == pytest.approx(100 * np.mean([among[i][0] == i % 10 for i in rows]))
+    assert scores.top5_sub == 100
+
+
+def test_augmentation_shifts_and_mirrors_and_nothing_else() -> None:
+    pixels = images(50).images
+    assert torch.equal(augment(pixels, 0, flip=False, generator=torch.Generator()), pixels)
+    moved = augment(pixels, 2, flip=True, generator=torch.Generator().manual_seed(0))
+    seen = set()
+    for before, after in zip(pixels, moved, strict=True):
+        padded = F.pad(before, (2,) * 4)
+        matches = [
+            (y, x, mirrored)
+            for mirrored in (False, True)
+            for y in range(5)
+            for x in range(5)
+            if torch.equal(
+                padded[:, y : y + 32, x : x + 32].flip(2) if mirrored else padded[:, y : y + 32, x : x + 32],
+                after,
+            )
+        ]
+        assert len(matches) == 1
+        seen.add(matches[0])
+    assert {mirrored for *_, mirrored in seen} == {False, True}
+    assert len(seen) > 20
+
+
+def test_training_learns_and_is_the_same_every_time() -> None:
+    data, networks = images(), [build(DESIGN, 5) for _ in range(2)]
+    data.images.div_(10, rounding_mode="floor").add_(20 * data.labels[:, None, None, None].byte())
+    for network in networks:
+        fit(network, data, RECIPE.model_copy(update={"epochs": 12, "crop": 0, "flip": False}), "train")
+    assert torch.equal(flat(networks[0]), flat(networks[1]))
+    assert not networks[0].training
+    assert evaluate(networks[0], data, range(10)).top1_all > 50
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+def test_training_killed_after_an_epoch_ends_with_the_same_weights(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, optimizer: str
+) -> None:
+    config, checkpoint = RECIPE.model_copy(update={"optimizer": optimizer}), tmp_path / "training.pt"
+    whole = build(DESIGN)
+    fit(whole, images(), config, "train")
+    killed = build(DESIGN)
+    with monkeypatch.context() as patch:
+        patch.setattr("laq.network.training._epoch_seed", fail_at(1))
+        with pytest.raises(KeyboardInterrupt):
+            fit(killed, images(), config, "train", checkpoint)
+    assert checkpoint.exists()
+    resumed = build(DESIGN, seed=9)
+    fit(resumed, images(), config, "train", checkpoint)
+    assert torch.equal(flat(resumed), flat(whole))
+    assert not checkpoint.exists()
+
+
+def fail_at(last: int):  # type: ignore[no-untyped-def]
+    def seed(base: int, epoch: int) -> int:
+        if epoch == last:
+            raise KeyboardInterrupt
+        return base * 100_003 + epoch
+
+    return seed
+
+
+def test_tensors_survive_the_disk_and_damage_is_told(tmp_path: Path) -> None:
+    path = tmp_path / "w.safetensors"
+    save_tensors(path, build(DESIGN).state_dict())
+    assert torch.equal(
+        torch.cat([t.flatten().double() for t in load_tensors(path).values()]).sort().values,
+        flat(build(DESIGN)).sort().values,
+    )
+    path.write_bytes(path.read_bytes()[:1000])
+    with pytest.raises(LaqError, match="not a whole safetensors file"):
+        load_tensors(path)
+    with pytest.raises(LaqError, match="not found; run `dvc repro`"):
+        load_tensors(tmp_path / "none.safetensors")
+
+
+def test_weights_of_another_network_are_refused_with_the_difference(project: Path) -> None:
+    torch.save(build(Design("resnet32", 10, 32, (0.5,) * 3, (0.5,) * 3)).body.state_dict(), "deep.pt")
+    with pytest.raises(LaqError, match=r"deep.pt: weights of another network .* \d+ unknown \(layer1.3"):
+        load_foreign_weights(build(DESIGN).body, "deep.pt", None)
+    torch.save({"state_dict": build(DESIGN).body.state_dict()}, "fits.pt")
+    assert len(load_foreign_weights(build(DESIGN, 3).body, "fits.pt", None)) == 64
+    with pytest.raises(LaqError, match=r"fc.weight \(10, 64\) instead of \(100, 64\)"):
+        load_foreign_weights(build(Design("resnet20", 100, 32, (0.5,) * 3, (0.5,) * 3)).body, "fits.pt", None)
+    with pytest.raises(LaqError, match=r"SHA-256 is .*, network.sha256 in params.yaml says 0000"):
+        load_foreign_weights(build(DESIGN).body, "fits.pt", "0" * 64)
+    with pytest.raises(LaqError, match=r"no file 'none.pt'.*network.source: train"):
+        load_foreign_weights(build(DESIGN).body, "none.pt", None)
+    torch.save([1, 2], "list.pt")
+    with pytest.raises(LaqError, match="holds no state dict"):
+        load_foreign_weights(build(DESIGN).body, "list.pt", None)
+
+
+def test_a_pickle_that_is_more_than_weights_is_refused(project: Path) -> None:
+    torch.save(build(DESIGN), "module.pt")
+    with pytest.raises(LaqError, match="not a file of plain weights"):
+        load_foreign_weights(build(DESIGN).body, "module.pt", None)
+    Path("noise.pt").write_bytes(b"noise" * 100)
+    with pytest.raises(LaqError, match="not a file of plain weights"):
+        load_foreign_weights(build(DESIGN).body, "noise.pt", None)
+
+
+@needs(WEIGHTS)
+def test_given_weights_load_and_those_for_another_number_of_classes_do_not() -> None:
+    weights = str(WEIGHTS.resolve())
+    params = Network(source="file", architecture="resnet20", weights=weights, mean=(0.5,) * 3, std=(0.5,) * 3)
+    network, origin = make_network(params, images(100, classes=100))
+    assert torch.equal(
+        network.body.state_dict()["fc.bias"], torch.load(weights, weights_only=True)["fc.bias"]
+    )
+    assert origin["source"] == "file"
+    with pytest.raises(LaqError, match=r"fc.weight \(100, 64\) instead of \(10, 64\)"):
+        make_network(params, images())
+
+
+def test_timm_networks_are_built_by_name_and_embedded() -> None:
+    network = build(Design("timm:resnet10t", 10, 64, (0.5,) * 3, (0.5,) * 3))
+    features = embed(network, images(8))
+    assert features.shape == (8, network.body.num_features)
+    with torch.no_grad():
+        logits = network.body.fc(torch.from_numpy(features))
+    torch.testing.assert_close(logits, network(images(8).images).detach(), rtol=1e-3, atol=1e-4)
+
+
+def test_torch_hub_networks_come_from_a_repository(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    lines = [
+        "import torch",
+        "def tiny(pretrained=False):",
+        "    return torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3072, 10))",
+    ]
+    (project / "hubconf.py").write_text("\n".join(lines), encoding="utf-8")
+    load = torch.hub.load
+    monkeypatch.setattr(torch.hub, "load", lambda repo, *a, **k: load(str(project), *a, source="local", **k))
+    network, origin = make_network(
+        Network(source="hub", architecture="torchhub:someone/somewhere:tiny"), images()
+    )
+    assert origin["source"] == "hub"
+    assert network(images(3).images).shape == (3, 10)
+    with pytest.raises(LaqError, match="has 10 outputs, the dataset 7 classes"):
+        make_network(
+            Network(source="hub", architecture="torchhub:someone/somewhere:tiny"), images(70, classes=7)
+        )
+    with pytest.raises(LaqError, match=r"torchhub:someone/somewhere:huge cannot be loaded: .*huge"):
+        make_network(Network(source="hub", architecture="torchhub:someone/somewhere:huge"), images())
+
+
+def test_unknown_architectures_are_told_with_the_known_ones() -> None:
+    with pytest.raises(LaqError, match="'resnet21' is unknown; known: alexnet, densenet121"):
+        build(Design("resnet21", 10, 32, (0.5,) * 3, (0.5,) * 3))
+    with pytest.raises(LaqError, match="timm:nonsense cannot be made: Unknown model"):
+        build(Design("timm:nonsense", 10, 32, (0.5,) * 3, (0.5,) * 3))
+    with pytest.raises(LaqError, match="'nonsense' is neither 'own' nor a torchvision network"):
+        imagenet_network("nonsense")
+
+
+def test_imagenet_weights_that_cannot_be_downloaded_name_the_ways_out(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    monkeypatch.setattr("torch.hub.urlopen", unreachable)
+    with pytest.raises(
+        LaqError, match=r"ImageNet weights of resnet18 cannot be downloaded .*resnet18-\w+\.pth .*own"
+    ):
+        imagenet_network("resnet18")
+
+
+def unreachable(*_: object, **__: object) -> None:
+    raise OSError("no route to host")
+
+
+def test_the_stage_writes_weights_design_and_scores(project: Path) -> None:
+    from laq import dataset
+    from laq.params import Dataset
+
+    dataset.run(Dataset(name="glyphs", train_per_class=1, test_per_class=1, seed=0))
+    stage.run(
+        Network(
+            source="train",
+            architecture="resnet20",
+            training=RECIPE.model_copy(update={"epochs": 1, "batch_size": 50}),
+        )
+    )
+    record = stage.read_json(stage.FOLDER / "network.json")
+    network = stage.load_network()
+    assert network.design == stage.read_design()
+    assert network.design.classes == 100
+    test = dataset.read_images(dataset.FOLDER, "test")
+    assert record["test_top1_percent"] == evaluate(network, test, range(100)).top1_all
+    assert record["origin"] == {"source": "train", "images": 100, "epochs": 1}

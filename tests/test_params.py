@@ -1,0 +1,81 @@
+"""params.yaml: what is right is read, what is wrong is named in a line."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from laq.errors import LaqError
+from laq.params import load_params
+from tests.conftest import ROOT, tiny_params, write_params
+
+
+def test_both_committed_studies_are_valid(tmp_path: Path) -> None:
+    committed = load_params(ROOT / "params.yaml")
+    assert committed.name == "glyphs"
+    assert committed.study.bits == (2, 3, 4, 8)
+    params = tiny_params() | {"study": "cifar100"}
+    write_params(tmp_path, params)
+    other = load_params(tmp_path / "params.yaml")
+    assert other.dataset.name == "cifar100"
+    assert other.subsets.similar + other.subsets.dissimilar + other.subsets.random >= 10
+
+
+MISTAKES: list[tuple[tuple[str, ...], Any, str]] = [
+    (("study", "bitz"), 3, "glyphs.study.bitz: unknown key; known here: alphabet, bits,"),
+    (("studdy",), {}, "glyphs.studdy: unknown key; known here: dataset, divergence,"),
+    (("network", "training", "lr"), 1, "glyphs.network.training.lr: unknown key; known here: batch_size,"),
+    (("study", "bits"), "3", "glyphs.study.bits: Input should be a valid"),
+    (("study", "bits"), [3, "x"], "glyphs.study.bits.1: Input should be a valid integer (found 'x')"),
+    (("study", "bits"), [1], "glyphs.study.bits.0: Input should be greater than or equal to 2 (found 1)"),
+    (("study", "bits"), [], "glyphs.study.bits: "),
+    (("study", "methods"), ["gptq"], "Input should be 'rtn' or 'gpfq' (found 'gptq')"),
+    (("study", "retain_rate"), 0, "glyphs.study.retain_rate: Input should be greater than 0 (found 0"),
+    (("study", "calibration_images"), 2.5, "glyphs.study.calibration_images: Input should be a valid integer"),
+    (("dataset", "seed"), None, "glyphs.dataset: glyphs needs train_per_class, test_per_class and seed"),
+    (("dataset", "name"), "imagenet", "glyphs.dataset.name: Input should be 'glyphs' or 'cifar100'"),
+    (("network", "source"), "file", "glyphs.network: source file needs weights"),
+    (("network", "mean"), [0.5, 0.5, 0.5], "glyphs.network: give mean and std together"),
+    (("subsets", "size"), 1, "glyphs.subsets.size: Input should be greater than or equal to 2 (found 1)"),
+    (("subsets", "bands"), [{"count": 1, "minimum": 5, "maximum": 2}], "minimum 5.0 must be below maximum 2.0"),
+    (("report", "confidence"), 1.0, "glyphs.report.confidence: Input should be less than 1"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("key", "value", "message"), MISTAKES)
+def test_a_mistake_is_named_with_its_key_and_range(
+    tmp_path: Path, key: tuple[str, ...], value: Any, message: str
+) -> None:
+    params = tiny_params()
+    section = params["glyphs"]
+    for part in key[:-1]:
+        section = section[part]
+    section[key[-1]] = value
+    write_params(tmp_path, params)
+    with pytest.raises(LaqError) as caught:
+        load_params(tmp_path / "params.yaml")
+    assert f"params.yaml: {message}" in str(caught.value) or message in str(caught.value)
+    assert all("params.yaml: glyphs." in line for line in str(caught.value).splitlines())
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("study: imagenet\nglyphs: {}\n", "study is 'imagenet'; it must name a block: glyphs"),
+        ("glyphs: {}\n", "study is None; it must name a block: glyphs"),
+        ("study: glyphs\nglyphs: 3\n", "glyphs must hold keys and values, found 3"),
+        ("- 1\n", "the file must hold keys and values"),
+        ("study: [\n", "not YAML"),
+        ("study: glyphs\nglyphs: {}\n", "glyphs.dataset: Field required"),
+    ],
+)
+def test_a_broken_file_is_told_in_a_line(tmp_path: Path, text: str, message: str) -> None:
+    (tmp_path / "params.yaml").write_text(text, encoding="utf-8")
+    with pytest.raises(LaqError, match="params.yaml") as caught:
+        load_params(tmp_path / "params.yaml")
+    assert message in str(caught.value)
+
+
+def test_a_missing_file_says_where_to_run(tmp_path: Path) -> None:
+    with pytest.raises(LaqError, match=r"not found; run laq in the project's folder"):
+        load_params(tmp_path / "params.yaml")

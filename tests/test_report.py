@@ -1,0 +1,103 @@
+"""Statistics against scipy, planted effects and none, and numbers that agree with each other."""
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy import stats
+
+from laq.params import Report
+from laq.report import metrics
+from laq.report.statistics import correlate, log_curve, rank_correlation, summarise, with_drops
+from laq.report.text import markdown
+
+PARAMS = Report(bootstrap_samples=500, confidence=0.95, seed=0)
+
+
+def study(subsets: int = 6) -> pd.DataFrame:
+    """A small table in the study's form, with a drop that grows as the divergence falls."""
+    rows = []
+    for s in range(subsets):
+        shared = {"subset": f"random-{s}", "kind": "random", "median_divergence_nats": 1.0 + s}
+        for variant, method, bits, top1 in [
+            ("original", "float", 32, 90.0),
+            ("finetuned", "float", 32, 95.0),
+            ("quantized", "gpfq", 3, 80.0 + s),
+            ("finetuned_quantized", "gpfq", 3, 95.0),
+        ]:
+            scores = {f"top{k}_{side}_percent": top1 - k for k in (1, 5) for side in ("all", "sub")}
+            extra = {
+                "levels": 7,
+                "sparsity_percent": 1.0,
+                "relative_error_mean": 0.1,
+                "relative_error_logits": 0.2,
+            }
+            rows.append({**shared, "variant": variant, "method": method, "bits": bits, **scores, **extra})
+    return pd.DataFrame(rows)
+
+
+def test_drops_are_taken_from_the_same_networks_own_accuracy() -> None:
+    table = with_drops(study())
+    drops = table.groupby(["variant", "subset"]).drop_sub_points.first()
+    assert drops["quantized"].tolist() == [10, 9, 8, 7, 6, 5]
+    assert drops["finetuned_quantized"].tolist() == [0] * 6
+    assert drops["original"].tolist() == [0] * 6
+
+
+def test_summary_has_mean_deviation_and_n() -> None:
+    summary = summarise(with_drops(study())).set_index(["variant", "method", "bits"])
+    row = summary.loc["quantized", "gpfq", 3]
+    accuracies = 79.0 + np.arange(6)
+    assert row["n"] == 6
+    assert row["top1_sub_percent_mean"] == pytest.approx(accuracies.mean())
+    assert row["top1_sub_percent_std"] == pytest.approx(accuracies.std(ddof=1), abs=1e-4)
+
+
+def test_rho_is_scipys_and_its_interval_holds_it() -> None:
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=40)
+    y = x + rng.normal(size=40)
+    found, expected = rank_correlation(x, y, PARAMS), stats.spearmanr(x, y)
+    assert found.rho == pytest.approx(expected.statistic, abs=1e-4)
+    assert found.low is not None
+    assert found.high is not None
+    assert found.low < found.rho < found.high
+    assert found.p_value == pytest.approx(expected.pvalue, abs=0.002)
+    assert found == rank_correlation(x, y, PARAMS)
+
+
+def test_the_false_alarm_rate_is_right_where_nothing_is_planted() -> None:
+    rng = np.random.default_rng(1)
+    trials = 200
+    p_values = [
+        rank_correlation(rng.normal(size=12), rng.normal(size=12), PARAMS).p_value for _ in range(trials)
+    ]
+    alarms = sum(p is not None and p <= 0.05 for p in p_values)
+    low, high = stats.binom.interval(0.999, trials, 0.05)
+    assert low <= alarms <= high
+
+
+def test_ties_and_constants_are_handled() -> None:
+    x, ties = np.arange(6.0), np.array([1.0, 1, 2, 2, 3, 3])
+    assert rank_correlation(x, ties, PARAMS).rho == pytest.approx(
+        stats.spearmanr(x, ties).statistic, abs=1e-4
+    )
+    nothing = rank_correlation(x, np.zeros(6), PARAMS)
+    assert (nothing.n, nothing.rho, nothing.p_value, nothing.low) == (6, None, None, None)
+    assert rank_correlation(x[:2], x[:2], PARAMS).rho is None
+
+
+def test_the_fitted_curve_is_found_again() -> None:
+    x = np.array([0.5, 1, 2, 4, 8])
+    assert log_curve(x, 3 * np.log(2 * x) + 1) == pytest.approx((3, 1 + 3 * np.log(2)))
+
+
+def test_metrics_text_and_tables_say_the_same() -> None:
+    table = with_drops(study())
+    summary, correlations = summarise(table), correlate(table, PARAMS)
+    found = metrics(summary, correlations)
+    assert found["original"] == {"top1_sub": 89.0}
+    assert found["gpfq"]["3bit"] == {"top1_sub": 81.5, "drop_sub": 7.5, "rho": -1.0}
+    text = markdown(summary, correlations, "resnet20 on glyphs")
+    assert "| original | gpfq | 3 | 7 | 6 | 81.5 ± 1.9 |" in text
+    assert "| original | gpfq | 3 | 6 | -1.00 |" in text
+    assert "| finetuned | gpfq | 3 | 6 | the drop is constant |" in text

@@ -1,0 +1,131 @@
+"""Subsets: the predecessor's statistics and choices, and the promises of each kind."""
+
+import ast
+import csv
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from laq.errors import LaqError
+from laq.params import Band, Subsets
+from laq.subsets import choose_subsets, describe, greedy, in_band, read_log
+from tests.conftest import PREDECESSOR, needs
+
+PARAMS = Subsets(size=4, similar=2, dissimilar=2, random=2, seed=0)
+NAMES = [f"class_{i}" for i in range(12)]
+
+
+def divergences(classes: int = 12) -> np.ndarray:
+    places = np.random.default_rng(0).normal(size=(classes, 2))
+    return np.square(places[:, None] - places[None]).sum(2)
+
+
+def logged() -> Iterator[tuple[str, dict[str, str]]]:
+    for path in sorted((PREDECESSOR / "logs").glob("*.csv")):
+        with path.open(newline="", encoding="utf-8") as file:
+            for row in csv.DictReader(file):
+                yield path.name, row
+
+
+@needs(PREDECESSOR)
+def test_statistics_equal_every_row_of_the_predecessors_logs() -> None:
+    matrix = np.load(PREDECESSOR / "cifar100_kl_div_matrix.npy")
+    names = np.load(PREDECESSOR / "cifar100_class_names.npy").tolist()
+    rows = list(logged())
+    for log, row in rows:
+        classes = [names.index(c) for c in ast.literal_eval(row["Subset_Classes"])]
+        s = describe(matrix, names, "log-1", classes)
+        found = [s.max_divergence, s.min_divergence, s.mean_divergence, s.median_divergence]
+        expected = [float(row[k]) for k in ("Max_KL", "Min_KL", "Avg_KL", "Median_KL")]
+        assert found == pytest.approx(expected, rel=1e-9), log
+    assert len(rows) == 233
+
+
+@needs(PREDECESSOR)
+def test_the_predecessors_similar_and_dissimilar_subsets_come_out_of_its_matrix() -> None:
+    matrix = np.load(PREDECESSOR / "cifar100_kl_div_matrix.npy")
+    names = np.load(PREDECESSOR / "cifar100_class_names.npy").tolist()
+    reproduced = {"similar": 0, "dissimilar": 0, "neither": 0}
+    for _, row in logged():
+        classes = [names.index(c) for c in ast.literal_eval(row["Subset_Classes"])]
+        kinds = [
+            kind
+            for kind in ("similar", "dissimilar")
+            if any(set(greedy(matrix, start, len(classes), kind)) == set(classes) for start in classes)
+        ]
+        reproduced[kinds[0] if kinds else "neither"] += 1
+    # A third of the predecessor's runs are of each kind, the last third random.
+    assert reproduced == {"similar": 78, "dissimilar": 78, "neither": 77}
+
+
+@needs(PREDECESSOR)
+def test_a_log_is_read_with_each_subset_once() -> None:
+    names = np.load(PREDECESSOR / "cifar100_class_names.npy").tolist()
+    path = PREDECESSOR / "logs" / "Quantization_Log_resnet50_3bit.csv"
+    subsets = read_log(path, names)
+    assert len(subsets) == len({tuple(s) for s in subsets})
+    assert subsets[0][:3] == [names.index(n) for n in ("willow_tree", "forest", "road")]
+
+
+def test_greedy_takes_the_nearest_or_farthest_on_average() -> None:
+    matrix = np.array([[0, 1, 5, 9], [1, 0, 7, 2], [5, 7, 0, 3], [9, 2, 3, 0.0]])
+    assert greedy(matrix, 0, 3, "similar") == [0, 1, 3]
+    assert greedy(matrix, 0, 3, "dissimilar") == [0, 3, 2]
+    assert greedy(matrix, 2, 4, "similar") == [2, 3, 1, 0]
+
+
+def test_every_kind_is_there_seeded_and_described() -> None:
+    params = PARAMS.model_copy(
+        update={"given": ((0, "class_3", 5),), "bands": (Band(count=1, minimum=0.1, maximum=9),)}
+    )
+    subsets = choose_subsets(divergences(), NAMES, params)
+    assert subsets == choose_subsets(divergences(), NAMES, params)
+    assert [s.name for s in subsets] == [
+        "similar-1", "similar-2", "dissimilar-1", "dissimilar-2", "random-1", "random-2", "band-1", "given-1",
+    ]  # fmt: skip
+    assert all(len(set(s.classes)) == 4 for s in subsets[:-1])
+    assert subsets[-1].class_names == ("class_0", "class_3", "class_5")
+    assert {s.kind for s in subsets} == {"similar", "dissimilar", "random", "band", "given"}
+    assert subsets[0].mean_divergence < subsets[2].mean_divergence
+    other = choose_subsets(divergences(), NAMES, params.model_copy(update={"seed": 1}))
+    assert other != subsets
+
+
+def test_adding_one_kind_does_not_change_another() -> None:
+    more = PARAMS.model_copy(update={"similar": 5})
+    few, many = choose_subsets(divergences(), NAMES, PARAMS), choose_subsets(divergences(), NAMES, more)
+    assert [s for s in many if s.kind != "similar"] == [s for s in few if s.kind != "similar"]
+
+
+@pytest.mark.parametrize("bounds", [(0.2, 1.5), (2.0, 6.0)])
+def test_band_subsets_have_their_mean_divergence_in_the_band(bounds: tuple[float, float]) -> None:
+    band = Band(count=3, minimum=bounds[0], maximum=bounds[1])
+    for classes in in_band(divergences(), 4, band, np.random.default_rng(0)):
+        assert bounds[0] <= describe(divergences(), NAMES, "band-1", classes).mean_divergence <= bounds[1]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"size": 13}, "subsets.size: 13 classes wanted, there are 12"),
+        ({"similar": 13}, "subsets.similar: 13 subsets wanted"),
+        ({"given": (("apple", 1),)}, "unknown class 'apple'; classes are 0 to 11 or names such as class_0"),
+        ({"given": ((99, 1),)}, "unknown class 99"),
+        ({"given": ((1, "class_1"),)}, "subset given-1: needs two or more different classes"),
+        ({"bands": (Band(count=1, minimum=1e6, maximum=2e6),)}, "found 0; widen the band"),
+        ({"similar": 0, "dissimilar": 0, "random": 0}, "none asked for"),
+        ({"log": "nowhere.csv"}, "subsets.log: no file"),
+    ],
+)
+def test_what_cannot_be_had_is_told_in_a_line(change: dict[str, object], message: str) -> None:
+    with pytest.raises(LaqError, match=message) as caught:
+        choose_subsets(divergences(), NAMES, PARAMS.model_copy(update=change))
+    assert "\n" not in str(caught.value)
+
+
+def test_a_log_without_the_column_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "log.csv").write_text("a,b\n1,2\n", encoding="utf-8")
+    with pytest.raises(LaqError, match="has no readable column Subset_Classes"):
+        read_log(tmp_path / "log.csv", NAMES)
