@@ -72,7 +72,7 @@ def test_the_pipeline_ends_with_a_report_of_every_cell(clone: Path) -> None:
     mean = table[
         (table.variant == "quantized") & (table.method == "gpfq") & (table.bits == 3)
     ].top1_sub_percent.mean()
-    assert found["gpfq"]["3bit"]["top1_sub"] == pytest.approx(mean, abs=1e-3)
+    assert found["top1"]["gpfq-3bit"] == pytest.approx(mean, abs=1e-3)
     assert "| original | rtn | 3 | 7 | 3 |" in (clone / "data/report/report.md").read_text()
     inputs = read_json(clone / "data/study/inputs.json")
     assert inputs["dataset_md5"] == read_json(clone / "data/dataset/manifest.json")["md5"]
@@ -216,7 +216,7 @@ def test_an_experiment_changes_a_key_and_is_shown(clone: Path) -> None:
     assert stages_run(output) == ["study", "report", "track"]
     shown = run(clone, "dvc", "exp", "show", "--csv", "--only-changed")
     assert "two-bits" in shown
-    assert "gpfq.2bit.top1_sub" in shown
+    assert "top1.gpfq-2bit" in shown
 
 
 @pytest.mark.parametrize(

@@ -95,8 +95,7 @@ def test_metrics_text_and_tables_say_the_same() -> None:
     table = with_drops(study())
     summary, correlations = summarise(table), correlate(table, PARAMS)
     found = metrics(summary, correlations)
-    assert found["original"] == {"top1_sub": 89.0}
-    assert found["gpfq"]["3bit"] == {"top1_sub": 81.5, "drop_sub": 7.5, "rho": -1.0}
+    assert found == {"top1": {"float": 89.0, "gpfq-3bit": 81.5}, "rho": {"gpfq-3bit": -1.0}}
     text = markdown(summary, correlations, "resnet20 on glyphs")
     assert "| original | gpfq | 3 | 7 | 6 | 81.5 ± 1.9 |" in text
     assert "| original | gpfq | 3 | 6 | -1.00 |" in text

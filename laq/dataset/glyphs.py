@@ -47,12 +47,12 @@ _CANVAS: Final = 48  # characters are drawn once at this size, then placed by an
 class Style:
     """How hard the images are: ranges that each image draws from, in pixels unless said."""
 
-    glyph_height: tuple[float, float] = (11.0, 21.0)
-    rotation_degrees: float = 25.0
-    contrast: tuple[float, float] = (0.18, 0.65)  # of the full range, between glyph and ground
+    glyph_height: tuple[float, float] = (10.0, 20.0)
+    rotation_degrees: float = 28.0
+    contrast: tuple[float, float] = (0.17, 0.62)  # of the full range, between glyph and ground
     strokes: int = 4
     stray_glyphs: int = 2
-    noise: tuple[float, float] = (6.0, 34.0)  # standard deviation, in grey levels
+    noise: tuple[float, float] = (7.0, 37.0)  # standard deviation, in grey levels
 
 
 def class_characters() -> dict[str, str]:

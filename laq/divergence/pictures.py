@@ -53,6 +53,8 @@ def draw_classes(path: Path, points: Floats, labels: NDArray[np.int64], names: S
     every = points[:: max(1, len(points) // 2000)]
     for axes in grid:
         axes.set_axis_off()
+    # Shared by all panels; ellipses may reach beyond.
+    grid[0].set(xlim=_range(points[:, 0]), ylim=_range(points[:, 1]))
     for axes, (number, name) in zip(grid, enumerate(names), strict=False):
         own = points[labels == number]
         axes.scatter(*every.T, s=2, c="0.8", linewidths=0, rasterized=True)
@@ -60,6 +62,11 @@ def draw_classes(path: Path, points: Floats, labels: NDArray[np.int64], names: S
         axes.add_patch(_ellipse(own))
         axes.set_title(name, fontsize=8, pad=1)
     figure.savefig(path, dpi=_DPI)
+
+
+def _range(values: Floats) -> tuple[float, float]:
+    margin = 0.03 * float(np.ptp(values)) or 1.0
+    return float(values.min()) - margin, float(values.max()) + margin
 
 
 def _ellipse(cloud: Floats) -> Ellipse:

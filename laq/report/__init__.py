@@ -36,19 +36,18 @@ def run(params: Report) -> None:
 
 
 def metrics(summary: pd.DataFrame, correlations: pd.DataFrame) -> dict[str, Any]:
-    """The few numbers that a person compares between experiments, nested by network, method, bits."""
-    rho = correlations[correlations["drop"] == "drop_sub_points"].set_index(["variant", "method", "bits"]).rho
-    result: dict[str, Any] = {}
-    for row in summary.to_dict("records"):
-        if row["method"] == "float":
-            result[row["variant"]] = {"top1_sub": row["top1_sub_percent_mean"]}
-        elif row["variant"] == "quantized":
-            found = rho[row["variant"], row["method"], row["bits"]]
-            result.setdefault(row["method"], {})[f"{row['bits']}bit"] = {
-                "top1_sub": row["top1_sub_percent_mean"],
-                "drop_sub": row["drop_sub_points_mean"],
-                "rho": None if pd.isna(found) else found,
-            }
+    """The few numbers that a person compares between experiments, of the original network.
+
+    ``top1``: mean restricted top-1 in percent, float and by method and bits; ``rho``: the rank
+    correlation of its drop with the divergence, for methods better than round-to-nearest.
+    """
+    result: dict[str, Any] = {"top1": {}, "rho": {}}
+    for row in summary[summary.variant.isin(["original", "quantized"])].to_dict("records"):
+        place = "float" if row["method"] == "float" else f"{row['method']}-{row['bits']}bit"
+        result["top1"][place] = row["top1_sub_percent_mean"]
+    asked = (correlations["drop"] == "drop_sub_points") & (correlations.variant == "quantized")
+    for row in correlations[asked & (correlations.method != "rtn")].to_dict("records"):
+        result["rho"][f"{row['method']}-{row['bits']}bit"] = None if pd.isna(row["rho"]) else row["rho"]
     return result
 
 

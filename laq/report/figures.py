@@ -27,7 +27,7 @@ def draw_against_divergence(path: Path, table: pd.DataFrame, title: str) -> None
     quantized = table[table.method != "float"]
     methods, bits = list(quantized.method.unique()), sorted(quantized.bits.unique())
     figure = Figure(figsize=(3.3 * len(bits) + 0.6, 3.1 * len(methods) + 1.3), layout="constrained")
-    panels = figure.subplots(len(methods), len(bits), sharex=True, sharey=True, squeeze=False)
+    panels = figure.subplots(len(methods), len(bits), sharex=True, squeeze=False)
     for row, method in zip(panels, methods, strict=True):
         for axes, width in zip(row, bits, strict=True):
             shown = (table.method == "float") | ((table.method == method) & (table.bits == width))
@@ -103,7 +103,9 @@ def _lines(axes: Axes, table: pd.DataFrame, score: str) -> None:
     styles = {"rtn": "--", "gpfq": "-"}
     for number, ((variant, method), group) in enumerate(quantized.groupby(["variant", "method"], sort=False)):
         spread = group.groupby("bits")[score].agg(["mean", "std"])
-        x = np.array([places[width] for width in spread.index]) + 0.05 * (number - 1.5)
+        x = np.array([places[width] for width in spread.index]) + 0.11 * (number - 1.5)
         label = f"{BASE_OF[str(variant)]}, {_LABELS[str(method)]}"
         look: dict[str, Any] = {"c": COLOURS[str(variant)], "ls": styles[str(method)], "label": label}
-        axes.errorbar(x, spread["mean"], spread["std"], marker="o", ms=4, capsize=2.5, lw=1.4, **look)
+        axes.errorbar(
+            x, spread["mean"], spread["std"], marker="o", ms=4, capsize=0, lw=1.4, elinewidth=0.9, **look
+        )
