@@ -62,7 +62,7 @@ class QuantizedLayer:
     @property
     def sparsity(self) -> float:
         """The fraction of weights that are zero."""
-        return (self.codes == 0).double().mean().item()
+        return int((self.codes == 0).sum()) / self.codes.numel()
 
 
 @dataclass(frozen=True)
