@@ -30,7 +30,7 @@ def main() -> None:
     bench = Bench(load_params().study)
     cells = [c for c in plan(read_subsets(), bench.params) if c.base == "original" and c.recipe is None]
     settings = [(bits, method, radius) for bits in BITS for method in ("rtn", "gpfq") for radius in RADII]
-    base = Recipe(retain_rate=bench.params.retain_rate, alphabet=bench.params.alphabet)
+    base = next(c.recipe for c in plan(read_subsets(), bench.params) if c.recipe)
     found = {
         (bits, method, radius): score(bench, cells, replace(base, bits=bits, method=method, radius=radius))
         for bits, method, radius in progress(settings, "radius", unit="recipe")

@@ -6,6 +6,7 @@ stage runs), and can be deleted at any time.
 
 from collections.abc import Callable
 from functools import cache
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,7 @@ def cached(kind: str, inputs: dict[str, Any], fill: Callable[[Path], None]) -> P
 
 @cache
 def code_digest(*rooms: str) -> str:
-    """The hash of the source of these rooms of the package (folders, or modules by their name)."""
+    """The hash of the source of these rooms (folders, or modules by their name) and torch's version."""
     folders = [_PACKAGE / room for room in rooms if (_PACKAGE / room).is_dir()]
     modules = [md5(_PACKAGE / f"{room}.py") for room in rooms if not (_PACKAGE / room).is_dir()]
-    return digest([folder_digest(*folders), modules])
+    return digest([folder_digest(*folders), modules, version("torch")])

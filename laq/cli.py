@@ -116,7 +116,7 @@ def track() -> None:
 
 @main.command()
 @click.option("--subset", default="all", show_default=True, help="A subset's name, or all.")
-@click.option("--bits", type=click.IntRange(2, 32), default=4, show_default=True, help="Bits per weight.")
+@click.option("--bits", type=click.IntRange(2, 24), default=4, show_default=True, help="Bits per weight.")
 @click.option(
     "--method",
     type=click.Choice(["rtn", "gpfq"]),

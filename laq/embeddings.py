@@ -49,12 +49,12 @@ def imagenet_network(name: str) -> Classifier:
     """
     try:
         weights = torchvision.models.get_model_weights(name).DEFAULT
-    except ValueError as error:
+        views = weights.transforms()
+        design = Design(name, 1000, views.crop_size[0], tuple(views.mean), tuple(views.std))
+    except (ValueError, AttributeError) as error:
         raise LaqError(
-            f"embeddings.network: {name!r} is neither {OWN!r} nor a torchvision network"
+            f"embeddings.network: {name!r} is neither {OWN!r} nor a torchvision classifier"
         ) from error
-    views = weights.transforms()
-    design = Design(name, 1000, views.crop_size[0], tuple(views.mean), tuple(views.std))
     try:
         body = torchvision.models.get_model(name, weights=weights)
     except (OSError, RuntimeError) as error:

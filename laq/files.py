@@ -78,8 +78,12 @@ def need(path: Path) -> Path:
 
 
 def md5(path: Path) -> str:
-    """The MD5 of a file, as DVC and CIFAR-100's authors give it."""
-    with path.open("rb") as file:
+    """The MD5 of a file, as DVC and CIFAR-100's authors give it.
+
+    Raises:
+        LaqError: the file is missing.
+    """
+    with need(path).open("rb") as file:
         return hashlib.file_digest(file, "md5").hexdigest()
 
 

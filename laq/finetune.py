@@ -8,7 +8,7 @@ from laq.dataset import FOLDER as DATASET
 from laq.dataset import ImageSet, read_images, read_manifest
 from laq.files import md5, replacing_folder
 from laq.network import FOLDER as NETWORK
-from laq.network import WEIGHTS, fit, load_network, save_tensors
+from laq.network import WEIGHTS, fit, load_network, read_design, save_tensors
 from laq.params import Training
 from laq.subsets import Subset, read_subsets
 
@@ -41,7 +41,8 @@ def _finetuned(subset: Subset, images: ImageSet, params: Training, title: str) -
         "classes": sorted(subset.classes),
         "dataset": read_manifest(DATASET)["md5"],
         "network": md5(NETWORK / WEIGHTS),
+        "design": read_design().to_json(),
         "params": params.model_dump(),
-        "code": code_digest("network", "finetune"),
+        "code": code_digest("dataset", "network", "finetune"),
     }
     return cached("finetune", inputs, fill) / WEIGHTS

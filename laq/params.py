@@ -10,11 +10,20 @@ The file names a study and holds a block for each; a block has one section per p
 
 import json
 from collections.abc import Iterator
+from math import inf
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    model_validator,
+)
 
 from laq.errors import LaqError
 
@@ -23,14 +32,27 @@ FILE = Path("params.yaml")
 Count = Annotated[int, Field(ge=0)]
 Positive = Annotated[int, Field(ge=1)]
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
-Bits = Annotated[int, Field(ge=2, le=32)]
+Bits = Annotated[int, Field(ge=2, le=24)]  # float32 cannot hold finer codes
 Colour = tuple[float, float, float]
+Spread = Annotated[float, Field(gt=0)]
+
+
+def _auto_or_positive(value: Any) -> Any:
+    if value != "auto" and not (type(value) in {int, float} and 0 < value < inf):
+        raise ValueError(f"must be auto or a number above 0, found {value!r}")
+    return value
+
+
+def _different(values: tuple[Any, ...]) -> tuple[Any, ...]:
+    if len(set(values)) < len(values):
+        raise ValueError(f"each may stand but once, found {list(values)}")
+    return values
 
 
 class Section(BaseModel):
     """A part of ``params.yaml``: frozen, and with no keys but those named here."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
 
 class Dataset(Section):
@@ -76,7 +98,7 @@ class Network(Section):
     architecture: str
     input_size: Positive = 32
     mean: Colour | None = None
-    std: Colour | None = None
+    std: tuple[Spread, Spread, Spread] | None = None
     weights: str | None = None
     sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")] | None = None
     training: Training | None = None
@@ -85,8 +107,12 @@ class Network(Section):
     def _source_has_what_it_needs(self) -> Self:
         if self.source == "train" and self.training is None:
             raise ValueError("source train needs the section training")
-        if self.source == "file" and self.weights is None:
-            raise ValueError("source file needs weights: the path of a state dict")
+        if self.source == "file" and None in {self.weights, self.sha256}:
+            raise ValueError("source file needs weights (the path of a state dict) and its sha256")
+        if self.source == "hub" and not self.architecture.startswith(("timm:", "torchhub:")):
+            raise ValueError("source hub needs an architecture timm:NAME or torchhub:OWNER/REPO:MODEL")
+        if self.source == "hub" and self.mean is None:
+            raise ValueError("source hub needs the mean and std that its weights were trained with")
         if (self.mean is None) != (self.std is None):
             raise ValueError("give mean and std together, or neither (then: the training images')")
         return self
@@ -142,10 +168,10 @@ class Subsets(Section):
 class Study(Section):
     """What to quantize how, for each subset."""
 
-    bits: Annotated[tuple[Bits, ...], Field(min_length=1)]
-    methods: Annotated[tuple[Literal["rtn", "gpfq"], ...], Field(min_length=1)]
+    bits: Annotated[tuple[Bits, ...], Field(min_length=1), AfterValidator(_different)]
+    methods: Annotated[tuple[Literal["rtn", "gpfq"], ...], Field(min_length=1), AfterValidator(_different)]
     alphabet: Literal["symmetric", "twos_complement", "predecessor"]
-    radius: Annotated[float, Field(gt=0)] | Literal["auto"]
+    radius: Annotated[float | Literal["auto"], BeforeValidator(_auto_or_positive)]
     percentile: Annotated[float, Field(gt=0, le=1)]
     calibration: Literal["subset", "all"]
     calibration_images: Positive
@@ -184,13 +210,15 @@ def load_params(path: Path = FILE) -> Params:
     """
     content = _read_yaml(path)
     name = content.get("study")
-    blocks = sorted(key for key in content if key != "study")
+    blocks = [str(key) for key in content if key != "study"]
     if not isinstance(name, str) or name not in blocks:
         raise LaqError(f"{path}: study is {name!r}; it must name a block: {', '.join(blocks)}")
     try:
         # Through JSON, where strict types still let a list stand for a tuple.
-        block = {"name": name, **_mapping(content[name], path, name)}
-        return Params.model_validate_json(json.dumps(block, default=str))
+        block = {str(key): value for key, value in _mapping(content[name], path, name).items()}
+        if "name" in block:
+            raise LaqError(f"{path}: {name}.name: unknown key; the block's own key is the study's name")
+        return Params.model_validate_json(json.dumps({**block, "name": name}, default=str))
     except ValidationError as error:
         raise LaqError("\n".join(_lines(error, path, name))) from error
 

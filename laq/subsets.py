@@ -5,7 +5,7 @@ import csv
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -73,8 +73,7 @@ def _groups(matrix: Matrix, names: Sequence[str], params: Subsets) -> Iterator[t
     streams = [np.random.default_rng(s) for s in np.random.SeedSequence(params.seed).spawn(4)]
     kinds: tuple[tuple[Kind, int], ...] = (("similar", params.similar), ("dissimilar", params.dissimilar))
     for (kind, count), rng in zip(kinds, streams, strict=False):
-        starts = _starts(rng, len(names), count, f"subsets.{kind}")
-        yield kind, [greedy(matrix, start, params.size, kind) for start in starts]
+        yield kind, _greedy_subsets(matrix, params.size, kind, count, rng)
     sizes = (len(names), params.size)
     yield "random", [sorted(streams[2].choice(*sizes, replace=False).tolist()) for _ in range(params.random)]
     yield "band", [c for band in params.bands for c in in_band(matrix, params.size, band, streams[3])]
@@ -82,13 +81,25 @@ def _groups(matrix: Matrix, names: Sequence[str], params: Subsets) -> Iterator[t
     yield "log", [] if params.log is None else read_log(project_root() / params.log, names)
 
 
-def _starts(rng: np.random.Generator, classes: int, count: int, key: str) -> list[int]:
-    if count > classes:
+def _greedy_subsets(
+    matrix: Matrix, size: int, kind: Kind, count: int, rng: np.random.Generator
+) -> list[list[int]]:
+    """``count`` different subsets from random starts; those that lead to a known one are passed over."""
+    if count > len(matrix):
         raise LaqError(
-            f"{key}: {count} subsets wanted, but each starts at a class of its own and there are {classes}"
+            f"subsets.{kind}: {count} wanted, each from a class of its own, there are {len(matrix)}"
         )
-    starts: list[int] = rng.choice(classes, count, replace=False).tolist()
-    return starts
+    first = rng.choice(len(matrix), count, replace=False).tolist()
+    others = [start for start in rng.permutation(len(matrix)).tolist() if start not in first]
+    found: dict[frozenset[int], list[int]] = {}
+    for start in first + others:
+        if len(found) == count:
+            break
+        classes = greedy(matrix, start, size, kind)
+        found.setdefault(frozenset(classes), classes)
+    if len(found) < count:
+        raise LaqError(f"subsets.{kind}: {count} wanted, but all starts lead to {len(found)} different ones")
+    return list(found.values())
 
 
 def greedy(matrix: Matrix, start: int, size: int, kind: Kind) -> list[int]:
@@ -160,15 +171,15 @@ def read_log(path: Path, names: Sequence[str]) -> list[list[int]]:
     Raises:
         LaqError: the file is missing or holds no such column, or a class is unknown.
     """
-    if not path.is_file():
-        raise LaqError(f"subsets.log: no file {path}")
-    with path.open(newline="", encoding="utf-8") as file:
-        rows = list(csv.DictReader(file))
     try:
-        lists: list[Any] = [ast.literal_eval(row["Subset_Classes"]) for row in rows]
-    except (KeyError, ValueError, SyntaxError) as error:
+        with path.open(newline="", encoding="utf-8") as file:
+            lists = [tuple(ast.literal_eval(row["Subset_Classes"])) for row in csv.DictReader(file)]
+        different = {frozenset(classes): classes for classes in reversed(lists)}
+    except FileNotFoundError as error:
+        raise LaqError(f"subsets.log: no file {path}") from error
+    except (KeyError, ValueError, SyntaxError, TypeError, csv.Error) as error:
         raise LaqError(f"subsets.log: {path} has no readable column Subset_Classes ({error})") from error
-    return [[_class_number(names, c) for c in classes] for classes in dict.fromkeys(map(tuple, lists))]
+    return [[_class_number(names, c) for c in classes] for classes in reversed(different.values())]
 
 
 def _class_number(names: Sequence[str], entry: str | int) -> int:

@@ -111,3 +111,10 @@ def test_too_few_images_are_told_in_a_line() -> None:
         class_divergence(
             np.zeros((4, 2)), np.array([0, 0, 1, 1]), PARAMS.model_copy(update={"estimator": "knn"})
         )
+
+
+def test_identical_points_are_refused_by_the_knn_estimator() -> None:
+    p, q, _ = clouds()
+    p[:7] = p[0]
+    with pytest.raises(ValueError, match="6 or more identical points have no k-NN divergence"):
+        knn_divergence([p, q], 5)

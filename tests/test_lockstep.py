@@ -138,6 +138,11 @@ def test_reported_error_and_sparsity_are_the_measured_ones() -> None:
         )
         assert layer.sparsity == (result.network.get_submodule(layer.name).weight == 0).double().mean().item()
     assert 0 < result.sparsity < 1
+    with torch.no_grad():
+        logits = [net(images.clone()) for net in (network, result.network)]
+    assert result.relative_error == pytest.approx(
+        ((logits[0] - logits[1]).norm() / logits[0].norm()).item(), rel=1e-4
+    )
 
 
 def test_the_callers_network_and_images_are_left_untouched() -> None:
@@ -196,5 +201,20 @@ def test_what_cannot_be_quantized_is_named() -> None:
         quantize(Unused(), x, Recipe(ignore=("nothing",)))
     with pytest.raises(QuantizationError, match="cannot trace"):
         quantize(Branching(), x, Recipe())
-    with pytest.raises(QuantizationError, match="layer used: outputs are not finite"):
+    with pytest.raises(QuantizationError, match="layer used: outputs are not finite") as caught:
         quantize(Unused(), torch.full((4, 3), torch.nan), Recipe(ignore=("spare",)))
+    assert "\n" not in str(caught.value)
+    with pytest.raises(QuantizationError, match="no layer to quantize"):
+        quantize(Unused(), x, Recipe(ignore=("*",)))
+
+
+class OwnPadding(nn.Conv2d):
+    def forward(self, input: Tensor) -> Tensor:  # noqa: A002 (torch's own name)
+        return super().forward(F.pad(input, (1, 1, 1, 1)))
+
+
+def test_layers_that_compute_in_their_own_way_are_refused_by_name() -> None:
+    network, images = nn.Sequential(OwnPadding(3, 4, 3), nn.Conv2d(4, 2, 3)), torch.randn(2, 3, 6, 6)
+    with pytest.raises(QuantizationError, match="layer 0: OwnPadding computes in its own way"):
+        quantize(network, images, Recipe())
+    assert [layer.name for layer in quantize(network, images, Recipe(ignore=("0",))).layers] == ["1"]

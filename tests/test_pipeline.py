@@ -196,6 +196,32 @@ def test_mlflow_run_needs_no_flag(clone: Path) -> None:
     assert len(children) == SUBSETS
 
 
+def test_results_of_another_study_are_not_sent_under_this_ones_name(clone: Path) -> None:
+    committed = (clone / "params.yaml").read_bytes()
+    try:
+        params = tiny_params()
+        params["glyphs"]["study"]["bits"] = [5]
+        write_params(clone, params)
+        assert "made with other parameters than params.yaml" in run(clone, "laq", "track", code=2)
+        assert "made by other code or parameters" in run(clone, "laq", "report", "--publish", "out", code=2)
+        write_params(clone, params | {"study": "cifar100"})
+        assert "data/dataset: holds glyphs, the study cifar100" in run(clone, "laq", "quantize", code=2)
+    finally:
+        (clone / "params.yaml").write_bytes(committed)
+
+
+def test_publishing_brings_the_provenance_and_deletes_nothing_else(clone: Path) -> None:
+    assert "holds something else" in run(clone, "laq", "report", "--publish", ".", code=2)
+    assert "holds something else" in run(clone, "laq", "report", "--publish", "laq", code=2)
+    for _ in range(2):
+        run(clone, "laq", "report", "--publish", "out/glyphs")
+    found = read_json(clone / "out/glyphs/provenance.json")
+    assert found["commit"] == run(clone, "git", "rev-parse", "HEAD").strip()
+    assert found["dirty"] is False
+    assert found["inputs"]["dataset_md5"] == read_json(clone / "data/dataset/manifest.json")["md5"]
+    assert (clone / "laq/cli.py").exists()
+
+
 def test_an_unreachable_store_is_told_in_a_line_and_loses_nothing(clone: Path) -> None:
     output = run(clone, "laq", "track", code=2, MLFLOW_TRACKING_URI="http://127.0.0.1:9")
     assert [line for line in output.splitlines() if line.startswith("laq: MLflow at http://127.0.0.1:9")]

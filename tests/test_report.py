@@ -99,4 +99,12 @@ def test_metrics_text_and_tables_say_the_same() -> None:
     text = markdown(summary, correlations, "resnet20 on glyphs")
     assert "| original | gpfq | 3 | 7 | 6 | 81.5 ± 1.9 |" in text
     assert "| original | gpfq | 3 | 6 | -1.00 |" in text
-    assert "| finetuned | gpfq | 3 | 6 | the drop is constant |" in text
+    assert "| finetuned | gpfq | 3 | 6 | undefined |" in text
+
+
+def test_two_subsets_are_reported_without_a_correlation() -> None:
+    table = with_drops(study(2))
+    correlations = correlate(table, PARAMS)
+    assert correlations.rho.isna().all()
+    assert "| original | gpfq | 3 | 2 | undefined |" in markdown(summarise(table), correlations, "title")
+    assert metrics(summarise(table), correlations)["rho"] == {"gpfq-3bit": None}

@@ -110,7 +110,7 @@ def test_band_subsets_have_their_mean_divergence_in_the_band(bounds: tuple[float
     ("change", "message"),
     [
         ({"size": 13}, "subsets.size: 13 classes wanted, there are 12"),
-        ({"similar": 13}, "subsets.similar: 13 subsets wanted"),
+        ({"similar": 13}, "subsets.similar: 13 wanted"),
         ({"given": (("apple", 1),)}, "unknown class 'apple'; classes are 0 to 11 or names such as class_0"),
         ({"given": ((99, 1),)}, "unknown class 99"),
         ({"given": ((1, "class_1"),)}, "subset given-1: needs two or more different classes"),
@@ -127,5 +127,21 @@ def test_what_cannot_be_had_is_told_in_a_line(change: dict[str, object], message
 
 def test_a_log_without_the_column_is_refused(tmp_path: Path) -> None:
     (tmp_path / "log.csv").write_text("a,b\n1,2\n", encoding="utf-8")
+    with pytest.raises(LaqError, match="has no readable column Subset_Classes"):
+        read_log(tmp_path / "log.csv", NAMES)
+
+
+def test_greedy_subsets_of_one_kind_are_all_different() -> None:
+    params = PARAMS.model_copy(update={"size": 9, "similar": 3, "dissimilar": 3})
+    subsets = choose_subsets(divergences(), NAMES, params)
+    for kind in ("similar", "dissimilar"):
+        assert len({frozenset(s.classes) for s in subsets if s.kind == kind}) == 3
+    with pytest.raises(LaqError, match="subsets.similar: 2 wanted, but all starts lead to 1 different ones"):
+        choose_subsets(divergences(), NAMES, PARAMS.model_copy(update={"size": 12}))
+
+
+@pytest.mark.parametrize("cell", ["5", "[1", "[[1], [2]]"])
+def test_a_log_with_other_things_in_the_column_is_refused(tmp_path: Path, cell: str) -> None:
+    (tmp_path / "log.csv").write_text(f'Subset_Classes\n"{cell}"\n', encoding="utf-8")
     with pytest.raises(LaqError, match="has no readable column Subset_Classes"):
         read_log(tmp_path / "log.csv", NAMES)

@@ -57,17 +57,16 @@ def knn_divergence(clouds: Sequence[Floats], k: int) -> Floats:
     distance from x_i to its k-th neighbour among P's other points and s_k to the k-th among Q's.
 
     Raises:
-        ValueError: a class has no more than ``k`` points.
+        ValueError: a class has no more than ``k`` points, or as many identical ones.
     """
     sizes = np.array([len(cloud) for cloud in clouds])
     if sizes.min() <= k:
         raise ValueError(f"{k} neighbours need more than {k} points a class, the fewest are {sizes.min()}")
     points, owner = np.concatenate(clouds), np.repeat(np.arange(len(clouds)), sizes)
     result = np.empty((len(clouds), len(clouds)))
-    tiny = np.finfo(np.float64).tiny  # identical points are at distance 0, whose logarithm is not finite
-    own = np.concatenate([np.log(np.maximum(_kth(c, c, k + 1), tiny)) for c in clouds])
+    own = np.concatenate([np.log(_kth(c, c, k + 1)) for c in clouds])
     for q, cloud in enumerate(clouds):
-        ratio = np.log(np.maximum(_kth(cloud, points, k), tiny)) - own
+        ratio = np.log(_kth(cloud, points, k)) - own
         sums = np.bincount(owner, ratio, len(clouds))
         result[:, q] = points.shape[1] * sums / sizes + np.log(sizes[q] / (sizes - 1))
     return result
@@ -76,6 +75,10 @@ def knn_divergence(clouds: Sequence[Floats], k: int) -> Floats:
 def _kth(cloud: Floats, points: Floats, k: int) -> Floats:
     """The distance from each of ``points`` to its k-th nearest in ``cloud``."""
     distances, _ = NearestNeighbors(n_neighbors=k).fit(cloud).kneighbors(points)
+    if not (distances[:, -1] > 0).all():
+        raise ValueError(
+            f"{k} or more identical points have no k-NN divergence; use more neighbours, or gaussian"
+        )
     return np.asarray(distances[:, -1], dtype=np.float64)
 
 

@@ -5,6 +5,7 @@ from numpy.typing import NDArray
 from sklearn.decomposition import PCA
 
 from laq.params import Divergence
+from laq.progress import bar_options
 
 
 def reduce(features: NDArray[np.float32], params: Divergence) -> NDArray[np.float64]:
@@ -21,8 +22,7 @@ def reduce(features: NDArray[np.float32], params: Divergence) -> NDArray[np.floa
         n_neighbors=params.umap_neighbours,
         random_state=params.seed,
         n_jobs=1,
-        tqdm_kwds={"desc": "umap"},
-        verbose=False,
+        tqdm_kwds={**bar_options("umap"), "disable": False},
     )
     return np.asarray(reducer.fit_transform(features), dtype=np.float64)
 

@@ -3,6 +3,8 @@
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from laq.cache import code_digest
 from laq.dataset import FOLDER as DATASET
 from laq.dataset import ImageSet, read_images, read_manifest
@@ -46,26 +48,29 @@ def run(params: Network) -> None:
             folder / "network.json",
             {**record, "test_top1_percent": scores.top1_all, "test_top5_percent": scores.top5_all},
         )
+    _checkpoint(params).unlink(missing_ok=True)
 
 
 def make_network(params: Network, train: ImageSet) -> tuple[Classifier, dict[str, Any]]:
     """Build the network and give it its weights; also returns where these came from."""
     design = _design(params, train)
+    origin: dict[str, Any] = {"source": params.source}
+    network = build(design, params.training.seed if params.training else 0, pretrained=params.source == "hub")
+    _check_outputs(network, train)
     if params.source == "file":
         assert params.weights
-        network = build(design)
-        sha256 = load_foreign_weights(network.body, params.weights, params.sha256)
-        return network, {"source": "file", "sha256": sha256}
-    if params.source == "hub":
-        network = build(design, pretrained=True)
-        _check_classes(network, train)
-        return network, {"source": "hub", "architecture": params.architecture}
-    assert params.training
-    network = build(design, params.training.seed)
-    inputs = [params.model_dump(), read_manifest(DATASET)["md5"], code_digest("network")]
-    checkpoint = project_root() / ".laq" / "training" / f"{digest(inputs)}.pt"
-    fit(network, train, params.training, f"train {params.architecture}", checkpoint)
-    return network, {"source": "train", "images": len(train), "epochs": params.training.epochs}
+        origin["sha256"] = load_foreign_weights(network.body, params.weights, params.sha256)
+    elif params.source == "train":
+        assert params.training
+        fit(network, train, params.training, f"train {params.architecture}", _checkpoint(params))
+        origin |= {"images": len(train), "epochs": params.training.epochs}
+    return network, origin
+
+
+def _checkpoint(params: Network) -> Path:
+    """Where an unfinished training of just this network on just these images is kept."""
+    inputs = [params.model_dump(), read_manifest(DATASET)["md5"], code_digest("dataset", "network")]
+    return project_root() / ".laq" / "training" / f"{digest(inputs)}.pt"
 
 
 def load_network(folder: Path = FOLDER, weights: Path | None = None) -> Classifier:
@@ -95,10 +100,19 @@ def _pixel_statistics(data: ImageSet) -> tuple[tuple[float, float, float], tuple
     return (red[0], green[0], blue[0]), (red[1], green[1], blue[1])
 
 
-def _check_classes(network: Classifier, data: ImageSet) -> None:
-    found = predict(network, data.take(data.labels[:1] * 0)).shape[1]
+def _check_outputs(network: Classifier, data: ImageSet) -> None:
+    """See that the network takes the images and tells their classes apart."""
+    design = network.design
+    try:
+        found = predict(network, data.take(torch.tensor([0]))).shape[1]
+    except RuntimeError as error:
+        reason = str(error).partition("\n")[0]
+        raise LaqError(
+            f"network: {design.architecture} cannot take images of {design.input_size} pixels a side "
+            f"(network.input_size): {reason}"
+        ) from error
     if found != len(data.class_names):
         raise LaqError(
-            f"network.architecture: {network.design.architecture} has {found} outputs, the dataset "
+            f"network.architecture: {design.architecture} has {found} outputs, the dataset "
             f"{len(data.class_names)} classes"
         )

@@ -1,6 +1,5 @@
 """One training loop, for networks from scratch and for fine-tuning."""
 
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from torch.optim.lr_scheduler import ConstantLR, LRScheduler, OneCycleLR
 from tqdm import tqdm
 
 from laq.dataset import ImageSet
+from laq.files import replacing_file
 from laq.network.zoo import seeded
 from laq.params import Training
 from laq.progress import progress
@@ -24,7 +24,8 @@ def fit(
     """Train ``network`` in place by cross-entropy; leave it in evaluation mode.
 
     Every epoch draws its order and augmentation from ``(config.seed, epoch)``, so a run that was
-    killed and continues from ``checkpoint`` ends with the weights of one that was not.
+    killed and continues from ``checkpoint`` ends with the weights of one that was not. The file is
+    the caller's to remove, once the weights are safe.
     """
     optimizer = _optimizer(network, config)
     steps = -(-len(data) // config.batch_size)
@@ -37,8 +38,6 @@ def fit(
             bar.set_postfix(epoch=epoch + 1, loss=f"{loss:.3f}")
             _save(checkpoint, epoch + 1, network, optimizer, schedule)
     network.eval()
-    if checkpoint:
-        checkpoint.unlink(missing_ok=True)
 
 
 def _optimizer(network: nn.Module, config: Training) -> Optimizer:
@@ -109,11 +108,9 @@ def _save(
 ) -> None:
     if path is None:
         return
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(f".{os.getpid()}")
     state = {"epoch": epoch, "network": network.state_dict(), "optimizer": optimizer.state_dict()}
-    torch.save({**state, "schedule": schedule.state_dict()}, partial)
-    partial.rename(path)
+    with replacing_file(path) as partial:
+        torch.save({**state, "schedule": schedule.state_dict()}, partial)
 
 
 def _resume(path: Path | None, network: nn.Module, optimizer: Optimizer, schedule: LRScheduler) -> int:

@@ -4,7 +4,7 @@ import hashlib
 import pickle
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import safetensors.torch
 import torch
@@ -14,7 +14,17 @@ from torch import Tensor, nn
 from laq.errors import LaqError
 from laq.files import need, project_root, replacing_file
 
-_SUFFIX = ".safetensors"
+_SUFFIX: Final = ".safetensors"
+# What torch.load raises on files that are something else, or damaged.
+_NOT_WEIGHTS: Final = (
+    pickle.UnpicklingError,
+    RuntimeError,
+    EOFError,
+    ValueError,
+    LookupError,
+    TypeError,
+    OSError,
+)
 
 
 def save_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
@@ -62,8 +72,8 @@ def _read_state(path: Path) -> dict[str, Tensor]:
         return load_tensors(path)
     try:
         content: Any = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
-        reason = str(error).splitlines()[0]
+    except _NOT_WEIGHTS as error:
+        reason = str(error).partition("\n")[0]
         raise LaqError(f"{path}: not a file of plain weights ({reason})") from error
     state = content.get("state_dict", content) if isinstance(content, dict) else None
     if not isinstance(state, dict) or not all(isinstance(t, Tensor) for t in state.values()):

@@ -139,8 +139,10 @@ def _timm(name: str, classes: int, *, pretrained: bool) -> nn.Module:
         timm = importlib.import_module("timm")
     except ImportError as error:
         raise LaqError(f"timm:{name} needs the package timm: `pip install 'laq[timm]'`") from error
+    # Asked for another number of classes, timm would replace a pretrained head by a random one.
+    head = {} if pretrained else {"num_classes": classes}
     try:
-        model: nn.Module = timm.create_model(name, pretrained=pretrained, num_classes=classes)
+        model: nn.Module = timm.create_model(name, pretrained=pretrained, **head)
     except _HUB_ERRORS as error:
         raise LaqError(f"timm:{name} cannot be made: {_first_line(error)}") from error
     return model

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 AlphabetKind = Literal["symmetric", "twos_complement", "predecessor"]
-# Few levels are better spent inside the range than at its ends: the fractions of max|w| that lost
-# least accuracy with GPFQ on CIFAR-100 (README, "Choices and what they cost").
+# Few levels are better spent inside the range than at its ends. Fractions of max|w|, for GPFQ;
+# benchmarks/radius.py measures what others give.
 AUTO_RADIUS: Final = {2: 0.7, 3: 0.8, 4: 0.9}
 PREDECESSOR_RADIUS: Final = 1.16
 

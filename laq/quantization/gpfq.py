@@ -48,7 +48,7 @@ def gpfq(W: Tensor, X: Tensor, X_q: Tensor, alphabet: Alphabet, block: int = BLO
         C, H = X_b.mT @ X_qb, X_qb.mT @ X_qb
         codes[..., b] = Q_b = _solve(A, W_b, C, H, alphabet)
         if start + block < columns:
-            U.baddbmm_(X_b, W_b.mT).baddbmm_(X_qb, (Q_b * alphabet.step).mT, alpha=-1)
+            U.baddbmm_(X_b, W_b.mT).baddbmm_(X_qb, alphabet.decode(Q_b).mT, alpha=-1)
     return codes.to(torch.int64).clamp_(alphabet.low, alphabet.high)
 
 

@@ -67,10 +67,14 @@ class QuantizedLayer:
 
 @dataclass(frozen=True)
 class QuantizedNetwork:
-    """A quantized copy of a network, and its layers in the order of execution."""
+    """A quantized copy of a network, its layers in the order of execution, and its outputs' error.
+
+    ``relative_error`` is ‖Y - Ỹ‖ / ‖Y‖ over the calibration images, Y being the network's outputs.
+    """
 
     network: nn.Module
     layers: tuple[QuantizedLayer, ...]
+    relative_error: float
 
     @property
     def sparsity(self) -> float:
@@ -95,20 +99,21 @@ def quantize(network: nn.Module, images: Tensor, recipe: Recipe) -> QuantizedNet
         recipe: how.
 
     Raises:
-        QuantizationError: the network cannot be traced, never runs one of its layers, or has outputs
-            that are not finite; a pattern in ``recipe.ignore`` matches no layer.
+        QuantizationError: the network cannot be traced, never runs one of its layers, has layers with
+            a forward of their own or outputs that are not finite; a pattern in ``recipe.ignore``
+            matches no layer, or they leave none.
     """
     analog, quantized = copy.deepcopy(network).eval(), copy.deepcopy(network).eval()
     names = _names_to_quantize(network, recipe.ignore)
     walk = _Lockstep(_trace(analog), quantized, names, recipe)
     with torch.no_grad():
-        walk.run(images)
+        error = _relative_error("network", walk.run(images))
     if missed := names - walk.done.keys():
         raise QuantizationError(
             f"layers never run, so not quantized: {', '.join(sorted(missed))}; "
             "name them in ignore if they may keep their weights"
         )
-    return QuantizedNetwork(quantized, tuple(walk.done.values()))
+    return QuantizedNetwork(quantized, tuple(walk.done.values()), error)
 
 
 def layer_names(network: nn.Module) -> list[str]:
@@ -121,7 +126,15 @@ def _names_to_quantize(network: nn.Module, ignore: tuple[str, ...]) -> set[str]:
     for pattern in ignore:
         if not any(fnmatchcase(name, pattern) for name in names):
             raise QuantizationError(f"ignore: {pattern!r} matches no layer; layers: {', '.join(names)}")
-    return {name for name in names if not any(fnmatchcase(name, p) for p in ignore)}
+    chosen = {name for name in names if not any(fnmatchcase(name, p) for p in ignore)}
+    if not chosen:
+        raise QuantizationError("no layer to quantize: the network has none, or ignore covers them all")
+    for name in sorted(chosen):
+        # Padding or weights computed in a forward of its own would not be what is quantized here.
+        if type(network.get_submodule(name)).forward not in {nn.Conv2d.forward, nn.Linear.forward}:
+            kind = type(network.get_submodule(name)).__name__
+            raise QuantizationError(f"layer {name}: {kind} computes in its own way; name it in ignore")
+    return chosen
 
 
 class _LayerTracer(fx.Tracer):
@@ -135,7 +148,7 @@ def _trace(network: nn.Module) -> fx.GraphModule:
     try:
         return fx.GraphModule(network, _LayerTracer().trace(network))
     except (TraceError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
-        reason = str(error).splitlines()[0]
+        reason = str(error).partition("\n")[0]
         raise QuantizationError(f"torch.fx cannot trace the network: {reason}") from error
 
 
@@ -149,6 +162,7 @@ class _Lockstep(fx.Interpreter):
         self.recipe = recipe
         self.generator = torch.Generator().manual_seed(recipe.seed)
         self.done: dict[str, QuantizedLayer] = {}
+        self.extra_traceback = False  # errors stay the one line that they are
 
     def run_node(self, n: fx.Node) -> Any:
         """Run one node for both networks."""
@@ -180,7 +194,7 @@ class _Lockstep(fx.Interpreter):
             quantized.weight.copy_(codes.to(step.dtype) * step)
         outputs = _Pair(analog(inputs.analog), quantized(inputs.quantized))
         if first:
-            error = _relative_error(name, outputs)
+            error = _relative_error(f"layer {name}", outputs)
             self.done[name] = QuantizedLayer(name, self.recipe.bits, levels, codes, step, error)
         return outputs
 
@@ -214,5 +228,5 @@ def _side(values: Any, side: int) -> Any:
 def _relative_error(name: str, outputs: _Pair) -> float:
     size, error = outputs.analog.norm(), (outputs.analog - outputs.quantized).norm()
     if not (size.isfinite() and error.isfinite()):
-        raise QuantizationError(f"layer {name}: outputs are not finite; check weights and images")
+        raise QuantizationError(f"{name}: outputs are not finite; check weights and images")
     return float(error / size) if size > 0 else float(error)

@@ -6,19 +6,23 @@ from typing import Any
 
 import pandas as pd
 
+from laq.divergence import FOLDER as DIVERGENCE
+from laq.errors import LaqError
 from laq.files import need, read_json, replacing_folder, write_json
 from laq.params import FILE as PARAMS
-from laq.params import Report
+from laq.params import Report, load_params
 from laq.provenance import commit
 from laq.report.figures import draw_against_bits, draw_against_divergence
 from laq.report.statistics import correlate, summarise, with_drops
 from laq.report.text import markdown
 from laq.study import FOLDER as STUDY
-from laq.study import INPUTS, LAYERS, MEASUREMENTS
+from laq.study import INPUTS, LAYERS, MEASUREMENTS, study_code
 
 FOLDER = Path("data/report")
 METRICS = "metrics.json"
 TEXT = "report.md"
+CORRELATIONS = "correlations.csv"
+PROVENANCE = "provenance.json"
 
 
 def run(params: Report) -> None:
@@ -28,7 +32,7 @@ def run(params: Report) -> None:
     with replacing_folder(FOLDER) as folder:
         table.to_csv(folder / "measurements.csv", index=False)
         summary.to_csv(folder / "summary.csv", index=False)
-        correlations.to_csv(folder / "correlations.csv", index=False)
+        correlations.to_csv(folder / CORRELATIONS, index=False)
         write_json(folder / METRICS, metrics(summary, correlations))
         (folder / TEXT).write_text(markdown(summary, correlations, title), encoding="utf-8")
         draw_against_divergence(folder / "accuracy_vs_divergence.png", table, title)
@@ -39,7 +43,7 @@ def metrics(summary: pd.DataFrame, correlations: pd.DataFrame) -> dict[str, Any]
     """The few numbers that a person compares between experiments, of the original network.
 
     ``top1``: mean restricted top-1 in percent, float and by method and bits; ``rho``: the rank
-    correlation of its drop with the divergence, for methods better than round-to-nearest.
+    correlation of its drop with the divergence, for every method but round-to-nearest.
     """
     result: dict[str, Any] = {"top1": {}, "rho": {}}
     for row in summary[summary.variant.isin(["original", "quantized"])].to_dict("records"):
@@ -52,15 +56,24 @@ def metrics(summary: pd.DataFrame, correlations: pd.DataFrame) -> dict[str, Any]
 
 
 def publish(target: Path) -> None:
-    """Copy the report to ``target`` with all that it takes to place it: parameters, hashes, commit."""
+    """Copy the report to ``target`` with all that it takes to place it: parameters, hashes, commit.
+
+    Raises:
+        LaqError: ``target`` holds something else, or the study was made by other code or parameters.
+    """
+    if target.exists() and not (target / PROVENANCE).is_file():
+        raise LaqError(
+            f"--publish {target}: holds something else than a published report; name another folder"
+        )
+    inputs = read_json(STUDY / INPUTS)
     need(FOLDER / METRICS)
+    if inputs != {**inputs, "code": study_code(), "params": load_params().study.model_dump(mode="json")}:
+        raise LaqError(f"{STUDY}: made by other code or parameters than are here now; run `dvc repro`")
     with replacing_folder(target) as folder:
         shutil.copytree(FOLDER, folder, dirs_exist_ok=True)
-        shutil.copyfile(need(STUDY / LAYERS), folder / LAYERS)
-        shutil.copyfile(PARAMS, folder / PARAMS.name)
-        for name in ("heat_map.png", "classes.png"):
-            shutil.copyfile(need(Path("data/divergence") / name), folder / name)
-        write_json(folder / "provenance.json", {**commit(), "inputs": read_json(STUDY / INPUTS)})
+        for file in (STUDY / LAYERS, PARAMS, DIVERGENCE / "heat_map.png"):
+            shutil.copyfile(need(file), folder / file.name)
+        write_json(folder / PROVENANCE, {**commit(), "inputs": inputs})
 
 
 def _title(table: pd.DataFrame) -> str:

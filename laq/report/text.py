@@ -12,7 +12,8 @@ Top-1 accuracy in percent on the test images of each subset's classes, mean ± s
 n subsets. *subset*: choosing among the subset's classes; *all*: among all."""
 _ABOUT_RHO: Final = """\
 Spearman's rank correlation of the drop in restricted top-1 with the median divergence (bootstrap
-interval; permutation p-value, not corrected for the number of rows)."""
+interval; permutation p-value, not corrected for the number of rows; undefined where the drop is
+constant). Subsets may share classes, which these take no account of."""
 
 
 def markdown(summary: pd.DataFrame, correlations: pd.DataFrame, title: str) -> str:
@@ -48,15 +49,19 @@ def _correlations(correlations: pd.DataFrame) -> Iterable[str]:
     yield "| network | method | bits | n | rho | interval | p |"
     yield "|---|---|---|---|---|---|---|"
     for row in correlations[correlations["drop"] == "drop_sub_points"].to_dict("records"):
-        known = pd.notna(row["rho"])
-        numbers = (f"{row['rho']:+.2f}", f"{row['low']:+.2f} to {row['high']:+.2f}", f"{row['p_value']:.4f}")
         yield _line(
             BASE_OF[row["variant"]],
             row["method"],
             row["bits"],
             row["n"],
-            *(numbers if known else ("the drop is constant", "", "")),
+            *_rho(row),
         )
+
+
+def _rho(row: Mapping[Hashable, Any]) -> tuple[str, str, str]:
+    if pd.isna(row["rho"]):
+        return "undefined", "", ""
+    return f"{row['rho']:+.2f}", f"{row['low']:+.2f} to {row['high']:+.2f}", f"{row['p_value']:.4f}"
 
 
 def _spread(row: Mapping[Hashable, Any], name: str) -> str:

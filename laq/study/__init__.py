@@ -14,7 +14,7 @@ from laq.network import FOLDER as NETWORK
 from laq.network import WEIGHTS, read_design
 from laq.params import Study
 from laq.progress import progress
-from laq.study.cells import Bench, Cell, plan, read_layers, read_measurement
+from laq.study.cells import Bench, Cell, plan, read_layers, read_measurement, study_code
 from laq.subsets import FILE as SUBSETS
 from laq.subsets import read_subsets
 
@@ -29,6 +29,7 @@ __all__ = [
     "measurement_row",
     "plan",
     "run",
+    "study_code",
     "weights_file",
 ]
 
@@ -96,8 +97,9 @@ def _write_table(path: Path, rows: Iterable[dict[str, Any]]) -> None:
 def _hashes(bench: Bench) -> dict[str, Any]:
     """What the table was made from."""
     return {
+        "code": study_code(),
         "dataset_md5": bench.dataset,
         "network_md5": md5(NETWORK / WEIGHTS),
         "subsets_md5": md5(SUBSETS),
-        "params": bench.params.model_dump(),
+        "params": bench.params.model_dump(mode="json"),
     }

@@ -16,7 +16,7 @@ from laq.files import md5, read_json, write_json
 from laq.finetune import FOLDER as FINETUNE
 from laq.finetune import weights_of
 from laq.network import FOLDER as NETWORK
-from laq.network import WEIGHTS, Classifier, Scores, evaluate, load_network, save_tensors
+from laq.network import WEIGHTS, Classifier, Scores, evaluate, load_network, read_design, save_tensors
 from laq.params import Study
 from laq.quantization import (
     QuantizationError,
@@ -74,6 +74,11 @@ def _recipe(params: Study, bits: int, method: Literal["rtn", "gpfq"]) -> Recipe:
     )
 
 
+def study_code() -> str:
+    """The hash of the code that measures."""
+    return code_digest("dataset", "network", "quantization", "study")
+
+
 class Bench:
     """Measures cells on the study's dataset and networks, each loaded once."""
 
@@ -93,7 +98,8 @@ class Bench:
             "dataset": self.dataset,
             "weights": md5(self._weights(cell)),
             "recipe": cell.recipe and asdict(cell.recipe),
-            "code": code_digest("dataset", "network", "quantization", "study"),
+            "design": read_design().to_json(),
+            "code": study_code(),
             **calibration,
         }
 
@@ -167,7 +173,7 @@ def _keep(result: QuantizedNetwork, folder: Path) -> dict[str, Any]:
     save_tensors(folder / WEIGHTS, to_tensors(result))
     layers = [
         {
-            "layer": layer.name.removeprefix("body."),
+            "layer": layer.name,
             "bits": layer.bits,
             "levels": layer.levels,
             "weights": layer.codes.numel(),
@@ -182,7 +188,7 @@ def _keep(result: QuantizedNetwork, folder: Path) -> dict[str, Any]:
         "levels": layers[0]["levels"],
         "sparsity_percent": 100 * result.sparsity,
         "relative_error_mean": sum(layer.relative_error for layer in result.layers) / len(layers),
-        "relative_error_logits": result.layers[-1].relative_error,
+        "relative_error_logits": result.relative_error,
     }
 
 

@@ -11,7 +11,7 @@ from laq.params import Params
 from laq.quantization import restore
 from laq.study import Bench, Cell, layer_rows, measurement_row, plan
 from laq.subsets import Subset, read_subsets
-from laq.tracking.records import Outcome, cell_record, experiment_name
+from laq.tracking.records import Outcome, cell_record, check_dataset, experiment_name
 from laq.tracking.store import Record, Store
 
 ALL = "all"
@@ -32,6 +32,7 @@ def quantize(params: Params, order: Order) -> list[Outcome]:
     Raises:
         LaqError: the subset is unknown, or an earlier stage's output is missing.
     """
+    check_dataset(params)
     subsets = _chosen(order.subset)
     methods = tuple(dict.fromkeys(("rtn", *params.study.methods, order.method)))
     study = params.study.model_copy(update={"bits": (order.bits,), "methods": methods})
@@ -79,8 +80,7 @@ class _Work:
         )
         record = cell_record(self.params, outcome)
         with self.store.running(self.experiment, record, parent) as run_id:
-            pixels = self.bench.calibration_images(subset)[:2]
-            self.store.log_network(run_id, self._network(cells, outcome), pixels)
+            self.store.log_network(run_id, self._network(cells, outcome), self.bench.train.images[:2])
         return outcome
 
     def _network(self, cells: Sequence[Cell], outcome: Outcome) -> Classifier:

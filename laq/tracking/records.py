@@ -7,18 +7,21 @@ from typing import Any
 
 import pandas as pd
 
+from laq.dataset import FOLDER as DATASET
+from laq.dataset import read_manifest
+from laq.divergence import FOLDER as DIVERGENCE
+from laq.errors import LaqError
 from laq.files import digest, md5, need, read_json
 from laq.params import Params
 from laq.provenance import commit
+from laq.report import CORRELATIONS, METRICS, TEXT
 from laq.report import FOLDER as REPORT
-from laq.report import METRICS, TEXT
 from laq.study import FOLDER as STUDY
 from laq.study import INPUTS, LAYERS, MEASUREMENTS, weights_file
 from laq.subsets import Subset, read_subsets
 from laq.tracking.store import Record
 
 Row = Mapping[str, Any]
-_PICTURES = Path("data/divergence")
 
 
 def experiment_name(params: Params) -> str:
@@ -31,23 +34,50 @@ def study_record(params: Params) -> Record:
     rows = _rows(MEASUREMENTS)
     settings = params.model_dump(mode="json", exclude={"name"}, exclude_none=True)
     return Record(
-        key=study_key(),
+        key=study_key(params),
         name=f"{params.name}: {rows[0]['network']}, {len(read_subsets())} subsets",
         params=dict(_flat(settings)),
         metrics={k: v for k, v in _flat(read_json(need(REPORT / METRICS))) if v is not None},
         tags=tags(params.name, rows[0]),
         files=[
             *((path, "report") for path in sorted(REPORT.iterdir())),
-            *((path, "divergence") for path in sorted(_PICTURES.glob("*.png"))),
+            *((path, "divergence") for path in sorted(DIVERGENCE.glob("*.png"))),
             (STUDY / INPUTS, "study"),
         ],
         note=need(REPORT / TEXT).read_text(encoding="utf-8"),
     )
 
 
-def study_key() -> str:
-    """The name of the study's result: the hash of its table and of its report."""
-    return digest([md5(need(STUDY / MEASUREMENTS)), md5(need(REPORT / METRICS))])
+def study_key(params: Params) -> str:
+    """The name of the study's result: the hash of its parameters, table and report."""
+    files = (STUDY / MEASUREMENTS, STUDY / INPUTS, REPORT / TEXT, REPORT / CORRELATIONS)
+    return digest([params.model_dump(), [md5(file) for file in files]])
+
+
+def check_study(params: Params) -> None:
+    """See that what lies in ``data/`` is the study that ``params`` describe.
+
+    Raises:
+        LaqError: it is another one's.
+    """
+    made_from = read_json(STUDY / INPUTS)["params"]
+    check_dataset(params)
+    if made_from != params.study.model_dump(mode="json"):
+        raise LaqError(f"{STUDY}: made with other parameters than params.yaml has now; run `dvc repro`")
+
+
+def check_dataset(params: Params) -> None:
+    """See that the images in ``data/`` are the study's.
+
+    Raises:
+        LaqError: they are another one's.
+    """
+    found = read_manifest(DATASET)["name"]
+    if found != params.dataset.name:
+        raise LaqError(
+            f"{DATASET}: holds {found}, the study {params.name} in params.yaml is on "
+            f"{params.dataset.name}; run `dvc repro`"
+        )
 
 
 def cell_records(params: Params) -> Iterator[Record]:
@@ -61,7 +91,7 @@ def cell_records(params: Params) -> Iterator[Record]:
                 row["cell"]: weights_file(STUDY, row["cell"]) for row in chosen if row["method"] != "float"
             }
             outcome = Outcome(subset, chosen, [r for r in layers if r["cell"] in names], names)
-            key = digest([study_key(), subset.name, bits])
+            key = digest([study_key(params), subset.name, bits])
             yield replace(cell_record(params, outcome), key=key)
 
 

@@ -109,10 +109,14 @@ class Store:
         own = _RUN_ID is not None and parent is None
         with _telling(self.uri):
             run_id = str(_RUN_ID) if own else self._create(experiment, record, parent)
-            self.fill(run_id, record)
-            yield run_id
-            if not own:
-                self.client.set_terminated(run_id)
+            status = "FAILED"
+            try:
+                self.fill(run_id, record)
+                yield run_id
+                status = "FINISHED"
+            finally:
+                if not own:  # the launcher ends its own
+                    self.client.set_terminated(run_id, status)
 
     def experiment_of_own_run(self, name: str) -> str:
         """The experiment of the run that `mlflow run` started, or else the one called ``name``."""
@@ -153,8 +157,9 @@ def _telling(uri: str) -> Iterator[None]:
     """Turn MLflow's exceptions into one line that names the store."""
     try:
         yield
-    except MlflowException as error:
-        reason = str(error).splitlines()[0]
+    except (MlflowException, ImportError) as error:
+        reason = str(error).partition("\n")[0]
         raise LaqError(
-            f"MLflow at {uri}: {reason}; results are on disk, so run `laq track` once it answers"
+            f"MLflow at {uri}: {reason}; nothing measured is lost: see to the store (MLFLOW_TRACKING_URI) "
+            "and run the command again"
         ) from error
