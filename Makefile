@@ -36,4 +36,4 @@ $(INSTALLED): pyproject.toml requirements.txt
 	touch $@
 
 clean:
-	rm -rf .laq data/*/ data/subsets.json mlruns mlflow.db*
+	rm -rf .laq data/*/ data/*.json mlruns mlflow.db*
