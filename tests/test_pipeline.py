@@ -250,9 +250,9 @@ def test_an_experiment_changes_a_key_and_is_shown(clone: Path) -> None:
     [
         (["network"], "data/dataset/train: not found; run `dvc repro`"),
         (["report"], "data/study/measurements.csv: not found; run `dvc repro`"),
-        (["report", "--publish", "out"], "data/report/metrics.json: not found"),
-        (["quantize", "--subset", "mine"], "data/subsets.json: not found"),
-        (["quantize", "--bits", "1"], "1 is not in the range 2<=x<=32"),
+        (["report", "--publish", "out"], "data/study/inputs.json: not found"),
+        (["quantize", "--subset", "mine"], "data/dataset/manifest.json: not found"),
+        (["quantize", "--bits", "1"], "1 is not in the range 2<=x<=24"),
     ],
 )
 def test_missing_input_is_told_in_a_line_with_exit_code_2(
