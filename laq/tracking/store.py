@@ -133,9 +133,11 @@ class Store:
         """
         example = pixels.numpy().astype(np.float32)
         requirements = [f"{package.__name__}=={package.__version__.split('+')[0]}" for package in (torch, np)]
+        # Exporting weights in channels-last memory warns that they look like parts of larger tensors.
+        plain = network.eval().to(memory_format=torch.contiguous_format)
         with _telling(self.uri), mlflow.start_run(run_id=run_id):
             info = mlflow.pytorch.log_model(
-                network.eval(), name="network", input_example=example, pip_requirements=requirements
+                plain, name="network", input_example=example, pip_requirements=requirements
             )
         return str(info.model_uri)
 
