@@ -56,13 +56,13 @@ def _solve(A: Tensor, W: Tensor, C: Tensor, H: Tensor, alphabet: Alphabet) -> Te
     """The codes of one block, as floats: A (G, N, B) is used up, C and H are (G, B, B)."""
     step = alphabet.step[..., 0]
     a, w, c, h, s = (t.detach().contiguous().numpy() for t in (A, W, C, H, step))
-    return torch.from_numpy(_walk(a, w, c, h, s, alphabet.low, alphabet.high))
+    return torch.from_numpy(_walk(a, w, c, h, (s, alphabet.low, alphabet.high)))
 
 
 @numba.njit(parallel=True, cache=True)
-def _walk(  # noqa: PLR0913, PLR0917 (a compiled kernel takes arrays and numbers, not objects)
-    A: _Floats, W: _Floats, C: _Floats, H: _Floats, step: _Floats, low: int, high: int
-) -> _Floats:
+def _walk(A: _Floats, W: _Floats, C: _Floats, H: _Floats, levels: tuple[_Floats, int, int]) -> _Floats:
+    """The recursion inside a block, for every neuron; ``levels`` are the alphabet's step, low and high."""
+    step, low, high = levels
     codes = np.empty_like(W)
     groups, neurons, columns = W.shape
     for i in numba.prange(groups * neurons):
