@@ -4,12 +4,12 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import click
 
 from laq.errors import LaqError
-from laq.params import load_params
+from laq.params import METHODS, Method, load_params
 
 # Each command imports its own room: importing them all takes seconds that `--help` should not.
 # ruff: noqa: PLC0415
@@ -119,12 +119,12 @@ def track() -> None:
 @click.option("--bits", type=click.IntRange(2, 24), default=4, show_default=True, help="Bits per weight.")
 @click.option(
     "--method",
-    type=click.Choice(["rtn", "gpfq"]),
+    type=click.Choice(METHODS),
     default="gpfq",
     show_default=True,
     help="Whose network becomes the run's model.",
 )
-def quantize(subset: str, bits: int, method: Literal["rtn", "gpfq"]) -> None:
+def quantize(subset: str, bits: int, method: Method) -> None:
     """Quantize for one subset or all, measure, and log MLflow runs with the networks."""
     from laq import tracking as room
 

@@ -12,7 +12,7 @@ import json
 from collections.abc import Iterator
 from math import inf
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, get_args
 
 import yaml
 from pydantic import (
@@ -28,6 +28,12 @@ from pydantic import (
 from laq.errors import LaqError
 
 FILE = Path("params.yaml")
+# As in laq.quantization, which takes seconds to import; a test holds them together.
+Method = Literal["rtn", "gpfq", "sgpfq", "gpfq_l0", "gpfq_l1", "gptq", "qronos"]
+AlphabetKind = Literal["symmetric", "twos_complement", "midrise", "predecessor"]
+RadiusRule = Literal["auto", "mse", "error"]
+METHODS: tuple[Method, ...] = get_args(Method)
+RADIUS_RULES: tuple[RadiusRule, ...] = get_args(RadiusRule)
 
 Count = Annotated[int, Field(ge=0)]
 Positive = Annotated[int, Field(ge=1)]
@@ -37,9 +43,9 @@ Colour = tuple[float, float, float]
 Spread = Annotated[float, Field(gt=0)]
 
 
-def _auto_or_positive(value: Any) -> Any:
-    if value != "auto" and not (type(value) in {int, float} and 0 < value < inf):
-        raise ValueError(f"must be auto or a number above 0, found {value!r}")
+def _word_or_positive(value: Any) -> Any:
+    if value not in RADIUS_RULES and not (type(value) in {int, float} and 0 < value < inf):
+        raise ValueError(f"must be {', '.join(RADIUS_RULES)} or a number above 0, found {value!r}")
     return value
 
 
@@ -169,9 +175,9 @@ class Study(Section):
     """What to quantize how, for each subset."""
 
     bits: Annotated[tuple[Bits, ...], Field(min_length=1), AfterValidator(_different)]
-    methods: Annotated[tuple[Literal["rtn", "gpfq"], ...], Field(min_length=1), AfterValidator(_different)]
-    alphabet: Literal["symmetric", "twos_complement", "predecessor"]
-    radius: Annotated[float | Literal["auto"], BeforeValidator(_auto_or_positive)]
+    methods: Annotated[tuple[Method, ...], Field(min_length=1), AfterValidator(_different)]
+    alphabet: AlphabetKind
+    radius: Annotated[float | RadiusRule, BeforeValidator(_word_or_positive)]
     percentile: Annotated[float, Field(gt=0, le=1)]
     calibration: Literal["subset", "all"]
     calibration_images: Positive

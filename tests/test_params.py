@@ -1,12 +1,15 @@
 """params.yaml: what is right is read, what is wrong is named in a line."""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 
+from laq import params
 from laq.errors import LaqError
 from laq.params import load_params
+from laq.quantization import METHODS
+from laq.quantization.alphabet import RADIUS_RULES, AlphabetKind
 from tests.conftest import ROOT, tiny_params, write_params
 
 
@@ -29,7 +32,7 @@ MISTAKES: list[tuple[tuple[str, ...], Any, str]] = [
     (("study", "bits"), [3, "x"], "glyphs.study.bits.1: Input should be a valid integer (found 'x')"),
     (("study", "bits"), [1], "glyphs.study.bits.0: Input should be greater than or equal to 2 (found 1)"),
     (("study", "bits"), [], "glyphs.study.bits: "),
-    (("study", "methods"), ["gptq"], "Input should be 'rtn' or 'gpfq' (found 'gptq')"),
+    (("study", "methods"), ["awq"], "Input should be 'rtn', 'gpfq', 'sgpfq', 'gpfq_l0', 'gpfq_l1', 'gptq' or 'qronos' (found 'awq')"),
     (("study", "retain_rate"), 0, "glyphs.study.retain_rate: Input should be greater than 0 (found 0"),
     (("study", "calibration_images"), 2.5, "glyphs.study.calibration_images: Input should be a valid integer"),
     (("dataset", "seed"), None, "glyphs.dataset: glyphs needs train_per_class, test_per_class and seed"),
@@ -38,8 +41,8 @@ MISTAKES: list[tuple[tuple[str, ...], Any, str]] = [
     (("network", "mean"), [0.5, 0.5, 0.5], "glyphs.network: give mean and std together"),
     (("network", "source"), "hub", "glyphs.network: source hub needs an architecture timm:NAME"),
     (("network", "training", "learning_rate"), float("inf"), "learning_rate: Input should be a finite number"),
-    (("study", "radius"), -1, "glyphs.study.radius: must be auto or a number above 0, found -1"),
-    (("study", "radius"), "large", "glyphs.study.radius: must be auto or a number above 0, found 'large'"),
+    (("study", "radius"), -1, "glyphs.study.radius: must be auto, mse, error or a number above 0, found -1"),
+    (("study", "radius"), "large", "glyphs.study.radius: must be auto, mse, error or a number above 0, found 'large'"),
     (("study", "bits"), [3, 3], "glyphs.study.bits: each may stand but once, found [3, 3]"),
     (("name",), "mine", "glyphs.name: unknown key"),
     (("subsets", "size"), 1, "glyphs.subsets.size: Input should be greater than or equal to 2 (found 1)"),
@@ -85,3 +88,9 @@ def test_a_broken_file_is_told_in_a_line(tmp_path: Path, text: str, message: str
 def test_a_missing_file_says_where_to_run(tmp_path: Path) -> None:
     with pytest.raises(LaqError, match=r"not found; run laq in the project's folder"):
         load_params(tmp_path / "params.yaml")
+
+
+def test_methods_and_alphabets_are_those_of_the_engine() -> None:
+    assert params.METHODS == METHODS
+    assert get_args(params.AlphabetKind) == get_args(AlphabetKind)
+    assert params.RADIUS_RULES == RADIUS_RULES

@@ -1,4 +1,4 @@
-"""Post-training quantization of Conv2d and Linear layers: round-to-nearest and GPFQ.
+"""Post-training quantization of Conv2d and Linear layers: GPFQ and its kin, GPTQ, Qronos, rounding.
 
 Free of everything else in ``laq``: networks and tensors in, networks and codes out::
 
@@ -8,28 +8,39 @@ Free of everything else in ``laq``: networks and tensors in, networks and codes 
     result.network, result.layers[0].relative_error
 """
 
-from laq.quantization.alphabet import Alphabet, make_alphabet
-from laq.quantization.gpfq import gpfq
-from laq.quantization.lockstep import (
+from laq.quantization.alphabet import Alphabet, AlphabetSpec, make_alphabet
+from laq.quantization.engine import layer_names, quantize
+from laq.quantization.export import export_onnx
+from laq.quantization.packing import Cut, keep_rows, load, load_quantized, read_metadata, save
+from laq.quantization.precision import choose_bits, parse_bits
+from laq.quantization.recipe import (
+    METHODS,
+    Method,
     QuantizationError,
     QuantizedLayer,
     QuantizedNetwork,
     Recipe,
-    layer_names,
-    quantize,
 )
-from laq.quantization.storage import restore, to_tensors
 
 __all__ = [
+    "METHODS",
     "Alphabet",
+    "AlphabetSpec",
+    "Cut",
+    "Method",
     "QuantizationError",
     "QuantizedLayer",
     "QuantizedNetwork",
     "Recipe",
-    "gpfq",
+    "choose_bits",
+    "export_onnx",
+    "keep_rows",
     "layer_names",
+    "load",
+    "load_quantized",
     "make_alphabet",
+    "parse_bits",
     "quantize",
-    "restore",
-    "to_tensors",
+    "read_metadata",
+    "save",
 ]

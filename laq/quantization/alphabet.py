@@ -1,21 +1,57 @@
 """Alphabets: the equally spaced levels that a layer's weights may take."""
 
 from dataclasses import dataclass
-from typing import Final, Literal
+from typing import Final, Literal, get_args
 
 import torch
 from torch import Tensor
 
-AlphabetKind = Literal["symmetric", "twos_complement", "predecessor"]
-# Few levels are better spent inside the range than at its ends. Fractions of max|w|, for GPFQ;
+AlphabetKind = Literal["symmetric", "twos_complement", "midrise", "predecessor"]
+Granularity = Literal["channel", "layer"]
+RadiusRule = Literal["auto", "mse", "error"]
+Radius = float | RadiusRule
+RADIUS_RULES: Final[tuple[RadiusRule, ...]] = get_args(RadiusRule)
+# Few levels are better spent inside the range than at its ends. Fractions of max|w|;
 # benchmarks/radius.py measures what others give.
-AUTO_RADIUS: Final = {2: 0.7, 3: 0.8, 4: 0.9}
+AUTO_RADIUS: Final = {2: 0.7, 3: 0.9}
 PREDECESSOR_RADIUS: Final = 1.16
+# What is tried where the radius is chosen: by a layer's reconstruction error, by its weights' error.
+ERROR_RADII: Final = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
+MSE_RADII: Final = tuple(percent / 100 for percent in range(20, 101, 2))
+
+
+@dataclass(frozen=True)
+class AlphabetSpec:
+    """Which alphabet a layer gets; see ``make_alphabet``."""
+
+    kind: AlphabetKind = "symmetric"
+    bits: int = 4
+    granularity: Granularity = "channel"
+    radius: Radius = "auto"
+    percentile: float = 1.0
+
+    @property
+    def codes(self) -> tuple[int, int]:
+        """The lowest and the highest code."""
+        half: int = 2 ** (self.bits - 1)
+        return {
+            "symmetric": (1 - half, half - 1),
+            "twos_complement": (-half, half - 1),
+            "midrise": (-half, half - 1),
+            "predecessor": (-half, half),
+        }[self.kind]
+
+    @property
+    def fraction(self) -> float:
+        """The radius as a fraction of the largest weight, where it is not chosen by an error."""
+        if isinstance(self.radius, float | int):
+            return float(self.radius)
+        return PREDECESSOR_RADIUS if self.kind == "predecessor" else AUTO_RADIUS.get(self.bits, 1.0)
 
 
 @dataclass(frozen=True)
 class Alphabet:
-    """The levels ``step * c`` for integer codes ``low <= c <= high``.
+    """The levels ``step * (c + offset)`` for integer codes ``low <= c <= high``.
 
     ``step`` has the shape of the weights without their last dimension, then 1: a step per neuron
     (negative ones turn the alphabet around).
@@ -24,6 +60,7 @@ class Alphabet:
     step: Tensor
     low: int
     high: int
+    offset: float = 0.0
 
     @property
     def levels(self) -> int:
@@ -31,54 +68,83 @@ class Alphabet:
         return self.high - self.low + 1
 
     def encode(self, values: Tensor) -> Tensor:
-        """The codes (int64) of the levels nearest to ``values`` (..., N, d)."""
-        return (values / self.step).round().clamp(self.low, self.high).to(torch.int64)
+        """The codes (int32) of the levels nearest to ``values`` (..., N, d)."""
+        return (values / self.step - self.offset).round().clamp(self.low, self.high).to(torch.int32)
 
     def decode(self, codes: Tensor) -> Tensor:
         """The levels that ``codes`` (..., N, d) stand for."""
-        return codes.to(self.step.dtype) * self.step
+        return (codes.to(self.step.dtype) + self.offset) * self.step
 
-    def view(self, *shape: int) -> "Alphabet":
-        """The same alphabet for weights of ``shape``."""
-        return Alphabet(self.step.view(*shape[:-1], 1), self.low, self.high)
+    def with_step(self, step: Tensor) -> "Alphabet":
+        """The same codes for other steps."""
+        return Alphabet(step, self.low, self.high, self.offset)
 
 
-def make_alphabet(
-    W: Tensor,
-    kind: AlphabetKind,
-    bits: int,
-    radius: float | Literal["auto"] = "auto",
-    percentile: float = 1.0,
-) -> Alphabet:
-    """The alphabet of a layer with weights ``W`` (N, d).
+def make_alphabet(W: Tensor, spec: AlphabetSpec) -> Alphabet:
+    """The alphabet of a layer with weights ``W`` (G, N, d); steps are (G, N, 1).
 
-    The radius, the largest level, is ``radius`` times the ``percentile`` (1: the maximum) of |w|:
+    The kinds, for b bits:
 
-    - ``symmetric``: per neuron, 2^bits - 1 levels;
-    - ``twos_complement``: per neuron, 2^bits levels, the odd one on the side of the largest weight;
-    - ``predecessor``: one radius per layer, the mean of the neurons', and 2^bits + 1 levels (one
-      more than ``bits`` can hold), as in the GPFQ authors' code (Zhang, Zhou, Saab 2023).
+    - ``symmetric``: 2^b - 1 levels around zero;
+    - ``twos_complement``: 2^b levels, the odd one on the side of the largest weight;
+    - ``midrise``: 2^b levels around zero, which is not one of them;
+    - ``predecessor``: 2^b + 1 levels (one more than b bits can hold) whose radius is the mean of the
+      channels', as in the GPFQ authors' code (Zhang, Zhou, Saab 2023).
+
+    The radius, the largest level's magnitude, is a fraction of the ``percentile`` (1: the maximum) of
+    a channel's |w|, or of the layer's: a given one, or ``auto``, or the one of least squared error of
+    the weights (``mse``). ``error`` leaves the choice to the solver (``candidates``).
     """
-    half = 2 ** (bits - 1)
-    reach = _quantile(W.abs(), percentile) * _radius(kind, bits, radius)
-    if kind == "predecessor":
-        return Alphabet(_nonzero(reach.mean().expand_as(reach) / half), -half, half)
-    if kind == "symmetric":
-        return Alphabet(_nonzero(reach / (half - 1)), 1 - half, half - 1)
-    largest = W.gather(1, W.abs().argmax(1, keepdim=True))
-    return Alphabet(_nonzero(torch.where(largest > 0, -reach, reach) / half), -half, half - 1)
+    if spec.radius != "mse":
+        return _alphabet(W, spec, spec.fraction)
+    trials = [_alphabet(W, spec, fraction) for fraction in MSE_RADII]
+    errors = torch.stack([(t.decode(t.encode(W)) - W).square().sum(-1) for t in trials])
+    return _pick(trials, _per_layer(errors) if spec.granularity == "layer" else errors)
 
 
-def _radius(kind: AlphabetKind, bits: int, radius: float | Literal["auto"]) -> float:
-    if radius != "auto":
-        return radius
-    return PREDECESSOR_RADIUS if kind == "predecessor" else AUTO_RADIUS.get(bits, 1.0)
+def candidates(W: Tensor, spec: AlphabetSpec) -> list[Alphabet]:
+    """The alphabets to choose from by the layer's reconstruction error; one if there is no choice."""
+    if spec.radius != "error":
+        return [make_alphabet(W, spec)]
+    return [_alphabet(W, spec, fraction) for fraction in ERROR_RADII]
 
 
-def _quantile(magnitudes: Tensor, percentile: float) -> Tensor:
-    if percentile == 1.0:
-        return magnitudes.amax(1, keepdim=True)
-    return magnitudes.quantile(percentile, dim=1, keepdim=True)
+def best_candidates(errors: Tensor, spec: AlphabetSpec) -> Tensor:
+    """Which candidate each neuron takes, (G, N), from their squared errors (K, G, N)."""
+    return (_per_layer(errors) if spec.granularity == "layer" else errors).argmin(0)
+
+
+def _per_layer(errors: Tensor) -> Tensor:
+    return errors.sum((1, 2), keepdim=True).expand_as(errors)
+
+
+def _pick(trials: list[Alphabet], errors: Tensor) -> Alphabet:
+    steps = torch.stack([t.step for t in trials])
+    return trials[0].with_step(steps.gather(0, errors.argmin(0)[None, ..., None])[0])
+
+
+def _alphabet(W: Tensor, spec: AlphabetSpec, fraction: float) -> Alphabet:
+    low, high = spec.codes
+    reach = _reach(W, spec) * fraction
+    if spec.kind == "midrise":
+        return Alphabet(_nonzero(reach / (high + 0.5)), low, high, 0.5)
+    if spec.kind == "twos_complement":
+        largest = W.gather(-1, W.abs().argmax(-1, keepdim=True))
+        reach = torch.where(largest > 0, -reach, reach)
+        return Alphabet(_nonzero(reach / -low), low, high)
+    return Alphabet(_nonzero(reach / high), low, high)
+
+
+def _reach(W: Tensor, spec: AlphabetSpec) -> Tensor:
+    """The magnitude that stands for the largest weight, per neuron (G, N, 1)."""
+    magnitudes = W.abs()
+    if spec.percentile == 1.0:
+        reach = magnitudes.amax(-1, keepdim=True)
+    else:
+        reach = magnitudes.quantile(spec.percentile, dim=-1, keepdim=True)
+    if spec.kind == "predecessor":
+        return reach.mean().expand_as(reach)
+    return reach.amax().expand_as(reach) if spec.granularity == "layer" else reach
 
 
 def _nonzero(step: Tensor) -> Tensor:

@@ -1,14 +1,18 @@
-"""What a layer multiplies its weights with: rows of patches for a convolution, of inputs for a Linear."""
+"""What a layer multiplies its weights with: columns of patches for a convolution, of inputs for a Linear."""
 
+import zlib
 from collections.abc import Callable
-from functools import cache
+from dataclasses import dataclass
+from functools import partial
 from typing import Final
 
+import numpy as np
 import torch
 import torch.nn.functional as F  # noqa: N812 (torch's own convention)
 from torch import Tensor, nn
 
 Layer = nn.Conv2d | nn.Linear
+Places = tuple[Tensor, Tensor, Tensor]
 _PADDING_MODES: Final = {"zeros": "constant"}  # the one mode that F.pad calls otherwise
 
 
@@ -18,41 +22,110 @@ def grouped_weights(layer: Layer) -> Tensor:
     return layer.weight.detach().reshape(groups, layer.weight.shape[0] // groups, -1)
 
 
-def input_rows(layer: Layer, retain_rate: float, generator: torch.Generator) -> Callable[[Tensor], Tensor]:
-    """A function from the layer's inputs to the rows (G, m, d) that its weights meet.
+@dataclass(frozen=True)
+class Patches:
+    """The inputs X (analog) and X̃ (quantized) of a layer, for some images: a column per weight.
 
-    Of a convolution's patches, which lie on its own grid of strides, a random ``retain_rate`` is
-    kept: the same ones for whatever inputs the function is given, so that the analog and the
-    quantized network's rows belong together. A Linear layer keeps every row.
+    ``X`` and ``X_q`` are views (G, channels, kernel height, kernel width, images, rows, columns), which
+    stand for d = channels x height x width columns of m = images x rows x columns entries; ``places``
+    picks some of the latter. Nothing is copied before ``write`` is called.
     """
+
+    X: Tensor
+    X_q: Tensor
+    places: Places | None = None
+
+    @property
+    def kernel(self) -> int:
+        """How many of the d columns belong to a channel."""
+        return self.X.shape[2] * self.X.shape[3]
+
+    @property
+    def m(self) -> int:
+        """Entries of a column."""
+        return self.X.shape[4:].numel() if self.places is None else len(self.places[0])
+
+    @property
+    def images(self) -> int:
+        """How many images there are."""
+        return self.X.shape[4]
+
+    def of_images(self, start: int, stop: int) -> "Patches":
+        """The patches of some of the images."""
+        if self.places is None:
+            return Patches(self.X[:, :, :, :, start:stop], self.X_q[:, :, :, :, start:stop])
+        chosen = (self.places[0] >= start) & (self.places[0] < stop)
+        return Patches(self.X, self.X_q, tuple(p[chosen] for p in self.places))  # type: ignore[arg-type]
+
+    def write(self, which: Tensor, columns: slice, out: Tensor) -> None:
+        """Copy ``columns`` of ``which`` (X or X_q), whole channels, to ``out`` (G, columns, m)."""
+        view = which[:, columns.start // self.kernel : -(-columns.stop // self.kernel)]
+        if self.places is None:
+            out.view(view.shape).copy_(view)
+        else:
+            out.view(*view.shape[:4], -1).copy_(view[(..., *self.places)])
+
+
+def cut_patches(
+    layer: Layer, analog: Tensor, quantized: Tensor, choose: Callable[[torch.Size], Places | None]
+) -> Patches:
+    """The patches of a layer with these inputs; ``choose`` picks places of (images, rows, columns)."""
     if isinstance(layer, nn.Linear):
-        return lambda inputs: inputs.reshape(1, -1, inputs.shape[-1])
+        # A row is a patch of one pixel.
+        X, X_q = (_as_grid(t.reshape(-1, t.shape[-1]).T[None]) for t in (analog, quantized))
+        return Patches(X, X_q)
+    X, X_q = (_windows(t, layer) for t in (analog, quantized))
+    return Patches(X, X_q, choose(X.shape[4:]))
 
-    @cache
-    def places(grid: torch.Size) -> tuple[Tensor, ...] | None:
-        kept = max(1, round(retain_rate * grid.numel()))
-        if kept == grid.numel():
-            return None
-        drawn = torch.randperm(grid.numel(), generator=generator)[:kept]
-        return torch.unravel_index(drawn.sort().values, grid)
 
-    def rows(inputs: Tensor) -> Tensor:
-        windows = _windows(inputs, layer)
-        chosen = places(windows.shape[:3])
-        patches = windows.flatten(0, 2) if chosen is None else windows[chosen]
-        return patches.reshape(len(patches), layer.groups, -1).transpose(0, 1)
+def rows_as_patches(X: Tensor, X_q: Tensor) -> Patches:
+    """Matrices (G, m, d) of inputs as patches."""
+    return Patches(_as_grid(X.mT), _as_grid(X_q.mT))
 
-    return rows
+
+def _as_grid(columns: Tensor) -> Tensor:
+    """Columns (G, d, m) as if of m images of one pixel."""
+    return columns[:, :, None, None, :, None, None]
 
 
 def _windows(inputs: Tensor, conv: nn.Conv2d) -> Tensor:
-    """The convolution's patches as a view (b, rows, columns, channels, kernel height, kernel width)."""
+    """The convolution's patches, on its own grid of strides, as a view."""
     mode = _PADDING_MODES.get(conv.padding_mode, conv.padding_mode)
-    padded = F.pad(inputs, conv._reversed_padding_repeated_twice, mode)  # noqa: SLF001 (also resolves "same")
+    padded = F.pad(inputs, conv._reversed_padding_repeated_twice, mode).contiguous()  # noqa: SLF001 (also resolves "same")
     (kh, kw), (sh, sw), (dh, dw) = conv.kernel_size, conv.stride, conv.dilation
     b, c, h, w = padded.shape
     rows, columns = (h - dh * (kh - 1) - 1) // sh + 1, (w - dw * (kw - 1) - 1) // sw + 1
+    shape = (conv.groups, c // conv.groups, kh, kw, b, rows, columns)
     at_b, at_c, at_h, at_w = padded.stride()
-    return padded.as_strided(
-        (b, rows, columns, c, kh, kw), (at_b, at_h * sh, at_w * sw, at_c, at_h * dh, at_w * dw)
-    )
+    at = (at_c * shape[1], at_c, at_h * dh, at_w * dw, at_b, at_h * sh, at_w * sw)
+    return padded.as_strided(shape, at)
+
+
+@dataclass(frozen=True)
+class Sampler:
+    """Draws which of a convolution's patches to keep: ``rate`` of each image's.
+
+    What is drawn for an image depends on the seed, the layer and the image's number alone, not on
+    which images it is worked on with.
+    """
+
+    rate: float
+    seed: int
+    layer: str
+
+    def places_from(self, first_image: int) -> Callable[[torch.Size], Places | None]:
+        """``places`` for images numbered from ``first_image``."""
+        return partial(self.places, first_image=first_image)
+
+    def places(self, grid: torch.Size, first_image: int) -> Places | None:
+        """Images, rows and columns of the patches kept of a grid; None for all of them."""
+        images, area = grid[0], grid[1:].numel()
+        kept = max(1, round(self.rate * area))
+        if kept == area:
+            return None
+        source = np.random.PCG64([self.seed, zlib.crc32(self.layer.encode())]).advance(first_image * area)
+        lots = np.random.Generator(source).random((images, area))
+        drawn = np.sort(np.argpartition(lots, kept - 1, axis=1)[:, :kept], axis=1)
+        of_image = np.repeat(np.arange(images), kept)
+        row, column = np.divmod(drawn.ravel(), grid[2])
+        return torch.from_numpy(of_image), torch.from_numpy(row), torch.from_numpy(column)

@@ -18,7 +18,16 @@ COLOURS: Final = {
     "finetuned_quantized": "tab:red",
 }
 _MARKERS: Final = {"similar": "o", "dissimilar": "^", "random": "s", "band": "D", "given": "P", "log": "X"}
-_LABELS: Final = {"rtn": "round-to-nearest", "gpfq": "GPFQ"}
+_STYLES: Final = {"rtn": "--", "gpfq": "-", "qronos": ":"}
+_LABELS: Final = {
+    "rtn": "round-to-nearest",
+    "gpfq": "GPFQ",
+    "sgpfq": "SGPFQ",
+    "gpfq_l0": "sparse GPFQ (L0)",
+    "gpfq_l1": "sparse GPFQ (L1)",
+    "gptq": "GPTQ",
+    "qronos": "Qronos",
+}
 _DPI: Final = 130
 
 
@@ -100,12 +109,12 @@ def _lines(axes: Axes, table: pd.DataFrame, score: str) -> None:
     for base in BASE_OF.values():
         mean = table[table.variant == base][score].mean()
         axes.axhline(mean, c=COLOURS[base], ls=":", lw=1.4, label=f"{base}, float")
-    styles = {"rtn": "--", "gpfq": "-"}
     for number, ((variant, method), group) in enumerate(quantized.groupby(["variant", "method"], sort=False)):
         spread = group.groupby("bits")[score].agg(["mean", "std"])
         x = np.array([places[width] for width in spread.index]) + 0.11 * (number - 1.5)
         label = f"{BASE_OF[str(variant)]}, {_LABELS[str(method)]}"
-        look: dict[str, Any] = {"c": COLOURS[str(variant)], "ls": styles[str(method)], "label": label}
+        style = _STYLES.get(str(method), "-.")
+        look: dict[str, Any] = {"c": COLOURS[str(variant)], "ls": style, "label": label}
         axes.errorbar(
             x, spread["mean"], spread["std"], marker="o", ms=4, capsize=0, lw=1.4, elinewidth=0.9, **look
         )

@@ -16,15 +16,16 @@ from laq.files import md5, read_json, write_json
 from laq.finetune import FOLDER as FINETUNE
 from laq.finetune import weights_of
 from laq.network import FOLDER as NETWORK
-from laq.network import WEIGHTS, Classifier, Scores, evaluate, load_network, read_design, save_tensors
+from laq.network import WEIGHTS, Classifier, Scores, evaluate, load_network, read_design
 from laq.params import Study
 from laq.quantization import (
+    Method,
     QuantizationError,
     QuantizedNetwork,
     Recipe,
     layer_names,
     quantize,
-    to_tensors,
+    save,
 )
 from laq.subsets import Subset
 
@@ -61,7 +62,7 @@ def plan(subsets: Sequence[Subset], params: Study) -> list[Cell]:
     return [Cell(subset, base, recipe) for subset in subsets for base in BASES for recipe in recipes]
 
 
-def _recipe(params: Study, bits: int, method: Literal["rtn", "gpfq"]) -> Recipe:
+def _recipe(params: Study, bits: int, method: Method) -> Recipe:
     return Recipe(
         bits=bits,
         method=method,
@@ -170,7 +171,7 @@ def read_layers(folder: Path) -> list[dict[str, Any]]:
 
 def _keep(result: QuantizedNetwork, folder: Path) -> dict[str, Any]:
     """Write the quantized weights and the layers' records; returns the whole network's."""
-    save_tensors(folder / WEIGHTS, to_tensors(result))
+    size = save(folder / WEIGHTS, result)
     layers = [
         {
             "layer": layer.name,
@@ -187,6 +188,7 @@ def _keep(result: QuantizedNetwork, folder: Path) -> dict[str, Any]:
         "bits": layers[0]["bits"],
         "levels": layers[0]["levels"],
         "sparsity_percent": 100 * result.sparsity,
+        "size_bytes": size,
         "relative_error_mean": sum(layer.relative_error for layer in result.layers) / len(layers),
         "relative_error_logits": result.relative_error,
     }

@@ -1,14 +1,12 @@
 """Command ``quantize``: one bit-width for one subset or all, scored, logged and kept as a model."""
 
-import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 from laq.errors import LaqError
-from laq.network import WEIGHTS, Classifier, load_tensors
+from laq.network import WEIGHTS, Classifier
 from laq.params import Params
-from laq.quantization import restore
+from laq.quantization import Method, QuantizationError, load
 from laq.study import Bench, Cell, layer_rows, measurement_row, plan
 from laq.subsets import Subset, read_subsets
 from laq.tracking.records import Outcome, cell_record, check_dataset, experiment_name
@@ -23,7 +21,7 @@ class Order:
 
     subset: str
     bits: int
-    method: Literal["rtn", "gpfq"]
+    method: Method
 
 
 def quantize(params: Params, order: Order) -> list[Outcome]:
@@ -88,6 +86,9 @@ class _Work:
         kept = next(
             c for c in cells if c.variant == "quantized" and c.recipe and c.recipe.method == self.order.method
         )
-        network = copy.deepcopy(self.bench.network(kept))
-        restore(network, load_tensors(outcome.weights[kept.name]))
+        try:
+            network = load(outcome.weights[kept.name], self.bench.network(kept))
+        except QuantizationError as error:
+            raise LaqError(str(error)) from error
+        assert isinstance(network, Classifier)
         return network

@@ -1,0 +1,126 @@
+"""How fast is the quantization engine, beside Brevitas, beside the textbook and beside the machine?
+
+`make bench` builds `.venv-bench` and runs both commands. By hand, in the project's folder::
+
+    .venv-bench/bin/python benchmarks/speed.py run --cases resnet20 --images 16 --repeats 1
+    .venv-bench/bin/python benchmarks/speed.py table
+
+Every measurement has a fresh process, one after another, and goes to a file as soon as it is there: a
+killed bench continues where it stopped. Our own are taken again when the engine's code has changed,
+theirs only with --fresh; ratios to be published want --fresh. By default ResNet-50 is ours alone, since
+theirs take long; --contenders asks for them.
+"""
+
+import json
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, Final
+
+import click
+from speed_plan import CASES, CONTENDERS, OURS, ROOT, Job, Setting, plan
+from speed_table import render
+
+from laq.cache import code_digest
+from laq.files import read_json, replacing_file
+from laq.progress import progress
+
+Record = dict[str, Any]
+_RESULTS: Final = ROOT / "benchmarks" / "results" / "speed.jsonl"
+_results = click.option(
+    "--results",
+    type=click.Path(dir_okay=False, path_type=Path),
+    default=_RESULTS,
+    help="The file of records, JSON lines.  [default: benchmarks/results/speed.jsonl]",
+)
+
+
+@click.group()
+def main() -> None:
+    """Measure the engine's speed, and show it."""
+
+
+@main.command()
+@click.option("--cases", type=click.Choice(list(CASES)), multiple=True, help="Default: all.")
+@click.option("--contenders", type=click.Choice(CONTENDERS), multiple=True, help="Default: each case's own.")
+@click.option("--repeats", type=click.IntRange(1), default=3, show_default=True)
+@click.option("--images", type=click.IntRange(2, 64), help="Calibration images.  [default: each case's own]")
+@click.option("--bits", type=click.IntRange(2, 8), default=4, show_default=True)
+@click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True)
+@click.option("--fresh", is_flag=True, help="Measure again what is there.")
+@_results
+def run(results: Path, repeats: int, *, fresh: bool, **chosen: Any) -> None:
+    """Take the measurements that are missing."""
+    setting = Setting(chosen["bits"], chosen["images"], chosen["device"])
+    jobs = list(plan(chosen["cases"] or tuple(CASES), chosen["contenders"], repeats, setting))
+    if fresh:
+        write_records(results, [r for r in read_records(results) if not any(job.made(r) for job in jobs)])
+    missing = [job for job in jobs if not done(job, read_records(results))]
+    failed = [message for message in measure_all(missing, results) if message]
+    if failed:
+        raise click.ClickException("\n".join([f"{len(failed)} of {len(missing)} failed", *failed]))
+
+
+@main.command()
+@_results
+def table(results: Path) -> None:
+    """Print the measurements as a Markdown table."""
+    records = read_records(results)
+    if not records:
+        raise click.ClickException(f"{results}: no measurements; `speed.py run` takes them")
+    click.echo(render(records))
+
+
+def measure_all(jobs: Sequence[Job], results: Path) -> list[str]:
+    """Run the jobs and keep their records; returns a message for each, empty where it went well."""
+    messages = []
+    with progress(jobs, "bench", unit="job") as bar:
+        for job in bar:
+            bar.set_postfix_str(f"{job.case} {job.contender} {job.repeat + 1}")
+            messages.append(measure(job, results))
+    return messages
+
+
+def measure(job: Job, results: Path) -> str:
+    """Run one job in its process and keep its record; returns what went wrong."""
+    with TemporaryDirectory() as scratch:
+        out = Path(scratch) / "record.json"
+        script = ROOT / "benchmarks" / "speed_one.py"
+        command = [sys.executable, str(script), json.dumps(asdict(job)), str(out)]
+        finished = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+        if finished.returncode:
+            return f"{job.case} {job.contender}: {last_line(finished.stderr) or finished.returncode}"
+        others = [record for record in read_records(results) if not job.made(record)]
+        write_records(results, [*others, read_json(out)])
+    return ""
+
+
+def last_line(text: str) -> str:
+    """The last line that says something."""
+    return next((line for line in reversed(text.splitlines()) if line.strip()), "")
+
+
+def done(job: Job, records: Sequence[Record]) -> bool:
+    """Whether there is a record of the job, for ours by the code as it is now."""
+    of_job = (record for record in records if job.made(record))
+    return any(job.contender not in OURS or r["code"] == code_digest("quantization") for r in of_job)
+
+
+def read_records(results: Path) -> list[Record]:
+    """The records so far."""
+    if not results.exists():
+        return []
+    return [json.loads(line) for line in results.read_text(encoding="utf-8").splitlines()]
+
+
+def write_records(results: Path, records: Sequence[Record]) -> None:
+    """Write them, whole or not at all."""
+    with replacing_file(results) as partial:
+        partial.write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

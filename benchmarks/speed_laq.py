@@ -1,0 +1,42 @@
+"""Contender ``laq-METHOD``: this project's engine; ``-sampled`` keeps as many patches as GPFQ's authors."""
+
+from functools import partial
+from typing import Any, Final
+
+from speed_contender import Contender, Outcome
+from speed_plan import RETAIN_RATE
+from torch import Tensor, nn
+
+from laq.quantization import Recipe, quantize
+
+_SAMPLED: Final = "-sampled"
+
+
+def contender(name: str) -> Contender:
+    """The engine by ``name``: a method, with ``-sampled`` or every patch."""
+    return partial(
+        _quantize,
+        method=name.removesuffix(_SAMPLED),
+        retain_rate=RETAIN_RATE if name.endswith(_SAMPLED) else 1.0,
+    )
+
+
+def _quantize(network: nn.Module, images: Tensor, bits: int, method: Any, retain_rate: float) -> Outcome:
+    recipe = Recipe(
+        bits=bits, method=method, alphabet="symmetric", radius=1.0, retain_rate=retain_rate, seed=0
+    )
+    result = quantize(network, images, recipe)
+
+    def weights() -> dict[str, Tensor]:
+        return {n.name: result.network.get_submodule(n.name).weight.detach() for n in result.layers}
+
+    return Outcome(weights, _total(result, "seconds"), _total(result, "flops"))
+
+
+def _total(result: Any, what: str) -> float | None:
+    """What the solver took by the result's own account, or its layers'; None if neither says."""
+    total: float | None = getattr(result, f"solver_{what}", None)
+    parts = [getattr(layer, what, None) for layer in result.layers]
+    if total is None and None not in parts:
+        return sum(parts)
+    return total

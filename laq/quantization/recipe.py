@@ -1,0 +1,122 @@
+"""What goes into a quantization, the recipe, and what comes out of it."""
+
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+from torch import Tensor, nn
+
+from laq.quantization.alphabet import Alphabet, AlphabetKind, AlphabetSpec, Granularity, Radius
+
+Method = Literal["rtn", "gpfq", "sgpfq", "gpfq_l0", "gpfq_l1", "gptq", "qronos"]
+METHODS: tuple[Method, ...] = get_args(Method)
+Form = Literal["auto", "residual", "covariance"]
+
+
+class QuantizationError(ValueError):
+    """The network, the calibration images or the options cannot be worked with."""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How to quantize.
+
+    Attributes:
+        bits: of every layer, or of each by name (``laq.quantization.precision`` makes such maps).
+        method: round-to-nearest, GPFQ, its stochastic and sparse kin, GPTQ or Qronos.
+        alphabet: which levels there are, see ``make_alphabet``, as for the next three.
+        granularity: a step per output channel, or one for the layer.
+        radius: the largest level: a fraction of the largest weight, or how to choose it.
+        percentile: of |w|, which stands for the largest weight.
+        threshold: λ of the sparse methods, in steps of the alphabet.
+        retain_rate: fraction of a convolution's patches to learn from.
+        batch_size: images that are worked on at once; changes memory and rounding, nothing else.
+        ignore: patterns of the names of layers that keep their weights.
+        fuse: fold batch norms into the convolutions before them, first.
+        bias_correction: shift the biases so that a layer's mean outputs stay what they were.
+        form: of GPFQ; ``auto`` picks the cheaper one (``inputs.choose_form``).
+        memory_gib: what activations and patches may take before they go to a temporary folder.
+        seed: draws the patches and the stochastic roundings.
+    """
+
+    bits: int | dict[str, int] = 4
+    method: Method = "gpfq"
+    alphabet: AlphabetKind = "symmetric"
+    granularity: Granularity = "channel"
+    radius: Radius = "auto"
+    percentile: float = 1.0
+    threshold: float = 0.5
+    retain_rate: float = 1.0
+    batch_size: int = 16
+    ignore: tuple[str, ...] = ()
+    fuse: bool = False
+    bias_correction: bool = False
+    form: Form = "auto"
+    memory_gib: float = 4.0
+    seed: int = 0
+
+    def alphabet_spec(self, layer: str) -> AlphabetSpec:
+        """The alphabet of one layer."""
+        bits = self.bits if isinstance(self.bits, int) else self.bits[layer]
+        return AlphabetSpec(self.alphabet, bits, self.granularity, self.radius, self.percentile)
+
+
+@dataclass(frozen=True)
+class QuantizedLayer:
+    """One layer's outcome: ``alphabet.decode(codes)`` are the layer's weights.
+
+    Attributes:
+        codes: int32, of the weights' shape; ``alphabet.step`` broadcasts over them.
+        relative_error: ‖Y - Ỹ‖ / ‖Y‖ over the calibration images, Y and Ỹ being the outputs of this
+            layer in the analog and in the quantized network.
+        seconds: what choosing the codes took, without running the networks.
+        flops: of that, the floating-point operations in matrix products.
+    """
+
+    name: str
+    bits: int
+    codes: Tensor
+    alphabet: Alphabet
+    relative_error: float
+    seconds: float
+    flops: float
+
+    @property
+    def levels(self) -> int:
+        """How many values a weight may take."""
+        return self.alphabet.levels
+
+    @property
+    def sparsity(self) -> float:
+        """The fraction of weights that are zero."""
+        return int((self.codes == -self.alphabet.offset).sum()) / self.codes.numel()
+
+
+@dataclass(frozen=True)
+class QuantizedNetwork:
+    """A quantized copy of a network, its layers in the order of execution, and its outputs' error.
+
+    Attributes:
+        relative_error: ‖Y - Ỹ‖ / ‖Y‖ over the calibration images, Y being the network's outputs.
+        folded: batch norms that were folded into convolutions; identities stand in their places.
+    """
+
+    network: nn.Module
+    layers: tuple[QuantizedLayer, ...]
+    relative_error: float
+    recipe: Recipe
+    folded: tuple[str, ...] = ()
+
+    @property
+    def weights(self) -> int:
+        """How many weights are quantized."""
+        return sum(layer.codes.numel() for layer in self.layers)
+
+    @property
+    def sparsity(self) -> float:
+        """The fraction of quantized weights that are zero."""
+        return sum(layer.sparsity * layer.codes.numel() for layer in self.layers) / self.weights
+
+    @property
+    def mean_bits(self) -> float:
+        """Bits per quantized weight, on average."""
+        return sum(layer.bits * layer.codes.numel() for layer in self.layers) / self.weights
