@@ -9,7 +9,7 @@ VENV := .venv
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 INSTALLED := $(VENV)/.installed
 
-.PHONY: repro test lint format install clean
+.PHONY: repro test lint format install bench clean
 
 repro: $(INSTALLED)
 	dvc repro
@@ -33,6 +33,16 @@ install: $(INSTALLED)
 $(INSTALLED): pyproject.toml requirements.txt
 	test -d $(VENV) || $(PYTHON) -m venv $(VENV)
 	$(VENV)/bin/pip install --quiet --constraint requirements.txt --editable '.[dev]'
+	touch $@
+
+# Speed beside Brevitas and the textbook, in an environment of its own; never part of the tests.
+bench: $(VENV)-bench/.installed
+	$(VENV)-bench/bin/python benchmarks/speed.py run
+	$(VENV)-bench/bin/python benchmarks/speed.py table
+
+$(VENV)-bench/.installed: pyproject.toml benchmarks/requirements.txt
+	test -d $(VENV)-bench || $(PYTHON) -m venv $(VENV)-bench
+	$(VENV)-bench/bin/pip install --quiet --requirement benchmarks/requirements.txt --editable .
 	touch $@
 
 clean:

@@ -285,7 +285,7 @@ def test_the_form_follows_cost_and_memory() -> None:
         assert need_covariance < need_residual
         assert choose_form(tall, 32, need_residual - 1) == "covariance"
         wide = Inputs.of_rows(torch.ones(1, 100, 2000), torch.ones(1, 100, 2000), pool)
-        assert choose_form(wide, 30000, 1e12) == "covariance"
+        assert choose_form(wide, 30000, 1e12) == "residual"
         assert choose_form(wide, 30000, 5e7) == "residual"
         assert tall.width(16) < tall.width(64) <= 128
 
