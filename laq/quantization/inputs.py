@@ -13,7 +13,7 @@ from laq.quantization.pool import Pool
 
 _WIDEST: Final = 128  # columns of a block
 _LANES: Final = 16  # matrix products are fast where their sides are multiples of this
-_PER_BLOCK: Final = 5e6  # what a block costs for its own sake, in operations
+_PER_BLOCK: Final = 2e7  # what a block costs for its own sake, in operations
 _ROWS: Final = 32  # neurons that a thread walks with, which is a call each
 _PER_STEP: Final = 20  # and the walk, per neuron and pair of columns
 _TILE: Final = 16 * 2**20  # bytes of patches that are multiplied at a time
