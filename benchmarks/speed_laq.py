@@ -30,13 +30,7 @@ def _quantize(network: nn.Module, images: Tensor, bits: int, method: Any, retain
     def weights() -> dict[str, Tensor]:
         return {n.name: result.network.get_submodule(n.name).weight.detach() for n in result.layers}
 
-    return Outcome(weights, _total(result, "seconds"), _total(result, "flops"))
-
-
-def _total(result: Any, what: str) -> float | None:
-    """What the solver took by the result's own account, or its layers'; None if neither says."""
-    total: float | None = getattr(result, f"solver_{what}", None)
-    parts = [getattr(layer, what, None) for layer in result.layers]
-    if total is None and None not in parts:
-        return sum(parts)
-    return total
+    seconds, flops = (
+        sum(values) for values in zip(*((n.seconds, n.flops) for n in result.layers), strict=True)
+    )
+    return Outcome(weights, seconds, flops)

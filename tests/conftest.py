@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import yaml
+from torch import Tensor, nn
 
 ROOT = Path(__file__).parents[1]
 SHARED = Path(os.environ.get("LAQ_SHARED", ROOT.parent / "shared"))
@@ -18,6 +19,17 @@ PREDECESSOR = SHARED / "predecessor"
 def needs(path: Path) -> pytest.MarkDecorator:
     """Skip a test where ``path`` is not there."""
     return pytest.mark.skipif(not path.exists(), reason=f"{path.name} is not beside the project")
+
+
+class Branching(nn.Module):
+    """Decides by what it sees, which cannot be traced."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(3, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layer(x) if x.sum() > 0 else x
 
 
 def tiny_params() -> dict[str, Any]:

@@ -25,6 +25,7 @@ from laq.quantization.inputs import Inputs, choose_form
 from laq.quantization.patches import Patches, Sampler, cut_patches
 from laq.quantization.pool import worker_pool
 from laq.quantization.shelf import Shelf
+from tests.conftest import Branching
 from tests.test_gpfq import column_loop
 
 # Layers of 38 and 103 million weights, which tell nothing that smaller ones do not.
@@ -63,15 +64,16 @@ class Tricky(nn.Module):
         return self.head(torch.cat([y, z], 1).mean((2, 3)))
 
 
-class Untraceable(nn.Module):
-    """Looks at its input, which torch.fx cannot follow."""
-
-    def __init__(self, network: nn.Module) -> None:
-        super().__init__()
-        self.network = network
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.network(x) if bool(x.isfinite().all()) else x
+@pytest.mark.parametrize("architecture", sorted(ZOO))
+def test_no_layer_of_the_zoo_is_left_unquantized(architecture: str) -> None:
+    network = classifier(architecture)
+    result = quantize(network, pixels(2), Recipe(bits=3, method="rtn"))
+    assert {layer.name for layer in result.layers} == set(layer_names(network))
+    for layer in result.layers:
+        assert layer.codes.min() >= -3
+        assert layer.codes.max() <= 3
+        weight = result.network.get_submodule(layer.name).weight
+        assert torch.equal(weight, layer.alphabet.decode(layer.codes)), layer.name
 
 
 @pytest.mark.parametrize("architecture", sorted(ZOO))
@@ -357,15 +359,6 @@ class Unused(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.used(x)
-
-
-class Branching(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.layer = nn.Linear(3, 2)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.layer(x) if x.sum() > 0 else x
 
 
 def test_what_cannot_be_quantized_is_named() -> None:

@@ -14,6 +14,7 @@ from laq.quantization import AlphabetSpec, QuantizationError, quantize
 from laq.quantization.export import export_onnx
 from laq.quantization.packing import Cut, float32_bytes, keep_rows, load_quantized, save
 from laq.quantization.recipe import Recipe
+from tests.conftest import Branching
 from tests.test_packing import KINDS, Small, classifier, pixels, rounded
 
 
@@ -100,15 +101,6 @@ def test_a_plain_network_is_written_in_float32(tmp_path: Path) -> None:
     export_onnx(tmp_path / "q.onnx", network, torch.randn(2, 3, 8, 8))
     assert types(tmp_path / "q.onnx") == set()
     assert_predicts_like(tmp_path / "q.onnx", network, torch.randn(4, 3, 8, 8))
-
-
-class Branching(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.layer = nn.Linear(3, 2)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.layer(x) if x.sum() > 0 else x
 
 
 def test_what_cannot_be_exported_is_said_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

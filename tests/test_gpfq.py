@@ -106,8 +106,8 @@ def test_errors_are_the_measured_ones_up_to_what_no_code_changes(pool: Pool) -> 
     alphabet, inputs = alphabet_of(W), Inputs.of_rows(X[None], X_q[None], pool)
     residual, covariance = (form(posed(W, alphabet), inputs) for form in FORMS)
     measured = error(W, alphabet.decode(residual.codes[0]), X, X_q)
-    torch.testing.assert_close(residual.errors[0], measured)
-    torch.testing.assert_close(covariance.errors[0] + (X @ W.T).square().sum(0), measured)
+    torch.testing.assert_close(residual.errors()[0], measured)
+    torch.testing.assert_close(covariance.errors()[0] + (X @ W.T).square().sum(0), measured)
 
 
 @pytest.mark.parametrize("form", FORMS)

@@ -45,7 +45,7 @@ def test_imports_run_one_way(path: Path) -> None:
         assert all(ORDER.index(other) <= ORDER.index(own) for other in used), used
     if own == "quantization":
         assert used <= {"quantization"}
-        assert not any(name.split(".")[0] in {"mlflow", "dvc", "yaml"} for name in imported(path))
+        assert not any(name.split(".")[0] in {"mlflow", "dvc", "pathlib", "yaml"} for name in imported(path))
     if path.stem != "store":
         assert not any(name.split(".")[0] == "mlflow" for name in imported(path))
 

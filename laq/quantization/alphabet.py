@@ -99,7 +99,8 @@ def make_alphabet(W: Tensor, spec: AlphabetSpec) -> Alphabet:
         return _alphabet(W, spec, spec.fraction)
     trials = [_alphabet(W, spec, fraction) for fraction in MSE_RADII]
     errors = torch.stack([(t.decode(t.encode(W)) - W).square().sum(-1) for t in trials])
-    return _pick(trials, _per_layer(errors) if spec.granularity == "layer" else errors)
+    best = best_candidates(errors, spec)[None, ..., None]
+    return trials[0].with_step(torch.stack([t.step for t in trials]).gather(0, best)[0])
 
 
 def candidates(W: Tensor, spec: AlphabetSpec) -> list[Alphabet]:
@@ -111,16 +112,9 @@ def candidates(W: Tensor, spec: AlphabetSpec) -> list[Alphabet]:
 
 def best_candidates(errors: Tensor, spec: AlphabetSpec) -> Tensor:
     """Which candidate each neuron takes, (G, N), from their squared errors (K, G, N)."""
-    return (_per_layer(errors) if spec.granularity == "layer" else errors).argmin(0)
-
-
-def _per_layer(errors: Tensor) -> Tensor:
-    return errors.sum((1, 2), keepdim=True).expand_as(errors)
-
-
-def _pick(trials: list[Alphabet], errors: Tensor) -> Alphabet:
-    steps = torch.stack([t.step for t in trials])
-    return trials[0].with_step(steps.gather(0, errors.argmin(0)[None, ..., None])[0])
+    if spec.granularity == "layer":
+        errors = errors.sum((1, 2), keepdim=True).expand_as(errors)
+    return errors.argmin(0)
 
 
 def _alphabet(W: Tensor, spec: AlphabetSpec, fraction: float) -> Alphabet:

@@ -6,13 +6,14 @@ down to (Frantar et al. 2023; the equivalence is that of back-substitution), so 
 along the columns with R in place of both of GPFQ's matrices.
 """
 
+from functools import partial
 from typing import Final
 
 import torch
 from torch import Tensor
 
 from laq.quantization.gpfq import Solution, covariance_errors
-from laq.quantization.inputs import Inputs
+from laq.quantization.inputs import Inputs, covariance_flops
 from laq.quantization.walk import Problem, walk
 
 GPTQ_DAMPING: Final = 0.01  # of the mean energy of a column, as in its authors' code
@@ -28,7 +29,8 @@ def gptq(problem: Problem, inputs: Inputs) -> Solution:
     mean_energy = H.diagonal(dim1=1, dim2=2).mean(1)
     R = _root(_damped(H, GPTQ_DAMPING * mean_energy))
     codes = walk(problem, R, R, inputs.pool)
-    return Solution(codes, covariance_errors(problem, codes, H, H))
+    errors = partial(covariance_errors, problem, codes, H, H)
+    return Solution(codes, errors, covariance_flops(inputs, problem.W.shape[1], cross=False))
 
 
 def qronos(problem: Problem, inputs: Inputs) -> Solution:
@@ -51,7 +53,8 @@ def qronos(problem: Problem, inputs: Inputs) -> Solution:
     A = torch.zeros_like(W)
     A[..., 0] = ((first - W_best[..., 0]) * R[:, None, 0, 0]).nan_to_num()  # 0 / 0 without any input
     codes = walk(Problem(W_best, problem.alphabet, problem.rounding), R, R, inputs.pool, A)
-    return Solution(codes, covariance_errors(problem, codes, G, H))
+    errors = partial(covariance_errors, problem, codes, G, H)
+    return Solution(codes, errors, covariance_flops(inputs, problem.W.shape[1]))
 
 
 def _damped(matrices: Tensor, damping: Tensor) -> Tensor:

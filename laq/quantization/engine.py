@@ -3,16 +3,15 @@
 import copy
 import time
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from fnmatch import fnmatchcase
 from functools import partial
 from itertools import accumulate
 from math import isfinite
-from typing import Final
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 
 from laq.quantization.execution import OUTPUTS, Execution, Networks, Pair, Stop
 from laq.quantization.fusion import fold_batch_norms
@@ -24,8 +23,6 @@ from laq.quantization.patches import Layer, Patches, Sampler, cut_patches, group
 from laq.quantization.pool import worker_pool
 from laq.quantization.recipe import QuantizationError, QuantizedLayer, QuantizedNetwork, Recipe
 from laq.quantization.shelf import Shelf
-
-_GIB: Final = 2**30
 
 
 def quantize(network: nn.Module, images: Tensor | Iterable[Tensor], recipe: Recipe) -> QuantizedNetwork:
@@ -47,13 +44,10 @@ def quantize(network: nn.Module, images: Tensor | Iterable[Tensor], recipe: Reci
     """
     names = _names_to_quantize(network, recipe)
     analog = copy.deepcopy(network).eval()
+    folded = fold_batch_norms(analog) if recipe.fuse else ()
     graph = trace(analog)
-    folded: tuple[str, ...] = ()
-    if recipe.fuse:
-        folded = fold_batch_norms(analog, _needed(graph))
-        graph = trace(analog)
     networks = Networks(analog, copy.deepcopy(analog), frozenset(names))
-    with torch.no_grad(), worker_pool() as pool, Shelf(recipe.memory_gib * _GIB) as shelf:
+    with torch.no_grad(), worker_pool() as pool, Shelf(recipe.memory) as shelf:
         if isinstance(graph, str):
             warnings.warn(
                 f"torch.fx cannot trace the network ({graph}): each layer takes two passes over the network",
@@ -71,19 +65,22 @@ def layer_names(network: nn.Module) -> list[str]:
     return [name for name, module in network.named_modules() if isinstance(module, Layer)]
 
 
-def _needed(graph: fx.Graph | str) -> fx.Graph:
-    if isinstance(graph, str):
-        raise QuantizationError(f"fuse: torch.fx cannot trace the network: {graph}")
-    return graph
+def check_patterns(option: str, patterns: Iterable[str], names: Sequence[str]) -> None:
+    """See that every pattern of an option matches the name of some layer.
+
+    Raises:
+        QuantizationError: one does not.
+    """
+    for pattern in patterns:
+        if not any(fnmatchcase(name, pattern) for name in names):
+            raise QuantizationError(f"{option}: {pattern!r} matches no layer; layers: {', '.join(names)}")
 
 
 def _names_to_quantize(network: nn.Module, recipe: Recipe) -> set[str]:
     if isinstance(network, Layer):
         raise QuantizationError("the network is a layer itself; put it into an nn.Sequential")
     names = layer_names(network)
-    for pattern in recipe.ignore:
-        if not any(fnmatchcase(name, pattern) for name in names):
-            raise QuantizationError(f"ignore: {pattern!r} matches no layer; layers: {', '.join(names)}")
+    check_patterns("ignore", recipe.ignore, names)
     chosen = {name for name in names if not any(fnmatchcase(name, p) for p in recipe.ignore)}
     if not chosen:
         raise QuantizationError("no layer to quantize: the network has none, or ignore covers them all")
@@ -130,7 +127,7 @@ def _walk(execution: Execution, chunks: Iterator[Tensor], recipe: Recipe) -> lis
 def _quantize_layer(execution: Execution, stop: Stop, recipe: Recipe) -> QuantizedLayer:
     """Choose a layer's codes and set the quantized network's weights, and bias if that is corrected."""
     name, pairs = stop
-    layer, target = (n.get_submodule(name) for n in (execution.networks.analog, execution.networks.quantized))
+    layer, target = execution.networks.layers(name)
     assert isinstance(layer, Layer)
     W = grouped_weights(layer)
     sampler = Sampler(recipe.retain_rate, recipe.seed, name)

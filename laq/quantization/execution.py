@@ -63,6 +63,14 @@ class Networks:
     quantized: nn.Module
     names: frozenset[str]
 
+    def both(self) -> Pair:
+        """The two networks."""
+        return Pair(self.analog, self.quantized)
+
+    def layers(self, name: str) -> Pair:
+        """A layer of both."""
+        return Pair(*(network.get_submodule(name) for network in self.both()))
+
 
 class Execution(ABC):
     """Goes from layer to layer, with all images.
@@ -84,3 +92,10 @@ class Execution(ABC):
 
         The quantized layer must have its weights before the next one is asked for.
         """
+
+    def _keep(self, chunks: Iterable[Tensor]) -> range:
+        """Put the images on the shelf; returns the chunks' numbers."""
+        for chunk, images in enumerate(chunks):
+            self.counts.append(len(images))
+            self.shelf.put(chunk, {"images": images})
+        return range(len(self.counts))

@@ -7,7 +7,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.onnx.errors import OnnxExporterError
 
 from laq.quantization.packing import PathLike, write_whole
 from laq.quantization.recipe import QuantizationError, QuantizedLayer, QuantizedNetwork
@@ -76,7 +75,7 @@ def _trace(module: nn.Module, example: Tensor) -> Any:
             verbose=False,
             optimize=False,
         )
-    except OnnxExporterError as error:
+    except torch.onnx.OnnxExporterError as error:
         reason = str(error.__cause__ or error).strip().partition("\n")[0]  # torch wraps it in advice
         raise QuantizationError(f"ONNX export: torch cannot export the network ({reason})") from error
     assert program is not None

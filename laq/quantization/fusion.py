@@ -6,17 +6,25 @@ from collections.abc import Iterator
 from torch import fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
+from laq.quantization.lockstep import trace
+from laq.quantization.recipe import QuantizationError
 
-def fold_batch_norms(network: nn.Module, graph: fx.Graph) -> tuple[str, ...]:
+
+def fold_batch_norms(network: nn.Module) -> tuple[str, ...]:
     """Fold, in place, every batch norm that alone follows a convolution; identities take their places.
 
     Args:
         network: in evaluation mode.
-        graph: what ``torch.fx`` traced of it.
 
     Returns:
         The names of the batch norms.
+
+    Raises:
+        QuantizationError: ``torch.fx`` cannot trace the network.
     """
+    graph = trace(network)
+    if isinstance(graph, str):
+        raise QuantizationError(f"fuse: torch.fx cannot trace the network: {graph}")
     folded = []
     for convolution, norm in list(_pairs(network, graph)):
         conv, bn = network.get_submodule(convolution), network.get_submodule(norm)

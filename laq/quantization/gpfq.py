@@ -19,6 +19,7 @@ Sums over patches are in float32 inside a chunk of images and in float64 across 
 float64.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial, reduce
 from operator import add
@@ -27,24 +28,32 @@ import torch
 import torch.nn.functional as F  # noqa: N812 (torch's own convention)
 from torch import Tensor
 
-from laq.quantization.inputs import Inputs, padded_width
+from laq.quantization.inputs import Inputs, covariance_flops, padded_width, residual_flops
 from laq.quantization.patches import Patches
 from laq.quantization.walk import Problem, walk
 
 
 @dataclass(frozen=True)
 class Solution:
-    """Codes (G, N, d), int32, and per neuron (G, N) the squared error, up to a constant of the neuron."""
+    """Codes (G, N, d), int32, and what they took.
+
+    Attributes:
+        errors: computes, per neuron (G, N), the squared error up to a constant of the neuron: only a
+            choice among alphabets needs it.
+        flops: operations inside matrix products.
+    """
 
     codes: Tensor
-    errors: Tensor
+    errors: Callable[[], Tensor]
+    flops: float
 
 
 def gpfq_covariance(problem: Problem, inputs: Inputs) -> Solution:
     """GPFQ in its covariance form."""
     G, H = inputs.covariances()
     codes = walk(problem, G, H, inputs.pool)
-    return Solution(codes, covariance_errors(problem, codes, G, H))
+    errors = partial(covariance_errors, problem, codes, G, H)
+    return Solution(codes, errors, covariance_flops(inputs, problem.W.shape[1]))
 
 
 def covariance_errors(problem: Problem, codes: Tensor, G: Tensor, H: Tensor) -> Tensor:
@@ -70,8 +79,12 @@ def gpfq_residual(problem: Problem, inputs: Inputs) -> Solution:
         block = problem.part(slice(None), slice(None), b)
         codes[..., b] = walk(block, G[:, :B, :B], H[:, :B, :B], pool, A[..., :B])
         update = F.pad(torch.stack([block.W, -problem.alphabet.decode(codes[..., b])], 2), (0, padded - B))
-    errors = reduce(add, pool.map(partial(_Chunk.finish, update=update), chunks))
-    return Solution(codes, errors)
+
+    def errors() -> Tensor:
+        assert update is not None
+        return reduce(add, pool.map(partial(_Chunk.finish, update=update), chunks))
+
+    return Solution(codes, errors, residual_flops(inputs, neurons))
 
 
 class _Chunk:
@@ -83,13 +96,16 @@ class _Chunk:
     def __init__(self, patches: Patches, W: Tensor, width: int) -> None:
         self.patches = patches
         self.neurons = W.shape[1]
-        self.width = width
         self.stack = W.new_zeros(W.shape[0], self.neurons + 2 * width, patches.m)
         self.U, self.X, self.X_q = torch.split(self.stack, [self.neurons, width, width], 1)
 
     def advance(self, b: slice, update: Tensor | None) -> Tensor:
-        """Bring U up to date with the last block, and return [U; X_b; X̃_b] X̃_bᵀ for the block ``b``."""
-        self._update(update)
+        """Bring U up to date with the last block, and return [U; X_b; X̃_b] X̃_bᵀ for the block ``b``.
+
+        ``update`` (G, N, 2, width) are the last block's weights and minus their levels.
+        """
+        if update is not None:
+            self.U.baddbmm_(update.flatten(2), self.stack[:, self.neurons :])
         B = b.stop - b.start
         for block, which in ((self.X, self.patches.X), (self.X_q, self.patches.X_q)):
             self.patches.write(which, b, block[:, :B])
@@ -97,12 +113,8 @@ class _Chunk:
         products: Tensor = self.stack @ self.X_q.mT
         return products
 
-    def finish(self, update: Tensor | None) -> Tensor:
-        """The squares of the neurons' residuals, (G, N)."""
-        self._update(update)
-        norms: Tensor = torch.linalg.vector_norm(self.U, dim=2, dtype=torch.float64)
+    def finish(self, update: Tensor) -> Tensor:
+        """The squares of the neurons' residuals after the last block, (G, N)."""
+        U = torch.baddbmm(self.U, update.flatten(2), self.stack[:, self.neurons :])
+        norms: Tensor = torch.linalg.vector_norm(U, dim=2, dtype=torch.float64)
         return norms.square()
-
-    def _update(self, update: Tensor | None) -> None:
-        if update is not None:  # (G, N, 2, width): weights and minus their levels
-            self.U.baddbmm_(update.flatten(2), self.stack[:, self.neurons :])

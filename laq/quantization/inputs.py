@@ -10,11 +10,11 @@ from torch import Tensor
 
 from laq.quantization.patches import Patches, Places, rows_as_patches
 from laq.quantization.pool import Pool
+from laq.quantization.walk import ROWS
 
 _WIDEST: Final = 128  # columns of a block
 _LANES: Final = 16  # matrix products are fast where their sides are multiples of this
 _PER_BLOCK: Final = 2e7  # what a block costs for its own sake, in operations
-_ROWS: Final = 32  # neurons that a thread walks with, which is a call each
 _PER_STEP: Final = 20  # and the walk, per neuron and pair of columns
 _TILE: Final = 16 * 2**20  # bytes of patches that are multiplied at a time
 
@@ -63,45 +63,44 @@ class Inputs:
 
     def _cost(self, B: int, neurons: int) -> float:
         padded = padded_width(B)
-        overhead = _PER_BLOCK * (len(self.chunks) + self.groups * neurons / _ROWS)
+        overhead = _PER_BLOCK * (len(self.chunks) + self.groups * neurons / ROWS)
         products = self.m * padded * (6 * neurons + 4 * padded)
         return self.groups * (products + _PER_STEP * neurons * B * B) + overhead
 
     def covariances(self, *, cross: bool = True) -> Covariances:
         """The sums over all chunks; without ``cross``, G stays empty."""
-        groups, d = self.groups, self.columns
-        total = torch.zeros(groups, (2 if cross else 1) * d, d, dtype=torch.float64)
-        for part in self.pool.map(lambda chunk: _products(chunk(), cross=cross), self.chunks):
-            total = total.to(part.device)
+        parts = self.pool.map(lambda chunk: _products(chunk(), cross=cross), self.chunks)
+        total = next(parts).double()
+        for part in parts:
             total += part
-        return Covariances(total[:, :-d], total[:, -d:])
+        return Covariances(total[:, : -self.columns], total[:, -self.columns :])
 
     def means(self) -> tuple[Tensor, Tensor]:
         """The mean of every column of X and of X̃: (G, d) in float64."""
-        sums = [torch.stack(pair) for pair in self.pool.map(lambda chunk: _column_sums(chunk()), self.chunks)]
+        sums = list(self.pool.map(lambda chunk: _column_sums(chunk()), self.chunks))
         X, X_q = torch.stack(sums).sum(0) / self.m
         return X, X_q
 
 
 def _products(patches: Patches, *, cross: bool) -> Tensor:
     """[X; X̃] X̃ᵀ, or X̃ X̃ᵀ, of a chunk, tile by tile so that patches stay in the cache."""
-    sides = (patches.X, patches.X_q) if cross else (patches.X_q,)
+    sides = 2 if cross else 1
     groups, d = patches.X.shape[0], patches.X.shape[1:4].numel()
-    total = patches.X.new_zeros(groups, len(sides) * d, d)
-    per_image = len(sides) * groups * d * patches.m * total.element_size() / patches.images
+    total = patches.X.new_zeros(groups, sides * d, d)
+    per_image = sides * groups * d * patches.m * total.element_size() / patches.images
     step = max(1, int(_TILE / per_image))
     for start in range(0, patches.images, step):
         tile = patches.of_images(start, start + step)
-        S = total.new_empty(groups, len(sides) * d, tile.m)
-        for i, _ in enumerate(sides):
-            which = tile.X_q if i == len(sides) - 1 else tile.X
-            tile.write(which, slice(0, d), S[:, i * d : (i + 1) * d])
+        S = total.new_empty(groups, sides * d, tile.m)
+        for out, which in zip(torch.split(S, d, 1), (tile.X, tile.X_q)[-sides:], strict=True):
+            tile.write(which, slice(0, d), out)
         total.baddbmm_(S, S[:, -d:].mT)
     return total
 
 
-def _column_sums(patches: Patches) -> tuple[Tensor, Tensor]:
-    return _sum(patches.X, patches.places), _sum(patches.X_q, patches.places)
+def _column_sums(patches: Patches) -> Tensor:
+    """Of X and of X̃: (2, G, d) in float64."""
+    return torch.stack([_sum(view, patches.places) for view in (patches.X, patches.X_q)])
 
 
 def _sum(view: Tensor, places: Places | None) -> Tensor:

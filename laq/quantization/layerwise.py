@@ -24,10 +24,7 @@ class Layerwise(Execution):
 
     def stops(self, chunks: Iterable[Tensor]) -> Iterator[Stop]:
         """Run every chunk up to each layer in turn."""
-        for chunk, images in enumerate(chunks):
-            self.counts.append(len(images))
-            self.shelf.put(chunk, {"images": images})
-        numbers = range(len(self.counts))
+        numbers = self._keep(chunks)
         for name in self._order():
             with _stopping_at(self.networks.analog, name), _stopping_at(self.networks.quantized, name):
                 list(self.pool.map(partial(self._reach, name), numbers))
@@ -54,24 +51,19 @@ class Layerwise(Execution):
         return images.clone()
 
     def _reach(self, name: str, chunk: int) -> None:
-        images = self._images(chunk)
-        inputs = tuple(
-            _input(network, name, images.clone())
-            for network in (self.networks.analog, self.networks.quantized)
-        )
-        self.shelf.take(chunk)
+        images = self.shelf.take(chunk)["images"]
+        inputs = tuple(_input(network, name, images.clone()) for network in self.networks.both())
         self.shelf.put(chunk, {"images": images, "inputs": inputs})
 
     def _inputs(self, chunk: int) -> Pair:
         return Pair(*self.shelf.look(chunk)["inputs"])
 
     def _layer_error(self, name: str, chunk: int) -> Error:
-        layers = [n.get_submodule(name) for n in (self.networks.analog, self.networks.quantized)]
-        return Error.of(Pair(*(layer(x) for layer, x in zip(layers, self._inputs(chunk), strict=True))))
+        pairs = zip(self.networks.layers(name), self._inputs(chunk), strict=True)
+        return Error.of(Pair(*(layer(x) for layer, x in pairs)))
 
     def _output_error(self, chunk: int) -> Error:
-        networks = (self.networks.analog, self.networks.quantized)
-        return Error.of(Pair(*(network(self._images(chunk)) for network in networks)))
+        return Error.of(Pair(*(network(self._images(chunk)) for network in self.networks.both())))
 
 
 def _input(network: nn.Module, name: str, images: Tensor) -> Tensor:

@@ -53,26 +53,16 @@ class Lockstep(Execution):
 
     def stops(self, chunks: Iterable[Tensor]) -> Iterator[Stop]:
         """Advance every chunk by a segment, stop at the layer that it ends at."""
-        for _ in self.pool.map(self._begin, enumerate(self._counted(chunks))):
-            pass
+        numbers = self._keep(chunks)
         for segment in self.segments:
-            error = total(self.pool.map(partial(self._advance, segment), range(len(self.counts))))
+            error = total(self.pool.map(partial(self._advance, segment), numbers))
             if segment.layer is not None:
                 self.errors[segment.layer] = error
             if segment.end.op == "output":
-                outputs = self.pool.map(partial(self._argument, segment.end), range(len(self.counts)))
+                outputs = self.pool.map(partial(self._argument, segment.end), numbers)
                 self.errors[OUTPUTS] = total(map(Error.of, outputs))
             else:
-                inputs = [partial(self._argument, segment.end, chunk) for chunk in range(len(self.counts))]
-                yield str(segment.end.target), inputs
-
-    def _counted(self, chunks: Iterable[Tensor]) -> Iterator[Tensor]:
-        for images in chunks:
-            self.counts.append(len(images))
-            yield images
-
-    def _begin(self, numbered: tuple[int, Tensor]) -> None:
-        self.shelf.put(numbered[0], {"images": numbered[1]})
+                yield str(segment.end.target), [partial(self._argument, segment.end, n) for n in numbers]
 
     def _argument(self, node: fx.Node, chunk: int) -> Pair:
         """What a node is called with."""

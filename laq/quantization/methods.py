@@ -3,6 +3,7 @@
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Final, Literal
 
 import numpy as np
@@ -12,17 +13,15 @@ from torch import Tensor
 from laq.quantization.alphabet import Alphabet, AlphabetSpec, best_candidates, candidates
 from laq.quantization.diffusion import gptq, qronos
 from laq.quantization.gpfq import Solution, covariance_errors, gpfq_covariance, gpfq_residual
-from laq.quantization.inputs import Inputs, choose_form, covariance_flops, residual_flops
+from laq.quantization.inputs import Inputs, choose_form, covariance_flops
 from laq.quantization.recipe import Method, Recipe
 from laq.quantization.walk import Problem, Rounding
 
-_GIB: Final = 2**30
 _ROUNDING: Final[dict[Method, Literal["stochastic", "hard", "soft"]]] = {
     "sgpfq": "stochastic",
     "gpfq_l0": "hard",
     "gpfq_l1": "soft",
 }
-_BY_COVARIANCE: Final[dict[Method, Callable[[Problem, Inputs], Solution]]] = {"gptq": gptq, "qronos": qronos}
 
 
 @dataclass(frozen=True)
@@ -47,9 +46,9 @@ def solve(name: str, W: Tensor, inputs: Inputs, recipe: Recipe) -> Solved:
     many = W.repeat(1, len(trials), 1)
     alphabet = trials[0].with_step(torch.cat([t.step for t in trials], 1))
     problem = Problem(many, alphabet, _rounding(name, many, recipe))
-    solution, flops = _run(problem, inputs, recipe)
+    solution = _run(problem, inputs, recipe)
     codes, alphabet = _take_best(solution, alphabet, spec, len(trials))
-    return Solved(codes, alphabet, flops)
+    return Solved(codes, alphabet, solution.flops)
 
 
 def _rounding(name: str, W: Tensor, recipe: Recipe) -> Rounding:
@@ -62,25 +61,27 @@ def _rounding(name: str, W: Tensor, recipe: Recipe) -> Rounding:
     return Rounding(kind, noise=torch.from_numpy(generator.random(W.shape)).to(W.device))
 
 
-def _run(problem: Problem, inputs: Inputs, recipe: Recipe) -> tuple[Solution, float]:
-    neurons = problem.W.shape[1]
-    if recipe.method == "rtn":
-        return _rtn(problem, inputs), covariance_flops(inputs, neurons)
+def _run(problem: Problem, inputs: Inputs, recipe: Recipe) -> Solution:
     if recipe.method in _BY_COVARIANCE:
-        cross = recipe.method != "gptq"
-        return _BY_COVARIANCE[recipe.method](problem, inputs), covariance_flops(inputs, neurons, cross=cross)
+        return _BY_COVARIANCE[recipe.method](problem, inputs)
     form = recipe.form
     if form == "auto":
-        form = choose_form(inputs, neurons, recipe.memory_gib * _GIB)
-    if form == "residual":
-        return gpfq_residual(problem, inputs), residual_flops(inputs, neurons)
-    return gpfq_covariance(problem, inputs), covariance_flops(inputs, neurons)
+        form = choose_form(inputs, problem.W.shape[1], recipe.memory)
+    return gpfq_residual(problem, inputs) if form == "residual" else gpfq_covariance(problem, inputs)
 
 
 def _rtn(problem: Problem, inputs: Inputs) -> Solution:
     """Round to nearest, with the error that it makes."""
     codes = problem.alphabet.encode(problem.W)
-    return Solution(codes, covariance_errors(problem, codes, *inputs.covariances()))
+    errors = partial(covariance_errors, problem, codes, *inputs.covariances())
+    return Solution(codes, errors, covariance_flops(inputs, problem.W.shape[1]))
+
+
+_BY_COVARIANCE: Final[dict[Method, Callable[[Problem, Inputs], Solution]]] = {
+    "rtn": _rtn,
+    "gptq": gptq,
+    "qronos": qronos,
+}
 
 
 def _take_best(
@@ -90,7 +91,7 @@ def _take_best(
         return solution.codes, alphabet
     codes, steps, errors = (
         t.view(t.shape[0], trials, -1, *t.shape[2:]).transpose(0, 1)
-        for t in (solution.codes, alphabet.step, solution.errors)
+        for t in (solution.codes, alphabet.step, solution.errors())
     )
     best = best_candidates(errors, spec)[None, ..., None]
     return (

@@ -22,9 +22,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from laq.quantization.alphabet import AlphabetKind, AlphabetSpec
-from laq.quantization.engine import quantize
+from laq.quantization.engine import check_patterns, quantize
 from laq.quantization.fusion import fold_batch_norms
-from laq.quantization.lockstep import trace
 from laq.quantization.pool import worker_pool
 from laq.quantization.recipe import QuantizationError, QuantizedNetwork, Recipe
 
@@ -198,20 +197,13 @@ def choose_bits(
     if not isinstance(precision.plan, Budget):
         first = quantize(network, images[:1], replace(recipe, bits=HIGHEST, method="rtn", radius=1.0))
         return bits_per_layer(precision, [layer.name for layer in first.layers])
-    network = _folded(network) if recipe.fuse else network
+    if recipe.fuse:
+        network = copy.deepcopy(network).eval()
+        fold_batch_norms(network)
     # Weights alone are compared: they must be those of the network as it is, without shifted biases.
     recipe = replace(recipe, fuse=False, bias_correction=False)
     trials = (quantize(network, images, replace(recipe, bits=bits)) for bits in precision.choices)
     return label_aware_bits(precision, sensitivities(network, images, trials, classes), recipe.alphabet)
-
-
-def _folded(network: nn.Module) -> nn.Module:
-    network = copy.deepcopy(network).eval()
-    graph = trace(network)
-    if isinstance(graph, str):
-        raise QuantizationError(f"fuse: torch.fx cannot trace the network: {graph}")
-    fold_batch_norms(network, graph)
-    return network
 
 
 def bits_per_layer(precision: Precision, names: Sequence[str]) -> dict[str, int]:
@@ -238,9 +230,7 @@ def bits_per_layer(precision: Precision, names: Sequence[str]) -> dict[str, int]
 
 
 def _by_pattern(patterns: dict[str, int], names: Sequence[str]) -> list[int]:
-    for pattern in patterns:
-        if not any(fnmatchcase(name, pattern) for name in names):
-            raise QuantizationError(f"bits: {pattern!r} matches no layer; layers: {', '.join(names)}")
+    check_patterns("bits", patterns, names)
     for name in names:
         if not any(fnmatchcase(name, pattern) for pattern in patterns):
             raise QuantizationError(f"bits: no pattern matches layer {name}; end with '*' for all others")

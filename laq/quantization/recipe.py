@@ -54,6 +54,11 @@ class Recipe:
     memory_gib: float = 4.0
     seed: int = 0
 
+    @property
+    def memory(self) -> float:
+        """``memory_gib`` in bytes."""
+        return self.memory_gib * 2**30
+
     def alphabet_spec(self, layer: str) -> AlphabetSpec:
         """The alphabet of one layer."""
         bits = self.bits if isinstance(self.bits, int) else self.bits[layer]

@@ -21,7 +21,7 @@ from laq.quantization.alphabet import Alphabet
 from laq.quantization.pool import Pool
 
 BLOCK: Final = 64  # columns walked at a time in the covariance form
-_ROWS: Final = 32  # neurons that a thread takes: the same for any number of threads
+ROWS: Final = 32  # neurons that a thread takes: the same for any number of threads
 _KINDS: Final = ("nearest", "stochastic", "hard", "soft")
 _Floats = NDArray[np.float64]
 
@@ -60,12 +60,12 @@ class Problem:
         )
 
     def slices(self) -> Iterator[tuple[slice, slice]]:
-        """Groups and neurons, about ``_ROWS`` neurons at a time."""
+        """Groups and neurons, about ``ROWS`` neurons at a time."""
         groups, neurons, _ = self.W.shape
-        step = max(1, _ROWS // neurons)
+        step = max(1, ROWS // neurons)
         for g in range(0, groups, step):
-            for n in range(0, neurons, _ROWS):
-                yield slice(g, g + step), slice(n, n + _ROWS)
+            for n in range(0, neurons, ROWS):
+                yield slice(g, g + step), slice(n, n + ROWS)
 
 
 def walk(problem: Problem, G: Tensor, H: Tensor, pool: Pool, A: Tensor | None = None) -> Tensor:
@@ -104,31 +104,28 @@ def _walk_block_of(problem: Problem, A: Tensor, G: Tensor, H: Tensor) -> Tensor:
         return _walk_vectorized(problem, A.clone(), G, H)
     r, alphabet = problem.rounding, problem.alphabet
     noise = torch.empty(0, 0, 0) if r.noise is None else r.noise
-    W, step = problem.W, alphabet.step[..., 0]
-    arrays = [t.detach().double().contiguous().numpy() for t in (A, W, G, H, step, noise)]
-    levels = (alphabet.low, alphabet.high, alphabet.offset)
-    return torch.from_numpy(
-        _walk_block(
-            *arrays,  # type: ignore[call-arg, arg-type]
-            levels,
-            (_KINDS.index(r.kind), r.threshold),
-        )
-    )
+    a, w, g, h, steps, u = (_array(t) for t in (A, problem.W, G, H, alphabet.step[..., 0], noise))
+    levels = (steps, alphabet.low, alphabet.high, alphabet.offset)
+    return torch.from_numpy(_walk_block(a, w, (g, h), levels, (_KINDS.index(r.kind), r.threshold, u)))
+
+
+def _array(tensor: Tensor) -> _Floats:
+    array: _Floats = tensor.detach().double().contiguous().numpy()
+    return array
 
 
 @numba.njit(nogil=True, cache=True)
-def _walk_block(  # noqa: PLR0913, PLR0917 (numba takes arrays, not objects)
+def _walk_block(
     A: _Floats,
     W: _Floats,
-    G: _Floats,
-    H: _Floats,
-    steps: _Floats,
-    noise: _Floats,
-    levels: tuple[int, int, float],
-    rounding: tuple[int, float],
+    matrices: tuple[_Floats, _Floats],
+    levels: tuple[_Floats, int, int, float],
+    rounding: tuple[int, float, _Floats],
 ) -> NDArray[np.int32]:
-    low, high, offset = levels
-    kind, threshold = rounding
+    """``matrices`` are G and H, ``levels`` the alphabet, ``rounding`` the kind's number, λ and noise."""
+    G, H = matrices
+    steps, low, high, offset = levels
+    kind, threshold, noise = rounding
     codes = np.empty(W.shape, np.int32)
     groups, neurons, columns = W.shape
     for g in range(groups):
@@ -137,7 +134,7 @@ def _walk_block(  # noqa: PLR0913, PLR0917 (numba takes arrays, not objects)
             for t in range(columns):
                 w, energy = W[g, n, t], H[g, t, t]
                 z = ((inner[t] + w * G[g, t, t]) / energy if energy > 0 else w) / step
-                if (kind == 2 and abs(z) <= threshold) or (kind == 3 and abs(z) <= threshold):
+                if kind >= 2 and abs(z) <= threshold:
                     z = 0.0
                 elif kind == 3:
                     z -= np.copysign(threshold, z)
