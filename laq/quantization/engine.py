@@ -19,7 +19,7 @@ from laq.quantization.inputs import Inputs
 from laq.quantization.layerwise import Layerwise
 from laq.quantization.lockstep import Lockstep, trace
 from laq.quantization.methods import solve
-from laq.quantization.patches import Layer, Patches, Sampler, cut_patches, grouped_weights
+from laq.quantization.patches import Layer, Patches, Sampler, cut_patches, grouped_weights, has_shifts
 from laq.quantization.pool import worker_pool
 from laq.quantization.recipe import QuantizationError, QuantizedLayer, QuantizedNetwork, Recipe
 from laq.quantization.shelf import Shelf
@@ -135,8 +135,8 @@ def _quantize_layer(execution: Execution, stop: Stop, recipe: Recipe) -> Quantiz
     chunks = [
         partial(_patches, layer, pair, sampler, first) for pair, first in zip(pairs, firsts, strict=False)
     ]
-    kernel = layer.weight.shape[2:].numel()
-    inputs = Inputs(chunks, execution.counts, W.shape[0], W.shape[2], kernel, execution.pool)
+    kernel, shifts = layer.weight.shape[2:].numel(), recipe.retain_rate == 1 and has_shifts(layer)
+    inputs = Inputs(chunks, execution.counts, W.shape[0], W.shape[2], kernel, execution.pool, shifts)
     solved = solve(name, W, inputs, recipe)
     Q = solved.alphabet.decode(solved.codes)
     target.get_parameter("weight").copy_(Q.view_as(layer.weight))

@@ -1,8 +1,9 @@
 """The two inputs of a layer, chunk by chunk, and the two covariances that sum them up."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, reduce
+from operator import add
 from typing import Final, Literal, NamedTuple
 
 import torch
@@ -10,13 +11,15 @@ from torch import Tensor
 
 from laq.quantization.patches import Patches, Places, rows_as_patches
 from laq.quantization.pool import Pool
-from laq.quantization.walk import ROWS
+from laq.quantization.shifts import OPERATIONS_FOR_G, OPERATIONS_FOR_H, assemble, correlate
+from laq.quantization.walk import BLOCK, ROWS
 
 _WIDEST: Final = 128  # columns of a block
 _LANES: Final = 16  # matrix products are fast where their sides are multiples of this
 _PER_BLOCK: Final = 2e7  # what a block costs for its own sake, in operations
 _PER_STEP: Final = 20  # and the walk, per neuron and pair of columns
-_TILE: Final = 16 * 2**20  # bytes of patches that are multiplied at a time
+_PER_ENTRY: Final = 500  # an entry of a covariance, which is summed up and moved about
+_TILE: Final = 8 * 2**20  # bytes of patches that are multiplied at a time
 
 
 class Covariances(NamedTuple):
@@ -31,7 +34,8 @@ class Inputs:
     """What a layer was given: ``chunks`` make the patches of some of the images, when called.
 
     There are G ``groups`` of ``columns`` d, ``kernel`` of them for each channel; ``counts`` are the
-    images (or whatever has a constant number of patches) of each chunk.
+    images (or whatever has a constant number of patches) of each chunk. ``shifts`` tells that a
+    channel's columns are its images moved about within a border of zeros (``patches.has_shifts``).
     """
 
     chunks: Sequence[Callable[[], Patches]]
@@ -40,6 +44,7 @@ class Inputs:
     columns: int
     kernel: int
     pool: Pool
+    shifts: bool = False
 
     @classmethod
     def of_rows(cls, X: Tensor, X_q: Tensor, pool: Pool) -> "Inputs":
@@ -59,9 +64,10 @@ class Inputs:
         """
         channels = range(1, max(1, _WIDEST // self.kernel) + 1)
         widths = [min(self.columns, c * self.kernel) for c in channels]
-        return min(widths, key=lambda B: self._cost(B, neurons) / B)
+        return min(widths, key=lambda B: self.cost(B, neurons) / B)
 
-    def _cost(self, B: int, neurons: int) -> float:
+    def cost(self, B: int, neurons: int) -> float:
+        """What GPFQ's residual form takes for B columns, in operations."""
         padded = padded_width(B)
         overhead = _PER_BLOCK * (len(self.chunks) + self.groups * neurons / ROWS)
         products = self.m * padded * (6 * neurons + 4 * padded)
@@ -69,10 +75,13 @@ class Inputs:
 
     def covariances(self, *, cross: bool = True) -> Covariances:
         """The sums over all chunks; without ``cross``, G stays empty."""
-        parts = self.pool.map(lambda chunk: _products(chunk(), cross=cross), self.chunks)
+        products = _products_of_shifts if self.shifts else _products
+        parts = self.pool.map(lambda chunk: products(chunk(), cross=cross), self.chunks)
         total = next(parts).double()
         for part in parts:
             total += part
+        if self.shifts:
+            return Covariances(*assemble(total, self.columns // self.kernel, self.pool))
         return Covariances(total[:, : -self.columns], total[:, -self.columns :])
 
     def means(self) -> tuple[Tensor, Tensor]:
@@ -83,19 +92,29 @@ class Inputs:
 
 
 def _products(patches: Patches, *, cross: bool) -> Tensor:
-    """[X; X̃] X̃ᵀ, or X̃ X̃ᵀ, of a chunk, tile by tile so that patches stay in the cache."""
+    """[X; X̃] X̃ᵀ, or X̃ X̃ᵀ, of a chunk."""
     sides = 2 if cross else 1
     groups, d = patches.X.shape[0], patches.X.shape[1:4].numel()
     total = patches.X.new_zeros(groups, sides * d, d)
-    per_image = sides * groups * d * patches.m * total.element_size() / patches.images
-    step = max(1, int(_TILE / per_image))
-    for start in range(0, patches.images, step):
-        tile = patches.of_images(start, start + step)
+    for tile in _tiles(patches, sides * groups * d * patches.m / patches.images):
         S = total.new_empty(groups, sides * d, tile.m)
         for out, which in zip(torch.split(S, d, 1), (tile.X, tile.X_q)[-sides:], strict=True):
             tile.write(which, slice(0, d), out)
         total.baddbmm_(S, S[:, -d:].mT)
     return total
+
+
+def _products_of_shifts(patches: Patches, *, cross: bool) -> Tensor:
+    """The same of moved images (``shifts.correlate``)."""
+    tiles = _tiles(patches, 13 * patches.X[:, :, 1, 1].numel() / patches.images)
+    return reduce(add, (correlate(t.X[:, :, 1, 1], t.X_q[:, :, 1, 1], cross=cross) for t in tiles))
+
+
+def _tiles(patches: Patches, per_image: float) -> Iterator[Patches]:
+    """As many images at a time, of ``per_image`` numbers each, as stay in the cache."""
+    step = max(1, int(_TILE / (per_image * patches.X.element_size())))
+    for start in range(0, patches.images, step):
+        yield patches.of_images(start, start + step)
 
 
 def _column_sums(patches: Patches) -> Tensor:
@@ -117,16 +136,20 @@ def padded_width(B: int) -> int:
 def choose_form(inputs: Inputs, neurons: int, memory: float) -> Literal["residual", "covariance"]:
     """The cheaper exact form of GPFQ, unless it would take more than ``memory`` bytes and the other less.
 
-    The residual form multiplies d (6 N + 4 B) numbers per patch and keeps N + 2 B of them; the
-    covariance form 4 d², and 2 N d² once, and keeps 3 d² in float64.
+    The residual form multiplies d (6 N + 4 B) numbers per patch and keeps N + 2 B of them. The
+    covariance form multiplies 4 d², or (80 / 81) d² where columns are shifts of each other, and 2 N d²
+    once in float64, and keeps 3 d² in float64.
     """
-    groups, d = inputs.groups, inputs.columns
-    need_residual = 4.0 * groups * (neurons + 2 * inputs.width(neurons)) * inputs.m
+    groups, d, blocks = inputs.groups, inputs.columns, -(-inputs.columns // BLOCK)
+    width = inputs.width(neurons)
+    need_residual = 4.0 * groups * (neurons + 2 * width) * inputs.m
     need_covariance = 24.0 * groups * d * d
     if (need_residual > memory) != (need_covariance > memory):
         return "covariance" if need_residual > memory else "residual"
-    by_residual, by_covariance = residual_flops(inputs, neurons), covariance_flops(inputs, neurons)
-    return "residual" if by_residual <= by_covariance else "covariance"
+    residual = inputs.cost(width, neurons) * d / width
+    covariance = covariance_flops(inputs, neurons) + groups * d * d * (2 * neurons + 2 * _PER_ENTRY)
+    covariance += _PER_BLOCK * (len(inputs.chunks) + groups * neurons / ROWS * blocks)
+    return "residual" if residual <= covariance else "covariance"
 
 
 def residual_flops(inputs: Inputs, neurons: int) -> float:
@@ -137,5 +160,8 @@ def residual_flops(inputs: Inputs, neurons: int) -> float:
 
 def covariance_flops(inputs: Inputs, neurons: int, *, cross: bool = True) -> float:
     """Operations inside matrix products of the covariance form, and of what else needs covariances."""
-    groups, d = inputs.groups, inputs.columns
-    return float(groups * ((4 if cross else 2) * inputs.m * d * d + 2 * neurons * d * d))
+    groups, d, m = inputs.groups, inputs.columns, inputs.m
+    per_patch = (4 if cross else 2) * d * d
+    if inputs.shifts:
+        per_patch = (OPERATIONS_FOR_H + OPERATIONS_FOR_G * cross) * (d // inputs.kernel) ** 2
+    return float(groups * (m * per_patch + 2 * neurons * d * d))

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 Layer = nn.Conv2d | nn.Linear
 Places = tuple[Tensor, Tensor, Tensor]
+_FEWEST_TO_SHIFT: Final = 8  # channels
 _PADDING_MODES: Final = {"zeros": "constant"}  # the one mode that F.pad calls otherwise
 
 
@@ -20,6 +21,18 @@ def grouped_weights(layer: Layer) -> Tensor:
     """The layer's weights as (G, N, d): G groups of N neurons with d weights."""
     groups = layer.groups if isinstance(layer, nn.Conv2d) else 1
     return layer.weight.detach().reshape(groups, layer.weight.shape[0] // groups, -1)
+
+
+def has_shifts(layer: Layer) -> bool:
+    """Whether it is a 3x3 convolution that moves over a border of zeros pixel by pixel.
+
+    Of layers with few channels none is said to: their products are too small to be worth it.
+    """
+    if not isinstance(layer, nn.Conv2d) or layer.padding_mode != "zeros":
+        return False
+    same = layer.padding in ((1, 1), "same")
+    shape = (layer.kernel_size, layer.stride, layer.dilation)
+    return same and shape == ((3, 3), (1, 1), (1, 1)) and layer.weight.shape[1] >= _FEWEST_TO_SHIFT
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from laq.quantization.alphabet import Alphabet
 from laq.quantization.pool import Pool
 
 BLOCK: Final = 64  # columns walked at a time in the covariance form
-ROWS: Final = 32  # neurons that a thread takes: the same for any number of threads
+ROWS: Final = 16  # neurons that a thread takes: the same for any number of threads
 _KINDS: Final = ("nearest", "stochastic", "hard", "soft")
 _Floats = NDArray[np.float64]
 
