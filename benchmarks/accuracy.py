@@ -1,0 +1,150 @@
+"""What does each method cost in accuracy, by bits and calibration, beside Brevitas?
+
+Wants the environment of `make bench`, and the project's folder once the stages up to `subsets` have run
+for the study in question (`study: cifar100` in params.yaml)::
+
+    .venv-bench/bin/python benchmarks/accuracy.py run --questions radius --every 3
+    .venv-bench/bin/python benchmarks/accuracy.py table
+
+Networks are quantized from images of each subset's classes, and once from as many of all classes. What
+is measured goes to a file as soon as it is there: a killed run continues where it stopped.
+"""
+
+import copy
+import importlib
+import json
+import multiprocessing
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import asdict, replace
+from functools import cache
+from pathlib import Path
+from typing import Any, Final
+
+import click
+import torch
+from accuracy_plan import FLOAT, QUESTIONS, Trial, plan
+from accuracy_table import render
+from torch import Tensor, nn
+
+from laq.network import Classifier, evaluate, load_network
+from laq.params import load_params
+from laq.progress import progress
+from laq.provenance import commit
+from laq.quantization import Recipe, quantize
+from laq.quantization.precision import choose_bits, parse_bits
+from laq.study import Bench
+from laq.subsets import Subset, read_subsets
+
+Record = dict[str, Any]
+Job = tuple[Trial, list[Subset]]
+_RESULTS: Final = Path("benchmarks/results/accuracy.jsonl")
+_results = click.option(
+    "--results",
+    type=click.Path(dir_okay=False, path_type=Path),
+    default=_RESULTS,
+    show_default=True,
+    help="The file of records, JSON lines.",
+)
+
+
+@click.group()
+def main() -> None:
+    """Measure what quantization costs, and show it."""
+
+
+@main.command()
+@click.option("--questions", type=click.Choice(QUESTIONS), multiple=True, help="Default: all.")
+@click.option("--every", type=click.IntRange(1), default=1, show_default=True, help="Take every n-th subset.")
+@click.option("--workers", type=click.IntRange(1), default=torch.get_num_threads(), help="Default: cores.")
+@_results
+def run(questions: Sequence[str], every: int, workers: int, results: Path) -> None:
+    """Measure what is missing, a trial per core."""
+    results.parent.mkdir(parents=True, exist_ok=True)
+    missing = list(jobs(plan(questions or QUESTIONS), read_subsets()[::every], read_records(results)))
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(workers, context, torch.set_num_threads, (1,)) as executor:
+        running = [executor.submit(measure, job) for job in missing]
+        for done in progress(as_completed(running), "accuracy", unit="network", total=len(running)):
+            with results.open("a", encoding="utf-8") as lines:
+                lines.writelines(json.dumps(record) + "\n" for record in done.result())
+
+
+@main.command()
+@_results
+def table(results: Path) -> None:
+    """Print the answers as Markdown."""
+    records = read_records(results)
+    if not records:
+        raise click.ClickException(f"{results}: no measurements; `accuracy.py run` takes them")
+    click.echo(render(records))
+
+
+def read_records(results: Path) -> list[Record]:
+    """The records so far."""
+    if not results.exists():
+        return []
+    return [json.loads(line) for line in results.read_text(encoding="utf-8").splitlines()]
+
+
+def jobs(trials: Sequence[Trial], subsets: Sequence[Subset], records: Sequence[Record]) -> Iterator[Job]:
+    """What has no record yet; a network calibrated on all classes serves all subsets."""
+    for trial in trials:
+        done = {record["subset"] for record in records if trial.made(record)}
+        missing = [subset for subset in subsets if subset.name not in done]
+        if trial.calibration == "subset":
+            yield from ((trial, [subset]) for subset in missing)
+        elif missing:
+            yield trial, missing
+
+
+def measure(job: Job) -> list[Record]:
+    """A record per subset of the job."""
+    trial, subsets = job
+    with torch.no_grad():
+        network = quantized(trial, subsets[0])
+    return [{**asdict(trial), **scores(network, subset), **commit()} for subset in subsets]
+
+
+def scores(network: nn.Module, subset: Subset) -> Record:
+    """The network's accuracy on the subset's test images."""
+    found = evaluate(network, bench("subset", 1).test, subset.classes)
+    return {"subset": subset.name, "kind": subset.kind, **asdict(found)}
+
+
+@cache
+def bench(calibration: str, images: int) -> Bench:
+    """Where data and calibration images come from."""
+    study = load_params().study
+    return Bench(study.model_copy(update={"calibration": calibration, "calibration_images": images}))
+
+
+@cache
+def original() -> Classifier:
+    """The study's network."""
+    return load_network()
+
+
+def quantized(trial: Trial, subset: Subset) -> nn.Module:
+    """The network that the trial makes of the original."""
+    if trial == FLOAT:
+        return original()
+    images = bench(trial.calibration, trial.images).calibration_images(subset)
+    if trial.engine == "brevitas":
+        return _by_brevitas(trial, images)
+    recipe = Recipe(method=trial.method, alphabet=trial.alphabet, radius=trial.radius)  # type: ignore[arg-type]
+    precision = parse_bits(trial.bits)
+    bits = choose_bits(precision, original(), images, recipe, sorted(subset.classes))
+    return quantize(original(), images, replace(recipe, bits=bits)).network
+
+
+def _by_brevitas(trial: Trial, images: Tensor) -> nn.Module:
+    network = copy.deepcopy(original())
+    outcome = importlib.import_module("speed_brevitas").contender(trial.method)(network, images, trial.bits)
+    for name, weight in outcome.weights().items():
+        network.get_submodule(name).get_parameter("weight").copy_(weight)
+    return network
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,76 @@
+"""What the accuracy benchmark measures: questions, and the trials that answer them."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import product
+from typing import Any, Final, Literal
+
+Calibration = Literal["subset", "all"]
+BITS: Final = (2, 3, 4, 8)
+FEW_BITS: Final = (2, 3, 4)
+METHODS: Final = ("rtn", "gpfq", "sgpfq", "gpfq_l0", "gpfq_l1", "gptq", "qronos")
+FEW_IMAGES: Final = 64  # Brevitas takes long
+MANY_IMAGES: Final = 256
+QUESTIONS: Final = ("brevitas", "levels", "methods", "radius", "bits")
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One way of quantizing, to be tried on every subset; ``engine`` ``float`` leaves all as it is."""
+
+    engine: Literal["float", "laq", "brevitas"]
+    method: str = ""
+    bits: int | str = 32
+    alphabet: str = "symmetric"
+    radius: float | str = 1.0
+    images: int = MANY_IMAGES
+    calibration: Calibration = "subset"
+
+    def made(self, record: dict[str, Any]) -> bool:
+        """Whether ``record`` is of this trial."""
+        return all(record[name] == value for name, value in vars(self).items())
+
+
+FLOAT: Final = Trial("float")
+
+
+def plan(questions: Sequence[str]) -> list[Trial]:
+    """Every trial that the questions take, each once."""
+    asked = (trial for question in questions for trial in _ANSWERS[question]())
+    return list(dict.fromkeys([FLOAT, *asked]))
+
+
+def beside_brevitas() -> Iterator[Trial]:
+    """Does the engine do as well as Brevitas, with the same levels, steps and images?"""
+    pairs = [("laq", m) for m in ("rtn", "gpfq", "gptq", "qronos")]
+    pairs += [("brevitas", m) for m in ("gpfq", "gptq", "qronos")]
+    for calibration, bits, (engine, method) in product(("subset", "all"), BITS, pairs):
+        yield Trial(engine, method, bits, images=FEW_IMAGES, calibration=calibration)  # type: ignore[arg-type]
+
+
+def methods() -> Iterator[Trial]:
+    """Which method loses least, each with steps chosen by the layer's error?"""
+    for calibration, bits, method in product(("subset", "all"), BITS, METHODS):
+        yield Trial("laq", method, bits, radius="error", calibration=calibration)  # type: ignore[arg-type]
+
+
+def levels() -> Iterator[Trial]:
+    """What is one level more worth?"""
+    kinds = ("symmetric", "midrise", "twos_complement")
+    for bits, alphabet, method in product(FEW_BITS, kinds, ("rtn", "gpfq", "gptq", "qronos")):
+        yield Trial("laq", method, bits, alphabet, "error")
+
+
+def radii() -> Iterator[Trial]:
+    """How is the radius best chosen?"""
+    for bits, radius, method in product(FEW_BITS, (1.0, "auto", "mse", "error"), ("rtn", "gpfq")):
+        yield Trial("laq", method, bits, radius=radius)
+
+
+def allocations() -> Iterator[Trial]:
+    """Do bits spent where the subset's classes need them beat as many spent evenly?"""
+    for bits in (3, "auto:3", 4, "auto:4"):
+        yield Trial("laq", "gpfq", bits, radius="error")
+
+
+_ANSWERS: Final = dict(zip(QUESTIONS, (beside_brevitas, levels, methods, radii, allocations), strict=True))
