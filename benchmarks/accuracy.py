@@ -139,7 +139,8 @@ def quantized(trial: Trial, subset: Subset) -> nn.Module:
 
 
 def _by_brevitas(trial: Trial, images: Tensor) -> nn.Module:
-    network = copy.deepcopy(original())
+    # Brevitas changes flattened weights in place, which in channels-last memory are copies.
+    network = copy.deepcopy(original()).to(memory_format=torch.contiguous_format)
     outcome = importlib.import_module("speed_brevitas").contender(trial.method)(network, images, trial.bits)
     for name, weight in outcome.weights().items():
         network.get_submodule(name).get_parameter("weight").copy_(weight)
