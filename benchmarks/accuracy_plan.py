@@ -56,20 +56,19 @@ def methods() -> Iterator[Trial]:
 
 def levels() -> Iterator[Trial]:
     """What is one level more worth?"""
-    kinds = ("symmetric", "midrise", "twos_complement")
-    for bits, alphabet, method in product(FEW_BITS, kinds, ("rtn", "gpfq", "gptq", "qronos")):
+    for bits, alphabet, method in product(FEW_BITS, ("symmetric", "twos_complement"), ("gpfq", "qronos")):
         yield Trial("laq", method, bits, alphabet, "error")
 
 
 def radii() -> Iterator[Trial]:
     """How is the radius best chosen?"""
-    for bits, radius, method in product(FEW_BITS, (1.0, "auto", "mse", "error"), ("rtn", "gpfq")):
-        yield Trial("laq", method, bits, radius=radius)
+    for bits, radius in product(FEW_BITS, (1.0, "auto", "mse", "error")):
+        yield Trial("laq", "gpfq", bits, radius=radius)
 
 
 def allocations() -> Iterator[Trial]:
     """Do bits spent where the subset's classes need them beat as many spent evenly?"""
-    for bits in (3, "auto:3", 4, "auto:4"):
+    for bits in (3, "auto:3"):
         yield Trial("laq", "gpfq", bits, radius="error")
 
 
