@@ -32,7 +32,8 @@ from laq.params import load_params
 from laq.progress import progress
 from laq.provenance import commit
 from laq.quantization import Recipe, quantize
-from laq.quantization.precision import choose_bits, parse_bits
+from laq.quantization.allocation import choose_bits
+from laq.quantization.precision import parse_bits
 from laq.study import Bench
 from laq.subsets import Subset, read_subsets
 

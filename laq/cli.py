@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from laq.errors import LaqError
-from laq.params import METHODS, Method, load_params
+from laq.params import METHODS, Method, check_bits, load_params
 
 # Each command imports its own room: importing them all takes seconds that `--help` should not.
 # ruff: noqa: PLC0415
@@ -25,6 +25,18 @@ class _Commands(click.Group):
             for line in str(error).splitlines():
                 click.echo(f"laq: {line}", err=True)
             ctx.exit(2)
+
+
+class _Bits(click.ParamType["int | str"]):
+    """What study.bits in params.yaml may hold."""
+
+    name = "bits"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int | str:
+        try:
+            return check_bits(value)
+        except ValueError as error:
+            self.fail(str(error), param, ctx)
 
 
 @click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
@@ -116,7 +128,13 @@ def track() -> None:
 
 @main.command()
 @click.option("--subset", default="all", show_default=True, help="A subset's name, or all.")
-@click.option("--bits", type=click.IntRange(2, 24), default=4, show_default=True, help="Bits per weight.")
+@click.option(
+    "--bits",
+    type=_Bits(),
+    default="4",
+    show_default=True,
+    help="Bits per weight: 2 to 24, or a text as in params.yaml such as auto:3.",
+)
 @click.option(
     "--method",
     type=click.Choice(METHODS),
@@ -124,7 +142,7 @@ def track() -> None:
     show_default=True,
     help="Whose network becomes the run's model.",
 )
-def quantize(subset: str, bits: int, method: Method) -> None:
+def quantize(subset: str, bits: int | str, method: Method) -> None:
     """Quantize for one subset or all, measure, and log MLflow runs with the networks."""
     from laq import tracking as room
 

@@ -9,6 +9,7 @@ The file names a study and holds a block for each; a block has one section per p
 """
 
 import json
+import re
 from collections.abc import Iterator
 from math import inf
 from pathlib import Path
@@ -32,13 +33,21 @@ FILE = Path("params.yaml")
 Method = Literal["rtn", "gpfq", "sgpfq", "gpfq_l0", "gpfq_l1", "gptq", "qronos"]
 AlphabetKind = Literal["symmetric", "twos_complement", "midrise", "predecessor"]
 RadiusRule = Literal["auto", "mse", "error"]
+Granularity = Literal["channel", "layer"]
+BITS_TEXT = (
+    r"(?P<listed>\d+(?:,\d+)+)"
+    r"|(?P<patterns>[^\s=]+=\d+(?: +[^\s=]+=\d+)*)"
+    r"|(?:(?P<uniform>\d+)"
+    r"|(?P<order>asc|desc):(?P<average>\d+)(?::(?P<spread>\d+))?"
+    r"|auto:(?:(?P<mean>\d+(?:\.\d+)?)|(?P<size>\d+)B))"
+    r"(?: +first:(?P<first>\d+))?(?: +last:(?P<last>\d+))?"
+)
 METHODS: tuple[Method, ...] = get_args(Method)
 RADIUS_RULES: tuple[RadiusRule, ...] = get_args(RadiusRule)
 
 Count = Annotated[int, Field(ge=0)]
 Positive = Annotated[int, Field(ge=1)]
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
-Bits = Annotated[int, Field(ge=2, le=24)]  # float32 cannot hold finer codes
 Colour = tuple[float, float, float]
 Spread = Annotated[float, Field(gt=0)]
 
@@ -47,6 +56,29 @@ def _word_or_positive(value: Any) -> Any:
     if value not in RADIUS_RULES and not (type(value) in {int, float} and 0 < value < inf):
         raise ValueError(f"must be {', '.join(RADIUS_RULES)} or a number above 0, found {value!r}")
     return value
+
+
+def check_bits(value: Any) -> int | str:
+    """A number of bits, or a text that says what each layer gets (``laq.quantization.parse_bits``).
+
+    Raises:
+        ValueError: it is neither.
+    """
+    text = str(value).strip() if type(value) in {int, str} else ""
+    if re.fullmatch(r"\d+", text, re.ASCII):
+        if 2 <= int(text) <= 24:  # float32 cannot hold finer codes
+            return int(text)
+    elif re.fullmatch(BITS_TEXT, text, re.ASCII):
+        return text
+    raise ValueError(
+        f"found {value!r}; must be 2 to 24, or a text such as auto:3, auto:96000B, asc:4, desc:4, "
+        '"3 first:8 last:8", "8,4,4" or "body.fc=8 *=3"'
+    )
+
+
+def bits_name(bits: int | str) -> str:
+    """A name for files and metrics: 3bit, auto_3."""
+    return f"{bits}bit" if str(bits).isdigit() else re.sub(r"[^A-Za-z0-9.]+", "_", str(bits)).strip("_")
 
 
 def _different(values: tuple[Any, ...]) -> tuple[Any, ...]:
@@ -174,14 +206,23 @@ class Subsets(Section):
 class Study(Section):
     """What to quantize how, for each subset."""
 
-    bits: Annotated[tuple[Bits, ...], Field(min_length=1), AfterValidator(_different)]
+    bits: Annotated[
+        tuple[Annotated[int | str, BeforeValidator(check_bits)], ...],
+        Field(min_length=1),
+        AfterValidator(_different),
+    ]
     methods: Annotated[tuple[Method, ...], Field(min_length=1), AfterValidator(_different)]
     alphabet: AlphabetKind
+    granularity: Granularity
     radius: Annotated[float | RadiusRule, BeforeValidator(_word_or_positive)]
     percentile: Annotated[float, Field(gt=0, le=1)]
+    threshold: Annotated[float, Field(ge=0)]
+    fuse: bool
+    bias_correction: bool
     calibration: Literal["subset", "all"]
     calibration_images: Positive
     retain_rate: Annotated[float, Field(gt=0, le=1)]
+    batch_size: Positive
     ignore: tuple[str, ...]
     seed: Seed
 

@@ -1,5 +1,6 @@
 """params.yaml: what is right is read, what is wrong is named in a line."""
 
+from dataclasses import fields
 from pathlib import Path
 from typing import Any, get_args
 
@@ -8,8 +9,8 @@ import pytest
 from laq import params
 from laq.errors import LaqError
 from laq.params import load_params
-from laq.quantization import METHODS
-from laq.quantization.alphabet import RADIUS_RULES, AlphabetKind
+from laq.quantization import METHODS, Recipe, precision
+from laq.quantization.alphabet import RADIUS_RULES, AlphabetKind, Granularity
 from tests.conftest import ROOT, tiny_params, write_params
 
 
@@ -25,12 +26,14 @@ def test_both_committed_studies_are_valid(tmp_path: Path) -> None:
 
 
 MISTAKES: list[tuple[tuple[str, ...], Any, str]] = [
-    (("study", "bitz"), 3, "glyphs.study.bitz: unknown key; known here: alphabet, bits,"),
+    (("study", "bitz"), 3, "glyphs.study.bitz: unknown key; known here: alphabet, batch_size,"),
     (("studdy",), {}, "glyphs.studdy: unknown key; known here: dataset, divergence,"),
     (("network", "training", "lr"), 1, "glyphs.network.training.lr: unknown key; known here: batch_size,"),
     (("study", "bits"), "3", "glyphs.study.bits: Input should be a valid"),
-    (("study", "bits"), [3, "x"], "glyphs.study.bits.1: Input should be a valid integer (found 'x')"),
-    (("study", "bits"), [1], "glyphs.study.bits.0: Input should be greater than or equal to 2 (found 1)"),
+    (("study", "bits"), [3, "x"], "glyphs.study.bits.1: found 'x'; must be 2 to 24, or a text such as auto:3"),
+    (("study", "bits"), [1], "glyphs.study.bits.0: found 1; must be 2 to 24"),
+    (("study", "bits"), [True], "glyphs.study.bits.0: found True; must be 2 to 24"),
+    (("study", "bits"), [[4, 4]], "glyphs.study.bits.0: found [4, 4]; must be 2 to 24"),
     (("study", "bits"), [], "glyphs.study.bits: "),
     (("study", "methods"), ["awq"], "Input should be 'rtn', 'gpfq', 'sgpfq', 'gpfq_l0', 'gpfq_l1', 'gptq' or 'qronos' (found 'awq')"),
     (("study", "retain_rate"), 0, "glyphs.study.retain_rate: Input should be greater than 0 (found 0"),
@@ -44,6 +47,9 @@ MISTAKES: list[tuple[tuple[str, ...], Any, str]] = [
     (("study", "radius"), -1, "glyphs.study.radius: must be auto, mse, error or a number above 0, found -1"),
     (("study", "radius"), "large", "glyphs.study.radius: must be auto, mse, error or a number above 0, found 'large'"),
     (("study", "bits"), [3, 3], "glyphs.study.bits: each may stand but once, found [3, 3]"),
+    (("study", "bits"), [3, "3"], "glyphs.study.bits: each may stand but once, found [3, 3]"),
+    (("study", "fuse"), "yes", "glyphs.study.fuse: Input should be a valid boolean"),
+    (("study", "granularity"), "row", "glyphs.study.granularity: Input should be 'channel' or 'layer'"),
     (("name",), "mine", "glyphs.name: unknown key"),
     (("subsets", "size"), 1, "glyphs.subsets.size: Input should be greater than or equal to 2 (found 1)"),
     (("subsets", "bands"), [{"count": 1, "minimum": 5, "maximum": 2}], "minimum 5.0 must be below maximum 2.0"),
@@ -94,3 +100,20 @@ def test_methods_and_alphabets_are_those_of_the_engine() -> None:
     assert params.METHODS == METHODS
     assert get_args(params.AlphabetKind) == get_args(AlphabetKind)
     assert params.RADIUS_RULES == RADIUS_RULES
+    assert get_args(params.Granularity) == get_args(Granularity)
+    assert params.BITS_TEXT == precision.TEXT
+
+
+@pytest.mark.parametrize(
+    ("bits", "name"),
+    [(3, "3bit"), ("12", "12bit"), ("auto:2.5", "auto_2.5"), ("3 first:8", "3_first_8"), ("8,4,4", "8_4_4")],
+)
+def test_bits_are_numbers_or_texts_with_names_for_files(bits: int | str, name: str) -> None:
+    checked = params.check_bits(bits)
+    assert params.bits_name(checked) == name
+    precision.parse_bits(checked)
+
+
+def test_the_study_offers_the_whole_recipe() -> None:
+    left_to_the_engine = {"method", "form", "memory_gib"}
+    assert {field.name for field in fields(Recipe)} - left_to_the_engine <= set(params.Study.model_fields)

@@ -230,11 +230,17 @@ def test_an_unreachable_store_is_told_in_a_line_and_loses_nothing(clone: Path) -
 
 def test_changing_only_the_bits_reruns_only_study_and_report(clone: Path) -> None:
     params = tiny_params()
-    params["glyphs"]["study"]["bits"] = [3, 4]
+    params["glyphs"]["study"]["bits"] = [3, "auto:4"]
     write_params(clone, params)
     assert stages_run(run(clone, "dvc", "repro")) == ["study", "report", "track"]
     table = pd.read_csv(clone / "data/study/measurements.csv")
-    assert set(table.bits) == {3, 4, 32}
+    assert set(table.bits) == {"3", "auto:4", "32"}
+    spent = table[(table.bits == "auto:4") & (table.method == "gpfq")].mean_bits
+    assert spent.between(3.5, 4).all()
+    layers = pd.read_csv(clone / "data/study/layers.csv")
+    spread = layers[layers.cell == "random-1.quantized.gpfq-auto_4"].bits
+    assert spread.min() < spread.max()
+    assert "| original | gpfq | auto:4 |  |" in (clone / "data/report/report.md").read_text()
 
 
 def test_an_experiment_changes_a_key_and_is_shown(clone: Path) -> None:
@@ -252,7 +258,7 @@ def test_an_experiment_changes_a_key_and_is_shown(clone: Path) -> None:
         (["report"], "data/study/measurements.csv: not found; run `dvc repro`"),
         (["report", "--publish", "out"], "data/study/inputs.json: not found"),
         (["quantize", "--subset", "mine"], "data/dataset/manifest.json: not found"),
-        (["quantize", "--bits", "1"], "1 is not in the range 2<=x<=24"),
+        (["quantize", "--bits", "1"], "found '1'; must be 2 to 24, or a text such as auto:3"),
     ],
 )
 def test_missing_input_is_told_in_a_line_with_exit_code_2(

@@ -12,19 +12,15 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
 from laq.quantization import QuantizationError, QuantizedNetwork, Recipe, quantize
-from laq.quantization.precision import (
-    Budget,
-    Precision,
+from laq.quantization.allocation import (
     Sensitivities,
-    Slope,
     allocate,
-    bits_per_layer,
     choose_bits,
     code_bits,
     label_aware_bits,
-    parse_bits,
     sensitivities,
 )
+from laq.quantization.precision import Budget, Precision, Slope, bits_per_layer, parse_bits
 
 NAMES = ["stem", "layer1.0", "layer1.1", "layer2.0", "head"]
 Losses = dict[str, dict[int, float]]
@@ -37,6 +33,8 @@ Losses = dict[str, dict[int, float]]
         ("4", Precision(4)),
         ([8, 4, 3], Precision((8, 4, 3))),
         ({"head": 8, "*": 3}, Precision({"head": 8, "*": 3})),
+        ("8,4,3", Precision((8, 4, 3))),
+        ("head=8 layer*.0=4  *=3", Precision({"head": 8, "layer*.0": 4, "*": 3})),
         ("asc:4", Precision(Slope("asc", 4, 1))),
         ("desc:4:2", Precision(Slope("desc", 4, 2))),
         ("auto:3", Precision(Budget(mean=3.0))),
@@ -54,7 +52,7 @@ def test_what_users_write_is_understood(written: Any, meant: Precision) -> None:
 
 @pytest.mark.parametrize(
     "written",
-    [True, 4.0, None, "", "four", "4.5", "asc", "asc:3.5", "auto:", "auto:2.5B", "auto:3 last:8 first:8", "٤",
+    [True, 4.0, None, "", "four", "4.5", "asc", "asc:3.5", "auto:", "auto:2.5B", "auto:3 last:8 first:8", "8, 4", "8,4 last:8", "head=x", "=3", "٤",
      [], [4, 4.0], [True], {}, {"*": "3"}, {3: 3}],
     ids=repr,
 )  # fmt: skip

@@ -31,7 +31,8 @@ def study(subsets: int = 6) -> pd.DataFrame:
                 "relative_error_mean": 0.1,
                 "relative_error_logits": 0.2,
             }
-            rows.append({**shared, "variant": variant, "method": method, "bits": bits, **scores, **extra})
+            key = {"variant": variant, "method": method, "bits": str(bits), "mean_bits": float(bits)}
+            rows.append({**shared, **key, **scores, **extra})
     return pd.DataFrame(rows)
 
 
@@ -45,7 +46,7 @@ def test_drops_are_taken_from_the_same_networks_own_accuracy() -> None:
 
 def test_summary_has_mean_deviation_and_n() -> None:
     summary = summarise(with_drops(study())).set_index(["variant", "method", "bits"])
-    row = summary.loc["quantized", "gpfq", 3]
+    row = summary.loc["quantized", "gpfq", "3"]
     accuracies = 79.0 + np.arange(6)
     assert row["n"] == 6
     assert row["top1_sub_percent_mean"] == pytest.approx(accuracies.mean())

@@ -8,11 +8,12 @@ Free of everything else in ``laq``: networks and tensors in, networks and codes 
     result.network, result.layers[0].relative_error
 """
 
+from laq.quantization.allocation import choose_bits
 from laq.quantization.alphabet import Alphabet, AlphabetSpec, make_alphabet
 from laq.quantization.engine import layer_names, quantize
 from laq.quantization.export import export_onnx
 from laq.quantization.packing import Cut, keep_rows, load, load_quantized, read_metadata, save
-from laq.quantization.precision import choose_bits, parse_bits
+from laq.quantization.precision import parse_bits
 from laq.quantization.recipe import (
     METHODS,
     Method,

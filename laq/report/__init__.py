@@ -10,13 +10,13 @@ from laq.divergence import FOLDER as DIVERGENCE
 from laq.errors import LaqError
 from laq.files import need, read_json, replacing_folder, write_json
 from laq.params import FILE as PARAMS
-from laq.params import Report, load_params
+from laq.params import Report, bits_name, load_params
 from laq.provenance import commit
 from laq.report.figures import draw_against_bits, draw_against_divergence
 from laq.report.statistics import correlate, summarise, with_drops
 from laq.report.text import markdown
 from laq.study import FOLDER as STUDY
-from laq.study import INPUTS, LAYERS, MEASUREMENTS, study_code
+from laq.study import INPUTS, LAYERS, read_measurements, study_code
 
 FOLDER = Path("data/report")
 METRICS = "metrics.json"
@@ -27,7 +27,7 @@ PROVENANCE = "provenance.json"
 
 def run(params: Report) -> None:
     """Write ``metrics.json``, ``report.md``, the tables and the pictures."""
-    table = with_drops(pd.read_csv(need(STUDY / MEASUREMENTS), dtype={"levels": "Int64"}))
+    table = with_drops(read_measurements())
     summary, correlations, title = summarise(table), correlate(table, params), _title(table)
     with replacing_folder(FOLDER) as folder:
         table.to_csv(folder / "measurements.csv", index=False)
@@ -47,11 +47,12 @@ def metrics(summary: pd.DataFrame, correlations: pd.DataFrame) -> dict[str, Any]
     """
     result: dict[str, Any] = {"top1": {}, "rho": {}}
     for row in summary[summary.variant.isin(["original", "quantized"])].to_dict("records"):
-        place = "float" if row["method"] == "float" else f"{row['method']}-{row['bits']}bit"
+        place = "float" if row["method"] == "float" else f"{row['method']}-{bits_name(row['bits'])}"
         result["top1"][place] = row["top1_sub_percent_mean"]
     asked = (correlations["drop"] == "drop_sub_points") & (correlations.variant == "quantized")
     for row in correlations[asked & (correlations.method != "rtn")].to_dict("records"):
-        result["rho"][f"{row['method']}-{row['bits']}bit"] = None if pd.isna(row["rho"]) else row["rho"]
+        place = f"{row['method']}-{bits_name(row['bits'])}"
+        result["rho"][place] = None if pd.isna(row["rho"]) else row["rho"]
     return result
 
 

@@ -18,7 +18,15 @@ COLOURS: Final = {
     "finetuned_quantized": "tab:red",
 }
 _MARKERS: Final = {"similar": "o", "dissimilar": "^", "random": "s", "band": "D", "given": "P", "log": "X"}
-_STYLES: Final = {"rtn": "--", "gpfq": "-", "qronos": ":"}
+_LOOKS: Final[dict[str, tuple[Any, str]]] = {  # line and marker of a method
+    "rtn": ("--", "o"),
+    "gpfq": ("-", "o"),
+    "sgpfq": ("-.", "s"),
+    "gpfq_l0": ((0, (1, 3)), "^"),
+    "gpfq_l1": ((0, (5, 4, 1, 4, 1, 4)), "v"),
+    "gptq": ((0, (8, 3)), "D"),
+    "qronos": (":", "X"),
+}
 _LABELS: Final = {
     "rtn": "round-to-nearest",
     "gpfq": "GPFQ",
@@ -34,20 +42,25 @@ _DPI: Final = 130
 def draw_against_divergence(path: Path, table: pd.DataFrame, title: str) -> None:
     """A panel per method and bit-width: restricted top-1 of every subset, and a fitted logarithm."""
     quantized = table[table.method != "float"]
-    methods, bits = list(quantized.method.unique()), sorted(quantized.bits.unique())
+    methods, bits = list(quantized.method.unique()), _in_order(quantized)
     figure = Figure(figsize=(3.3 * len(bits) + 0.6, 3.1 * len(methods) + 1.3), layout="constrained")
     panels = figure.subplots(len(methods), len(bits), sharex=True, squeeze=False)
     for row, method in zip(panels, methods, strict=True):
         for axes, width in zip(row, bits, strict=True):
             shown = (table.method == "float") | ((table.method == method) & (table.bits == width))
             _scatter(axes, table[shown])
-            axes.set_title(f"{_LABELS[method]}, {width} bits", fontsize=10)
+            axes.set_title(f"{_LABELS[method]}, {width} bits", fontsize=10, wrap=True)
         row[0].set_ylabel("top-1 on the subset (%)")
     for axes in panels[-1]:
         axes.set_xlabel("median divergence (nats)")
     figure.legend(handles=_keys(table), loc="outside lower center", ncols=4, frameon=False, fontsize=9)
     figure.suptitle(title, fontsize=11)
     figure.savefig(path, dpi=_DPI)
+
+
+def _in_order(quantized: pd.DataFrame) -> list[str]:
+    """What bits there are, from few to many."""
+    return list(quantized.groupby("bits").mean_bits.mean().sort_values().index)
 
 
 def _scatter(axes: Axes, rows: pd.DataFrame) -> None:
@@ -104,17 +117,17 @@ def draw_against_bits(path: Path, table: pd.DataFrame, title: str) -> None:
 
 def _lines(axes: Axes, table: pd.DataFrame, score: str) -> None:
     quantized = table[table.method != "float"]
-    places = {width: place for place, width in enumerate(sorted(quantized.bits.unique()))}
-    axes.set_xticks(list(places.values()), [str(width) for width in places])
+    places = {width: place for place, width in enumerate(_in_order(quantized))}
+    axes.set_xticks(list(places.values()), [width.replace(" ", "\n") for width in places])
     for base in BASE_OF.values():
         mean = table[table.variant == base][score].mean()
         axes.axhline(mean, c=COLOURS[base], ls=":", lw=1.4, label=f"{base}, float")
-    for number, ((variant, method), group) in enumerate(quantized.groupby(["variant", "method"], sort=False)):
-        spread = group.groupby("bits")[score].agg(["mean", "std"])
-        x = np.array([places[width] for width in spread.index]) + 0.11 * (number - 1.5)
+    groups = list(quantized.groupby(["variant", "method"], sort=False))
+    offsets = 0.11 * (np.arange(len(groups)) - (len(groups) - 1) / 2) * min(1, 6 / len(groups))
+    for offset, ((variant, method), group) in zip(offsets, groups, strict=True):
+        spread = group.groupby("bits")[score].agg(["mean", "std"]).loc[list(places)]
+        x = np.array(list(places.values())) + offset
         label = f"{BASE_OF[str(variant)]}, {_LABELS[str(method)]}"
-        style = _STYLES.get(str(method), "-.")
-        look: dict[str, Any] = {"c": COLOURS[str(variant)], "ls": style, "label": label}
-        axes.errorbar(
-            x, spread["mean"], spread["std"], marker="o", ms=4, capsize=0, lw=1.4, elinewidth=0.9, **look
-        )
+        line, marker = _LOOKS[str(method)]
+        look: dict[str, Any] = {"c": COLOURS[str(variant)], "ls": line, "marker": marker, "label": label}
+        axes.errorbar(x, spread["mean"], spread["std"], ms=4, capsize=0, lw=1.4, elinewidth=0.9, **look)

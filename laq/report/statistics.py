@@ -45,7 +45,7 @@ def summarise(table: pd.DataFrame) -> pd.DataFrame:
     grouped = table.groupby(_GROUP, sort=False)
     numbers = grouped[columns].agg(["mean", "std"])
     numbers.columns = [f"{column[0]}_{column[1]}" for column in numbers.columns]
-    sizes = grouped.agg(levels=("levels", "first"), n=("subset", "size"))
+    sizes = grouped.agg(levels=("levels", "first"), mean_bits=("mean_bits", "mean"), n=("subset", "size"))
     return sizes.join(numbers).reset_index().round(4)
 
 

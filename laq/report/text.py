@@ -37,7 +37,7 @@ def _accuracies(summary: pd.DataFrame) -> Iterable[str]:
             BASE_OF.get(row["variant"], row["variant"]),
             row["method"],
             row["bits"],
-            "" if floating else row["levels"],
+            "" if pd.isna(row["levels"]) else row["levels"],
             row["n"],
             _spread(row, "top1_sub_percent"),
             _spread(row, "top1_all_percent"),

@@ -9,7 +9,7 @@ import pandas as pd
 
 from laq.dataset import FOLDER as DATASET
 from laq.dataset import read_manifest
-from laq.files import md5, replacing_folder, write_json
+from laq.files import md5, need, replacing_folder, write_json
 from laq.network import FOLDER as NETWORK
 from laq.network import WEIGHTS, read_design
 from laq.params import Study
@@ -28,6 +28,7 @@ __all__ = [
     "layer_rows",
     "measurement_row",
     "plan",
+    "read_measurements",
     "run",
     "study_code",
     "weights_file",
@@ -56,6 +57,12 @@ def run(params: Study) -> None:
                 shutil.copyfile(source / WEIGHTS, weights_file(folder, cell.name))
 
 
+def read_measurements(path: Path = FOLDER / MEASUREMENTS) -> pd.DataFrame:
+    """The table of all cells; ``bits`` are what was asked for, as texts."""
+    types: dict[Any, Any] = {"levels": "Int64", "bits": str}
+    return pd.read_csv(need(path), dtype=types)
+
+
 def weights_file(folder: Path, cell_name: str) -> Path:
     """Where a cell's quantized weights lie."""
     return folder / "networks" / cell_name / WEIGHTS
@@ -68,6 +75,7 @@ def measurement_row(cell: Cell, source: Path) -> dict[str, Any]:
         "dataset": read_manifest(DATASET)["name"],
         "network": read_design().architecture,
         **_key(cell),
+        "bits": cell.bits,
         "kind": s.kind,
         "subset_size_classes": len(s.classes),
         "median_divergence_nats": s.median_divergence,

@@ -1,8 +1,9 @@
 """One cell of the study: a network, a subset, a recipe → what it cost. Kept, and never done twice."""
 
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, fields, replace
 from functools import cached_property
+from itertools import product
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,30 +18,35 @@ from laq.finetune import FOLDER as FINETUNE
 from laq.finetune import weights_of
 from laq.network import FOLDER as NETWORK
 from laq.network import WEIGHTS, Classifier, Scores, evaluate, load_network, read_design
-from laq.params import Study
+from laq.params import Study, bits_name
 from laq.quantization import (
-    Method,
     QuantizationError,
     QuantizedNetwork,
     Recipe,
+    choose_bits,
     layer_names,
+    parse_bits,
     quantize,
     save,
 )
 from laq.subsets import Subset
 
+FLOAT_BITS = 32
 Base = Literal["original", "finetuned"]
 BASES: tuple[Base, ...] = ("original", "finetuned")
-FLOAT_BITS = 32
 
 
 @dataclass(frozen=True)
 class Cell:
-    """What to measure: the network ``base`` on ``subset``, as it is or quantized by ``recipe``."""
+    """What to measure: the network ``base`` on ``subset``, as it is or quantized by ``recipe``.
+
+    ``bits`` are those of the recipe, or say what each layer gets, perhaps for this subset alone.
+    """
 
     subset: Subset
     base: Base
     recipe: Recipe | None
+    bits: int | str = FLOAT_BITS
 
     @property
     def variant(self) -> str:
@@ -52,27 +58,32 @@ class Cell:
     @property
     def name(self) -> str:
         """The cell's name among all of a study's."""
-        method = "float" if self.recipe is None else f"{self.recipe.method}-{self.recipe.bits}bit"
+        method = "float" if self.recipe is None else f"{self.recipe.method}-{bits_name(self.bits)}"
         return f"{self.subset.name}.{self.variant}.{method}"
 
 
 def plan(subsets: Sequence[Subset], params: Study) -> list[Cell]:
-    """Every cell of the study: per subset both networks as they are, then by bits and method."""
-    recipes = [None, *(_recipe(params, bits, method) for bits in params.bits for method in params.methods)]
-    return [Cell(subset, base, recipe) for subset in subsets for base in BASES for recipe in recipes]
+    """Every cell of the study: per subset both networks as they are, then by bits and method.
+
+    Raises:
+        LaqError: the bits are out of range, or two of them would have the same name.
+    """
+    if len({bits_name(bits) for bits in params.bits}) < len(params.bits):
+        raise LaqError(f"study.bits: some of {list(params.bits)} differ in signs alone; name them apart")
+    for bits in params.bits:
+        try:
+            parse_bits(bits)
+        except QuantizationError as error:
+            raise LaqError(f"study.bits: {error}") from error
+    return [cell for subset in subsets for base in BASES for cell in _cells(subset, base, params)]
 
 
-def _recipe(params: Study, bits: int, method: Method) -> Recipe:
-    return Recipe(
-        bits=bits,
-        method=method,
-        alphabet=params.alphabet,
-        radius=params.radius,
-        percentile=params.percentile,
-        retain_rate=params.retain_rate,
-        ignore=params.ignore,
-        seed=params.seed,
-    )
+def _cells(subset: Subset, base: Base, params: Study) -> Iterator[Cell]:
+    shared = {f.name: getattr(params, f.name) for f in fields(Recipe) if f.name in Study.model_fields}
+    yield Cell(subset, base, None)
+    for bits, method in product(params.bits, params.methods):
+        known = {"bits": bits} if isinstance(bits, int) else {"bits": Recipe.bits}
+        yield Cell(subset, base, Recipe(**{**shared, **known, "method": method}), bits)
 
 
 def study_code() -> str:
@@ -99,6 +110,7 @@ class Bench:
             "dataset": self.dataset,
             "weights": md5(self._weights(cell)),
             "recipe": cell.recipe and asdict(cell.recipe),
+            "bits": cell.bits,
             "design": read_design().to_json(),
             "code": study_code(),
             **calibration,
@@ -145,16 +157,28 @@ class Bench:
     def _fill(self, cell: Cell, folder: Path) -> None:
         network = self.network(cell)
         if cell.recipe is None:
-            outcome = {"bits": FLOAT_BITS, "levels": None, "sparsity_percent": 100 * _zeros(network)}
+            outcome = {
+                "mean_bits": float(FLOAT_BITS),
+                "levels": None,
+                "sparsity_percent": 100 * _zeros(network),
+            }
             scores = evaluate(network, self.test, cell.subset.classes)
         else:
-            try:
-                result = quantize(network, self.calibration_images(cell.subset), cell.recipe)
-            except QuantizationError as error:
-                raise LaqError(f"{cell.name}: {error}") from error
+            result = self._quantize(network, cell, cell.recipe)
             outcome = _keep(result, folder)
             scores = evaluate(result.network, self.test, cell.subset.classes)
         write_json(folder / "measurement.json", {**_percent(scores), **outcome})
+
+    def _quantize(self, network: Classifier, cell: Cell, recipe: Recipe) -> QuantizedNetwork:
+        images = self.calibration_images(cell.subset)
+        try:
+            if isinstance(cell.bits, str):
+                classes = sorted(cell.subset.classes)
+                bits = choose_bits(parse_bits(cell.bits), network, images, recipe, classes)
+                recipe = replace(recipe, bits=bits)
+            return quantize(network, images, recipe)
+        except QuantizationError as error:
+            raise LaqError(f"{cell.name}: {error}") from error
 
 
 def read_measurement(folder: Path) -> dict[str, Any]:
@@ -185,8 +209,8 @@ def _keep(result: QuantizedNetwork, folder: Path) -> dict[str, Any]:
     ]
     write_json(folder / "layers.json", layers)
     return {
-        "bits": layers[0]["bits"],
-        "levels": layers[0]["levels"],
+        "mean_bits": result.mean_bits,
+        "levels": layers[0]["levels"] if len({layer["levels"] for layer in layers}) == 1 else None,
         "sparsity_percent": 100 * result.sparsity,
         "size_bytes": size,
         "relative_error_mean": sum(layer.relative_error for layer in result.layers) / len(layers),

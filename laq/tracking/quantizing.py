@@ -20,7 +20,7 @@ class Order:
     """What to quantize for (a subset's name, or ``all``), how far, and whose network to keep."""
 
     subset: str
-    bits: int
+    bits: int | str
     method: Method
 
 

@@ -17,7 +17,7 @@ from laq.provenance import commit
 from laq.report import CORRELATIONS, METRICS, TEXT
 from laq.report import FOLDER as REPORT
 from laq.study import FOLDER as STUDY
-from laq.study import INPUTS, LAYERS, MEASUREMENTS, weights_file
+from laq.study import INPUTS, LAYERS, MEASUREMENTS, read_measurements, weights_file
 from laq.subsets import Subset, read_subsets
 from laq.tracking.store import Record
 
@@ -31,7 +31,7 @@ def experiment_name(params: Params) -> str:
 
 def study_record(params: Params) -> Record:
     """The parent run: the whole study's parameters, numbers, report and pictures."""
-    rows = _rows(MEASUREMENTS)
+    rows = _rows(read_measurements())
     settings = params.model_dump(mode="json", exclude={"name"}, exclude_none=True)
     return Record(
         key=study_key(params),
@@ -82,11 +82,12 @@ def check_dataset(params: Params) -> None:
 
 def cell_records(params: Params) -> Iterator[Record]:
     """A run per subset and bit-width, with every variant and method in it."""
-    rows, layers = _rows(MEASUREMENTS), _rows(LAYERS)
+    rows = _rows(read_measurements())
+    layers = _rows(pd.read_csv(need(STUDY / LAYERS), dtype={"levels": "Int64"}))
     for subset in read_subsets():
         own = [row for row in rows if row["subset"] == subset.name]
         for bits in params.study.bits:
-            chosen = [row for row in own if row["method"] == "float" or row["bits"] == bits]
+            chosen = [row for row in own if row["method"] == "float" or row["bits"] == str(bits)]
             names = {
                 row["cell"]: weights_file(STUDY, row["cell"]) for row in chosen if row["method"] != "float"
             }
@@ -169,8 +170,7 @@ def _by_cell(layers: Sequence[Row]) -> dict[str, list[dict[str, Any]]]:
     return result
 
 
-def _rows(name: str) -> list[dict[str, Any]]:
-    table = pd.read_csv(need(STUDY / name), dtype={"levels": "Int64"})
+def _rows(table: pd.DataFrame) -> list[dict[str, Any]]:
     return [{str(column): value for column, value in row.items()} for row in table.to_dict("records")]
 
 
