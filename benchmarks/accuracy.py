@@ -133,7 +133,10 @@ def quantized(trial: Trial, subset: Subset) -> nn.Module:
     images = bench(trial.calibration, trial.images).calibration_images(subset)
     if trial.engine == "brevitas":
         return _by_brevitas(trial, images)
-    recipe = Recipe(method=trial.method, alphabet=trial.alphabet, radius=trial.radius)  # type: ignore[arg-type]
+    options: dict[str, Any] = {
+        name: getattr(trial, name) for name in ("method", "alphabet", "radius", "threshold")
+    }
+    recipe = Recipe(**options)
     precision = parse_bits(trial.bits)
     bits = choose_bits(precision, original(), images, recipe, sorted(subset.classes))
     return quantize(original(), images, replace(recipe, bits=bits)).network

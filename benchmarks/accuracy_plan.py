@@ -23,6 +23,7 @@ class Trial:
     bits: int | str = 32
     alphabet: str = "symmetric"
     radius: float | str = 1.0
+    threshold: float = 0.75
     images: int = MANY_IMAGES
     calibration: Calibration = "subset"
 
@@ -51,7 +52,9 @@ def beside_brevitas() -> Iterator[Trial]:
 def methods() -> Iterator[Trial]:
     """Which method loses least, each with steps chosen by the layer's error?"""
     for calibration, bits, method in product(("subset", "all"), BITS, METHODS):
-        yield Trial("laq", method, bits, radius="error", calibration=calibration)  # type: ignore[arg-type]
+        # Both make zero of what is below 0.75 of a step.
+        threshold = 0.25 if method == "gpfq_l1" else 0.75
+        yield Trial("laq", method, bits, "symmetric", "error", threshold, calibration=calibration)  # type: ignore[arg-type]
 
 
 def levels() -> Iterator[Trial]:

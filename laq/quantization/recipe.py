@@ -27,7 +27,8 @@ class Recipe:
         granularity: a step per output channel, or one for the layer.
         radius: the largest level: a fraction of the largest weight, or how to choose it.
         percentile: of |w|, which stands for the largest weight.
-        threshold: λ of the sparse methods, in steps of the alphabet.
+        threshold: λ of the sparse methods, in steps of the alphabet; up to 0.5 that of ``gpfq_l0`` does
+            nothing, since rounding to the nearest makes the same zeros.
         retain_rate: fraction of a convolution's patches to learn from.
         batch_size: images that are worked on at once; changes memory and rounding, nothing else.
         ignore: patterns of the names of layers that keep their weights.
@@ -44,7 +45,7 @@ class Recipe:
     granularity: Granularity = "channel"
     radius: Radius = "auto"
     percentile: float = 1.0
-    threshold: float = 0.5
+    threshold: float = 0.75
     retain_rate: float = 1.0
     batch_size: int = 16
     ignore: tuple[str, ...] = ()
