@@ -7,8 +7,10 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from fnmatch import fnmatchcase
 from functools import partial
+from hashlib import sha256
 from itertools import accumulate
 from math import isfinite
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +25,12 @@ from laq.quantization.patches import Layer, Patches, Sampler, cut_patches, group
 from laq.quantization.pool import worker_pool
 from laq.quantization.recipe import QuantizationError, QuantizedLayer, QuantizedNetwork, Recipe
 from laq.quantization.shelf import Shelf
+
+
+class _Digest(Protocol):
+    """A hash from ``hashlib``."""
+
+    def update(self, data: bytes, /) -> None: ...
 
 
 def quantize(network: nn.Module, images: Tensor | Iterable[Tensor], recipe: Recipe) -> QuantizedNetwork:
@@ -56,8 +64,10 @@ def quantize(network: nn.Module, images: Tensor | Iterable[Tensor], recipe: Reci
             execution: Execution = Layerwise(networks, pool, shelf)
         else:
             execution = Lockstep(graph, networks, pool, shelf)
-        layers = _walk(execution, _chunks(network, images, recipe.batch_size), recipe)
-    return _finish(execution, layers, recipe, folded)
+        digest = sha256()
+        layers = _walk(execution, _chunks(network, images, recipe.batch_size, digest), recipe)
+    result = QuantizedNetwork(networks.quantized, (), 0.0, recipe, folded, digest.hexdigest())
+    return _with_errors(result, layers, execution)
 
 
 def layer_names(network: nn.Module) -> list[str]:
@@ -100,7 +110,10 @@ def _check(name: str, layer: nn.Module) -> None:
         raise QuantizationError(f"layer {name}: weights are not finite")
 
 
-def _chunks(network: nn.Module, images: Tensor | Iterable[Tensor], size: int) -> Iterator[Tensor]:
+def _chunks(
+    network: nn.Module, images: Tensor | Iterable[Tensor], size: int, digest: _Digest
+) -> Iterator[Tensor]:
+    """Checked batches on the network's device; ``digest`` sees the bytes of all of them."""
     device = next(network.parameters()).device
     batches = torch.split(images, size) if isinstance(images, Tensor) else images
     count = 0
@@ -109,6 +122,7 @@ def _chunks(network: nn.Module, images: Tensor | Iterable[Tensor], size: int) ->
             bad = int((~torch.isfinite(batch.flatten(1)).all(1)).nonzero()[0])
             raise QuantizationError(f"calibration image {count + bad} holds values that are not finite")
         count += len(batch)
+        digest.update(batch.detach().cpu().contiguous().numpy().tobytes())
         yield batch.to(device)
     if count == 0:
         raise QuantizationError("no calibration images: give at least one")
@@ -161,12 +175,12 @@ def _shift_bias(layer: nn.Module, shift: Tensor) -> None:
         layer.get_parameter("bias").add_(shift)
 
 
-def _finish(
-    execution: Execution, layers: list[QuantizedLayer], recipe: Recipe, folded: tuple[str, ...]
+def _with_errors(
+    result: QuantizedNetwork, layers: list[QuantizedLayer], execution: Execution
 ) -> QuantizedNetwork:
-    """Fill in the measured errors, and see that there is one for every layer."""
-    networks, errors = execution.networks, execution.errors
-    if missed := networks.names - errors.keys():
+    """Fill in the layers with their measured errors, and see that there is one for every layer."""
+    errors = execution.errors
+    if missed := execution.networks.names - errors.keys():
         raise QuantizationError(
             f"layers never run, so not quantized: {', '.join(sorted(missed))}; "
             "name them in ignore if they may keep their weights"
@@ -176,4 +190,4 @@ def _finish(
             where = name if name == OUTPUTS else f"outputs of layer {name}"
             raise QuantizationError(f"{where} are not finite; check weights and images")
     done = tuple(replace(layer, relative_error=errors[layer.name].relative) for layer in layers)
-    return QuantizedNetwork(networks.quantized, done, errors[OUTPUTS].relative, recipe, folded)
+    return replace(result, layers=done, relative_error=errors[OUTPUTS].relative)

@@ -67,7 +67,8 @@ class Header:
         format: of the file; later ones than ``FORMAT`` are refused.
         laq: the version that wrote the file, as ``torch``.
         relative_error: of the whole network's outputs, before any cut.
-        notes: whatever the writer added, such as the hash of the calibration images.
+        calibration: SHA-256 of the calibration inputs' bytes.
+        notes: whatever the writer added, such as the classes that the network is for.
     """
 
     format: int
@@ -75,6 +76,7 @@ class Header:
     torch: str
     recipe: Recipe
     relative_error: float
+    calibration: str
     layers: tuple[LayerHeader, ...]
     folded: tuple[str, ...]
     cut: Cut | None
@@ -160,6 +162,7 @@ def pack(
         torch=str(torch.__version__),
         recipe=result.recipe,
         relative_error=result.relative_error,
+        calibration=result.calibration,
         layers=tuple(_layer_header(layer) for layer in result.layers),
         folded=result.folded,
         cut=cut,
@@ -183,7 +186,9 @@ def unpack(tensors: Mapping[str, Tensor], header: Header, network: nn.Module) ->
     _check_match(expected, found)
     for name, target in expected.items():
         target.copy_(found[name])
-    return QuantizedNetwork(network, layers, header.relative_error, header.recipe, header.folded)
+    return QuantizedNetwork(
+        network, layers, header.relative_error, header.recipe, header.folded, header.calibration
+    )
 
 
 def keep_rows(result: QuantizedNetwork, cut: Cut) -> QuantizedNetwork:

@@ -104,6 +104,7 @@ class QuantizedNetwork:
     Attributes:
         relative_error: ‖Y - Ỹ‖ / ‖Y‖ over the calibration images, Y being the network's outputs.
         folded: batch norms that were folded into convolutions; identities stand in their places.
+        calibration: SHA-256 of the calibration inputs' bytes, in hexadecimal.
     """
 
     network: nn.Module
@@ -111,6 +112,7 @@ class QuantizedNetwork:
     relative_error: float
     recipe: Recipe
     folded: tuple[str, ...] = ()
+    calibration: str = ""
 
     @property
     def weights(self) -> int:

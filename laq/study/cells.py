@@ -165,7 +165,7 @@ class Bench:
             scores = evaluate(network, self.test, cell.subset.classes)
         else:
             result = self._quantize(network, cell, cell.recipe)
-            outcome = _keep(result, folder)
+            outcome = _keep(result, folder, cell.subset)
             scores = evaluate(result.network, self.test, cell.subset.classes)
         write_json(folder / "measurement.json", {**_percent(scores), **outcome})
 
@@ -193,9 +193,10 @@ def read_layers(folder: Path) -> list[dict[str, Any]]:
     return list(read_json(path)) if path.exists() else []
 
 
-def _keep(result: QuantizedNetwork, folder: Path) -> dict[str, Any]:
+def _keep(result: QuantizedNetwork, folder: Path, subset: Subset) -> dict[str, Any]:
     """Write the quantized weights and the layers' records; returns the whole network's."""
-    size = save(folder / WEIGHTS, result)
+    classes = [name for _, name in sorted(zip(subset.classes, subset.class_names, strict=True))]
+    size = save(folder / WEIGHTS, result, {"classes": classes})
     layers = [
         {
             "layer": layer.name,
