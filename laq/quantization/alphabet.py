@@ -12,7 +12,7 @@ RadiusRule = Literal["auto", "mse", "error"]
 Radius = float | RadiusRule
 RADIUS_RULES: Final[tuple[RadiusRule, ...]] = get_args(RadiusRule)
 # Few levels are better spent inside the range than at its ends. Fractions of max|w|;
-# benchmarks/radius.py measures what others give.
+# benchmarks/accuracy.py measures what others give.
 AUTO_RADIUS: Final = {2: 0.7, 3: 0.9}
 PREDECESSOR_RADIUS: Final = 1.16
 # What is tried where the radius is chosen: by a layer's reconstruction error, by its weights' error.
