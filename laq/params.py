@@ -27,6 +27,7 @@ from pydantic import (
 )
 
 from laq.errors import LaqError
+from laq.files import digest
 
 FILE = Path("params.yaml")
 # As in laq.quantization, which takes seconds to import; a test holds them together.
@@ -42,6 +43,7 @@ BITS_TEXT = (
     r"|auto:(?:(?P<mean>\d+(?:\.\d+)?)|(?P<size>\d+)B))"
     r"(?: +first:(?P<first>\d+))?(?: +last:(?P<last>\d+))?"
 )
+_LONGEST_NAME = 60
 METHODS: tuple[Method, ...] = get_args(Method)
 RADIUS_RULES: tuple[RadiusRule, ...] = get_args(RadiusRule)
 
@@ -77,8 +79,11 @@ def check_bits(value: Any) -> int | str:
 
 
 def bits_name(bits: int | str) -> str:
-    """A name for files and metrics: 3bit, auto_3."""
-    return f"{bits}bit" if str(bits).isdigit() else re.sub(r"[^A-Za-z0-9.]+", "_", str(bits)).strip("_")
+    """A name for files and metrics: 3bit, auto_3; what file systems find too long ends in a hash."""
+    if str(bits).isdigit():
+        return f"{bits}bit"
+    name = re.sub(r"[^A-Za-z0-9.]+", "_", str(bits)).strip("_")
+    return name if len(name) <= _LONGEST_NAME else f"{name[:_LONGEST_NAME]}-{digest(bits)[:8]}"
 
 
 def _different(values: tuple[Any, ...]) -> tuple[Any, ...]:

@@ -114,6 +114,13 @@ def test_bits_are_numbers_or_texts_with_names_for_files(bits: int | str, name: s
     precision.parse_bits(checked)
 
 
+def test_names_of_long_bits_are_short_and_different() -> None:
+    lists = ["8," + "4," * 99 + last for last in "48"]
+    names = [params.bits_name(bits) for bits in lists]
+    assert len(set(names)) == 2
+    assert all(len(name) < 80 and name.startswith("8_4_4_4") for name in names)
+
+
 def test_the_study_offers_the_whole_recipe() -> None:
     left_to_the_engine = {"method", "form", "memory_gib"}
     assert {field.name for field in fields(Recipe)} - left_to_the_engine <= set(params.Study.model_fields)

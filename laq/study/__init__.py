@@ -98,7 +98,7 @@ def _key(cell: Cell) -> dict[str, Any]:
 
 def _write_table(path: Path, rows: Iterable[dict[str, Any]]) -> None:
     table = pd.DataFrame(list(rows))
-    whole = {name: "Int64" for name in ("levels", "bits", "weights") if name in table}
+    whole = {name: "Int64" for name in ("levels", "weights") if name in table}
     table.astype(whole).round(6).to_csv(path, index=False)
 
 
