@@ -1,12 +1,16 @@
 """Statistics against scipy, planted effects and none, and numbers that agree with each other."""
 
+from pathlib import Path
+
 import numpy as np
 import pandas as pd
 import pytest
+from matplotlib.figure import Figure
 from scipy import stats
 
-from laq.params import Report
+from laq.params import METHODS, Report
 from laq.report import metrics
+from laq.report.figures import draw_against_bits, draw_against_divergence
 from laq.report.statistics import correlate, log_curve, rank_correlation, summarise, with_drops
 from laq.report.text import markdown
 
@@ -109,3 +113,59 @@ def test_two_subsets_are_reported_without_a_correlation() -> None:
     assert correlations.rho.isna().all()
     assert "| original | gpfq | 3 | 2 | undefined |" in markdown(summarise(table), correlations, "title")
     assert metrics(summarise(table), correlations)["rho"] == {"gpfq-3bit": None}
+
+
+def test_levels_are_told_only_where_all_subsets_have_them() -> None:
+    table = study().astype({"levels": "Int64"})
+    table.loc[(table.variant == "quantized") & (table.subset == "random-3"), "levels"] = pd.NA
+    found = summarise(with_drops(table)).set_index("variant").levels
+    assert pd.isna(found["quantized"])
+    assert found["finetuned_quantized"] == 7
+
+
+def test_patterns_are_no_markdown() -> None:
+    table = with_drops(study().replace({"bits": {"3": "a*=4 (b|c)*=3"}}))
+    text = markdown(summarise(table), correlate(table, PARAMS), "title")
+    assert r"| original | gpfq | a\*=4 (b\|c)\*=3 | 7 |" in text
+
+
+def crowd() -> pd.DataFrame:
+    """All methods, at bits that are not in the order of their names."""
+    spent = {"3": 3.0, "auto:3": 2.9, "10": 10.0, "2": 2.0, "8," + "4," * 20 + "8": 4.2}
+    base = study()
+    quantized = base[base.method != "float"]
+    parts = [
+        quantized.assign(method=method, bits=bits, mean_bits=mean)
+        for method in METHODS
+        for bits, mean in spent.items()
+    ]
+    return pd.concat([base[base.method == "float"], *parts], ignore_index=True)
+
+
+@pytest.fixture
+def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Figure]:
+    """The figures that are saved, instead of their files."""
+    figures: list[Figure] = []
+    monkeypatch.setattr(Figure, "savefig", lambda figure, *_, **__: figures.append(figure))
+    return figures
+
+
+def test_the_picture_of_bits_tells_every_line_from_the_others(drawn: list[Figure]) -> None:
+    draw_against_bits(Path("none.png"), crowd(), "title")
+    axes = drawn[0].axes[0]
+    labels = [label.get_text() for label in axes.get_xticklabels()]
+    assert labels[:3] + labels[-1:] == ["2", "auto:3", "3", "10"]
+    assert max(len(line) for label in labels for line in label.splitlines()) < 12
+    lines = [container.lines[0] for container in axes.containers]
+    looks = {(line.get_color(), str(line._unscaled_dash_pattern), line.get_marker()) for line in lines}
+    assert len(looks) == len(lines) == 2 * len(METHODS)
+    places = np.array([line.get_xdata() for line in lines], dtype=float)
+    assert places.mean(0) == pytest.approx(np.arange(5))
+    assert np.abs(places - np.arange(5)).max() < 0.5
+
+
+def test_the_picture_of_divergences_has_a_panel_for_each_method_and_bits(drawn: list[Figure]) -> None:
+    draw_against_divergence(Path("none.png"), crowd(), "title")
+    titles = [axes.get_title() for axes in drawn[0].axes]
+    assert len(set(titles)) == len(METHODS) * 5
+    assert titles[:3] == [f"round-to-nearest, {bits} bits" for bits in ("2", "auto:3", "3")]

@@ -1,5 +1,6 @@
 """The study's pictures: accuracy against divergence, and against bits."""
 
+import textwrap
 from pathlib import Path
 from typing import Any, Final
 
@@ -43,13 +44,13 @@ def draw_against_divergence(path: Path, table: pd.DataFrame, title: str) -> None
     """A panel per method and bit-width: restricted top-1 of every subset, and a fitted logarithm."""
     quantized = table[table.method != "float"]
     methods, bits = list(quantized.method.unique()), _in_order(quantized)
-    figure = Figure(figsize=(3.3 * len(bits) + 0.6, 3.1 * len(methods) + 1.3), layout="constrained")
+    figure = Figure(figsize=(max(6.4, 3.3 * len(bits) + 0.6), 3.1 * len(methods) + 1.3), layout="constrained")
     panels = figure.subplots(len(methods), len(bits), sharex=True, squeeze=False)
     for row, method in zip(panels, methods, strict=True):
         for axes, width in zip(row, bits, strict=True):
             shown = (table.method == "float") | ((table.method == method) & (table.bits == width))
             _scatter(axes, table[shown])
-            axes.set_title(f"{_LABELS[method]}, {width} bits", fontsize=10, wrap=True)
+            axes.set_title(_wrapped(f"{_LABELS[method]}, {width} bits", 38), fontsize=10)
         row[0].set_ylabel("top-1 on the subset (%)")
     for axes in panels[-1]:
         axes.set_xlabel("median divergence (nats)")
@@ -60,7 +61,12 @@ def draw_against_divergence(path: Path, table: pd.DataFrame, title: str) -> None
 
 def _in_order(quantized: pd.DataFrame) -> list[str]:
     """What bits there are, from few to many."""
-    return list(quantized.groupby("bits").mean_bits.mean().sort_values().index)
+    return list(quantized.groupby("bits").mean_bits.mean().sort_values(kind="stable").index)
+
+
+def _wrapped(label: str, width: int) -> str:
+    """In lines so wide, of which a few: a list of bits may be as long as the network is deep."""
+    return "\n".join(textwrap.wrap(label, width, max_lines=4, placeholder="…", break_on_hyphens=False))
 
 
 def _scatter(axes: Axes, rows: pd.DataFrame) -> None:
@@ -97,7 +103,10 @@ def _keys(table: pd.DataFrame) -> list[Line2D]:
 
 def draw_against_bits(path: Path, table: pd.DataFrame, title: str) -> None:
     """Mean ± standard deviation over subsets, over all classes and restricted to the subset."""
-    figure = Figure(figsize=(9.6, 4.6), layout="constrained")
+    quantized = table[table.method != "float"]
+    lines = quantized.groupby(["variant", "method"]).ngroups
+    crowd = lines * quantized.bits.nunique()
+    figure = Figure(figsize=(max(9.6, 0.2 * crowd), max(4.6, 0.45 * lines)), layout="constrained")
     panels = figure.subplots(1, 2, sharey=True)
     sides = {
         "top1_sub_percent": "choosing among the subset's classes",
@@ -109,25 +118,43 @@ def draw_against_bits(path: Path, table: pd.DataFrame, title: str) -> None:
         axes.set_xlabel("bits per weight")
         axes.grid(alpha=0.25)
     panels[0].set_ylabel("top-1 on the subset's images (%)")
-    handles, labels = panels[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=3, frameon=False, fontsize=9)
+    keys = _line_keys(quantized)
+    figure.legend(
+        handles=keys, loc="outside lower center", ncols=3, frameon=False, fontsize=9, handlelength=4
+    )
     figure.suptitle(title, fontsize=11)
     figure.savefig(path, dpi=_DPI)
+
+
+def _line_keys(quantized: pd.DataFrame) -> list[Line2D]:
+    """The legend: colours for variants, dotted where nothing is quantized, then lines for methods."""
+    floats = [Line2D([], [], color=COLOURS[b], ls=":", lw=1.4, label=f"{b}, float") for b in BASE_OF.values()]
+    variants = [
+        Line2D([], [], color=COLOURS[v], lw=1.4, label=v.replace("_", " + "))
+        for v in COLOURS
+        if v in set(quantized.variant)
+    ]
+    methods = [
+        Line2D([], [], color="0.3", ls=line, marker=marker, ms=4, lw=1.4, label=_LABELS[method])
+        for method, (line, marker) in _LOOKS.items()
+        if method in set(quantized.method)
+    ]
+    return floats + variants + methods
 
 
 def _lines(axes: Axes, table: pd.DataFrame, score: str) -> None:
     quantized = table[table.method != "float"]
     places = {width: place for place, width in enumerate(_in_order(quantized))}
-    axes.set_xticks(list(places.values()), [width.replace(" ", "\n") for width in places])
+    axes.set_xticks(list(places.values()), [_wrapped(width, 11) for width in places])
+    axes.set_xlim(-0.6, len(places) - 0.4)
     for base in BASE_OF.values():
         mean = table[table.variant == base][score].mean()
-        axes.axhline(mean, c=COLOURS[base], ls=":", lw=1.4, label=f"{base}, float")
+        axes.axhline(mean, c=COLOURS[base], ls=":", lw=1.4)
     groups = list(quantized.groupby(["variant", "method"], sort=False))
     offsets = 0.11 * (np.arange(len(groups)) - (len(groups) - 1) / 2) * min(1, 6 / len(groups))
     for offset, ((variant, method), group) in zip(offsets, groups, strict=True):
         spread = group.groupby("bits")[score].agg(["mean", "std"]).loc[list(places)]
         x = np.array(list(places.values())) + offset
-        label = f"{BASE_OF[str(variant)]}, {_LABELS[str(method)]}"
         line, marker = _LOOKS[str(method)]
-        look: dict[str, Any] = {"c": COLOURS[str(variant)], "ls": line, "marker": marker, "label": label}
+        look: dict[str, Any] = {"c": COLOURS[str(variant)], "ls": line, "marker": marker}
         axes.errorbar(x, spread["mean"], spread["std"], ms=4, capsize=0, lw=1.4, elinewidth=0.9, **look)

@@ -45,8 +45,14 @@ def summarise(table: pd.DataFrame) -> pd.DataFrame:
     grouped = table.groupby(_GROUP, sort=False)
     numbers = grouped[columns].agg(["mean", "std"])
     numbers.columns = [f"{column[0]}_{column[1]}" for column in numbers.columns]
-    sizes = grouped.agg(levels=("levels", "first"), mean_bits=("mean_bits", "mean"), n=("subset", "size"))
+    sizes = grouped.agg(levels=("levels", _common), mean_bits=("mean_bits", "mean"), n=("subset", "size"))
     return sizes.join(numbers).reset_index().round(4)
+
+
+def _common(values: "pd.Series[int]") -> object:
+    """The value that all rows have; none where one has none, as bits that differ by subset may do."""
+    found = values.unique()
+    return found[0] if len(found) == 1 else pd.NA
 
 
 def correlate(table: pd.DataFrame, params: Report) -> pd.DataFrame:

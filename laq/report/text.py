@@ -70,4 +70,6 @@ def _spread(row: Mapping[Hashable, Any], name: str) -> str:
 
 
 def _line(*cells: object) -> str:
-    return f"| {' | '.join(map(str, cells))} |"
+    """A row of a table; patterns of layers' names may have stars and bars, which Markdown would read."""
+    escaped = (str(cell).replace("*", r"\*").replace("|", r"\|") for cell in cells)
+    return f"| {' | '.join(escaped)} |"
