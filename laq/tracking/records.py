@@ -115,7 +115,7 @@ def cell_record(params: Params, outcome: Outcome) -> Record:
         params={
             "bits": last["bits"],
             "subset": subset.name,
-            "levels": last["levels"],
+            "levels": "" if pd.isna(last["levels"]) else last["levels"],
             "classes": ", ".join(subset.class_names),
             "network": first["network"],
             "dataset": first["dataset"],
@@ -131,8 +131,9 @@ def cell_record(params: Params, outcome: Outcome) -> Record:
 def describe(outcome: Outcome) -> str:
     """The outcome as a small table: a line per variant and method."""
     head = f"{outcome.subset.name}: {', '.join(outcome.subset.class_names)}"
+    width = max(len(str(row["bits"])) for row in outcome.rows)
     lines = [
-        f"  {row['variant']:<20} {row['method']:<6} {row['bits']:>2} bits   top-1 "
+        f"  {row['variant']:<20} {row['method']:<7} {row['bits']!s:>{width}} bits   top-1 "
         f"{row['top1_sub_percent']:6.2f} % of the subset, {row['top1_all_percent']:6.2f} % of all classes"
         for row in outcome.rows
     ]
@@ -151,7 +152,7 @@ def _scores(rows: Sequence[Row]) -> dict[str, float]:
         f"{'' if row['method'] == 'float' else row['method'] + '/'}{row['variant']}/{name}": value
         for row in rows
         for name, value in row.items()
-        if name.endswith("_percent") or name.startswith("relative_error")
+        if name.endswith("_percent") or name.startswith("relative_error") or name == "mean_bits"
         if not pd.isna(value)
     }
 
