@@ -45,7 +45,7 @@ def beside_brevitas() -> Iterator[Trial]:
     """Does the engine do as well as Brevitas, with the same levels, steps and images?"""
     pairs = [("laq", m) for m in ("rtn", "gpfq", "gptq", "qronos")]
     pairs += [("brevitas", m) for m in ("gpfq", "gptq", "qronos")]
-    for calibration, bits, (engine, method) in product(("subset", "all"), BITS, pairs):
+    for bits, calibration, (engine, method) in product(BITS, ("subset", "all"), pairs):
         yield Trial(engine, method, bits, images=FEW_IMAGES, calibration=calibration)  # type: ignore[arg-type]
 
 
