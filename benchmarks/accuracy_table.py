@@ -68,7 +68,10 @@ def _table(trials: Sequence[Trial], rows: tuple[str, ...], records: Sequence[Rec
 
 
 def _cell(trial: Trial | None, records: Sequence[Record]) -> str:
-    return "" if trial is None else _spread([r for r in records if trial.made(r)])
+    """The trial's accuracy, with its n where that is not yet the head's."""
+    found = [r for r in records if trial is not None and trial.made(r)]
+    whole = len(found) == sum(FLOAT.made(r) for r in records)
+    return _spread(found) + f" (n = {len(found)})" * bool(found and not whole)
 
 
 def _spread(records: Sequence[Record]) -> str:
