@@ -25,19 +25,17 @@ import click
 import torch
 from accuracy_plan import FLOAT, QUESTIONS, Trial, plan
 from accuracy_table import render
+from records import Record, read_records
 from torch import Tensor, nn
 
 from laq.network import Classifier, evaluate, load_network
 from laq.params import load_params
 from laq.progress import progress
 from laq.provenance import commit
-from laq.quantization import Recipe, quantize
-from laq.quantization.allocation import choose_bits
-from laq.quantization.precision import parse_bits
+from laq.quantization import Recipe, choose_bits, parse_bits, quantize
 from laq.study import Bench
 from laq.subsets import Subset, read_subsets
 
-Record = dict[str, Any]
 Job = tuple[Trial, list[Subset]]
 _RESULTS: Final = Path("benchmarks/results/accuracy.jsonl")
 _results = click.option(
@@ -55,14 +53,14 @@ def main() -> None:
 
 
 @main.command()
-@click.option("--questions", type=click.Choice(QUESTIONS), multiple=True, help="Default: all.")
+@click.option("--questions", type=click.Choice(list(QUESTIONS)), multiple=True, help="Default: all.")
 @click.option("--every", type=click.IntRange(1), default=1, show_default=True, help="Take every n-th subset.")
 @click.option("--workers", type=click.IntRange(1), default=torch.get_num_threads(), help="Default: cores.")
 @_results
 def run(questions: Sequence[str], every: int, workers: int, results: Path) -> None:
     """Measure what is missing, a trial per core."""
     results.parent.mkdir(parents=True, exist_ok=True)
-    missing = list(jobs(plan(questions or QUESTIONS), read_subsets()[::every], read_records(results)))
+    missing = list(jobs(plan(questions or list(QUESTIONS)), read_subsets()[::every], read_records(results)))
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(workers, context, torch.set_num_threads, (1,)) as executor:
         running = [executor.submit(measure, job) for job in missing]
@@ -79,13 +77,6 @@ def table(results: Path) -> None:
     if not records:
         raise click.ClickException(f"{results}: no measurements; `accuracy.py run` takes them")
     click.echo(render(records))
-
-
-def read_records(results: Path) -> list[Record]:
-    """The records so far."""
-    if not results.exists():
-        return []
-    return [json.loads(line) for line in results.read_text(encoding="utf-8").splitlines()]
 
 
 def jobs(trials: Sequence[Trial], subsets: Sequence[Subset], records: Sequence[Record]) -> Iterator[Job]:

@@ -5,13 +5,13 @@ from dataclasses import dataclass
 from itertools import product
 from typing import Any, Final, Literal
 
+from laq.params import METHODS
+
 Calibration = Literal["subset", "all"]
 BITS: Final = (2, 3, 4, 8)
 FEW_BITS: Final = (2, 3, 4)
-METHODS: Final = ("rtn", "gpfq", "sgpfq", "gpfq_l0", "gpfq_l1", "gptq", "qronos")
 FEW_IMAGES: Final = 64  # Brevitas takes long
 MANY_IMAGES: Final = 256
-QUESTIONS: Final = ("brevitas", "levels", "methods", "radius", "bits")
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ FLOAT: Final = Trial("float")
 
 def plan(questions: Sequence[str]) -> list[Trial]:
     """Every trial that the questions take, each once."""
-    asked = (trial for question in questions for trial in _ANSWERS[question]())
+    asked = (trial for question in questions for trial in QUESTIONS[question]())
     return list(dict.fromkeys([FLOAT, *asked]))
 
 
@@ -52,7 +52,7 @@ def beside_brevitas() -> Iterator[Trial]:
 def methods() -> Iterator[Trial]:
     """Which method loses least, each with steps chosen by the layer's error?"""
     for calibration, bits, method in product(("subset", "all"), BITS, METHODS):
-        # Both make zero of what is below 0.75 of a step.
+        # The sparse ones make zeros of what is below 0.75 of a step.
         threshold = 0.25 if method == "gpfq_l1" else 0.75
         yield Trial("laq", method, bits, "symmetric", "error", threshold, calibration=calibration)  # type: ignore[arg-type]
 
@@ -75,4 +75,10 @@ def allocations() -> Iterator[Trial]:
         yield Trial("laq", "gpfq", bits, radius="error")
 
 
-_ANSWERS: Final = dict(zip(QUESTIONS, (beside_brevitas, levels, methods, radii, allocations), strict=True))
+QUESTIONS: Final = {
+    "brevitas": beside_brevitas,
+    "levels": levels,
+    "methods": methods,
+    "radius": radii,
+    "bits": allocations,
+}

@@ -5,8 +5,8 @@ from statistics import mean, stdev
 from typing import Any, Final
 
 from accuracy_plan import FLOAT, Trial, allocations, beside_brevitas, levels, methods, radii
+from records import Record, commit_of
 
-Record = dict[str, Any]
 _NAMES: Final = {
     "rtn": "round-to-nearest",
     "gpfq": "GPFQ",
@@ -16,7 +16,6 @@ _NAMES: Final = {
     "gptq": "GPTQ",
     "qronos": "Qronos",
     "symmetric": "2^b - 1",
-    "midrise": "2^b, none of them 0",
     "twos_complement": "2^b",
 }
 _TABLES: Final[dict[str, tuple[Callable[[], Iterable[Trial]], tuple[str, ...]]]] = {
@@ -48,7 +47,7 @@ def _head(records: Sequence[Record]) -> str:
     floats = [r for r in records if FLOAT.made(r)]
     kinds = [r["kind"] for r in floats]
     counts = ", ".join(f"{kinds.count(kind)} {kind}" for kind in dict.fromkeys(kinds))
-    commits = {f"{(r['commit'] or 'unknown')[:9]}{' + changes' * bool(r['dirty'])}" for r in records}
+    commits = {commit_of(r) for r in records}
     return (
         f"Restricted top-1 in percent, mean ± standard deviation over subsets (n = {len(floats)}: {counts}); "
         f"float: {_spread(floats)}. Commit {', '.join(sorted(commits))}."

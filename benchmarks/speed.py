@@ -21,6 +21,7 @@ from tempfile import TemporaryDirectory
 from typing import Any, Final
 
 import click
+from records import Record, read_records
 from speed_plan import CASES, CONTENDERS, OURS, ROOT, Job, Setting, plan
 from speed_table import render
 
@@ -28,7 +29,6 @@ from laq.cache import code_digest
 from laq.files import read_json, replacing_file
 from laq.progress import progress
 
-Record = dict[str, Any]
 _RESULTS: Final = ROOT / "benchmarks" / "results" / "speed.jsonl"
 _results = click.option(
     "--results",
@@ -107,13 +107,6 @@ def done(job: Job, records: Sequence[Record]) -> bool:
     """Whether there is a record of the job, for ours by the code as it is now."""
     of_job = (record for record in records if job.made(record))
     return any(job.contender not in OURS or r["code"] == code_digest("quantization") for r in of_job)
-
-
-def read_records(results: Path) -> list[Record]:
-    """The records so far."""
-    if not results.exists():
-        return []
-    return [json.loads(line) for line in results.read_text(encoding="utf-8").splitlines()]
 
 
 def write_records(results: Path, records: Sequence[Record]) -> None:

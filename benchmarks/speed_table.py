@@ -5,9 +5,9 @@ from itertools import groupby
 from statistics import median
 from typing import Any, Final
 
+from records import Record, commit_of
 from speed_plan import CASES, CONTENDERS, RIVALS
 
-Record = dict[str, Any]
 _HEAD: Final = (
     "| network | images | bits | contender | seconds | theirs ÷ ours | peak MiB: rise (total) "
     "| error of layers | × roofline |\n|---|---|---|---|---|---|---|---|---|"
@@ -80,7 +80,7 @@ def _figures(value: float) -> str:
 def _origin(records: list[Record]) -> str:
     machines = _distinct(_machine(r["machine"]) for r in records)
     versions = _distinct(f"{n} {v}" for r in records for n, v in r["versions"].items())
-    commits = _distinct(f"{(r['commit'] or 'unknown')[:9]}{' + changes' * bool(r['dirty'])}" for r in records)
+    commits = _distinct(commit_of(r) for r in records)
     others = max(r["others_cores"] for r in records)
     return (
         f"{machines}; {versions}; commit {commits}. Median (least–most) of the repeats. "
