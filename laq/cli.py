@@ -121,38 +121,51 @@ def report(publish: Path | None) -> None:
 @main.command()
 def track() -> None:
     """Send the study's runs to MLflow, each once."""
-    from laq import tracking as room
+    from laq import track as room
 
     click.echo(room.run(load_params()))
 
 
 @main.command()
-@click.option("--subset", default="all", show_default=True, help="A subset's name, or all.")
+@click.option("--subset", help="A subset's name, or all.  [default: quantize.subset in params.yaml]")
 @click.option(
     "--bits",
     type=_Bits(),
-    default="4",
-    show_default=True,
-    help="Bits per weight: 2 to 24, or a text as in params.yaml such as auto:3.",
+    help="Bits per weight: 2 to 24, or a text as in params.yaml such as auto:3.  "
+    "[default: quantize.bits in params.yaml]",
 )
 @click.option(
     "--method",
     type=click.Choice(METHODS),
-    default="gpfq",
-    show_default=True,
-    help="Whose network becomes the run's model.",
+    help="Which method, beside round-to-nearest.  [default: quantize.method in params.yaml]",
 )
-def quantize(subset: str, bits: int | str, method: Method) -> None:
-    """Quantize for one subset or all, measure, and log MLflow runs with the networks."""
-    from laq import tracking as room
+def quantize(subset: str | None, bits: int | str | None, method: Method | None) -> None:
+    """Quantize for one subset or all, measure, and send MLflow runs with the networks.
 
-    for outcome in room.quantize(load_params(), room.Order(subset, bits, method)):
-        click.echo(room.describe(outcome))
+    What the pipeline has not made yet is made first.
+    """
+    from laq import track as room
+
+    params = load_params()
+    usual = params.quantize
+    order = room.Order(subset or usual.subset, bits or usual.bits, method or usual.method)
+    if not room.inputs_are_there():
+        _repro("finetune")
+    click.echo(room.describe(room.quantize(params, order)))
+    click.echo(room.send_waiting())
 
 
 @main.command()
-def pipeline() -> None:
-    """Run `dvc repro` with the Python that runs laq."""
+@click.argument("stage", required=False)
+def pipeline(stage: str | None) -> None:
+    """Run `dvc repro`, up to STAGE if one is named, with the Python that runs laq."""
+    _repro(stage)
+
+
+def _repro(stage: str | None = None) -> None:
+    """Run the pipeline; ends the process where it fails."""
     binaries = str(Path(sys.executable).parent)
     environment = {**os.environ, "PATH": os.pathsep.join([binaries, os.environ.get("PATH", "")])}
-    sys.exit(subprocess.run([sys.executable, "-m", "dvc", "repro"], env=environment, check=False).returncode)
+    command = [sys.executable, "-m", "dvc", "repro", *([stage] if stage else [])]
+    if code := subprocess.run(command, env=environment, check=False).returncode:
+        sys.exit(code)

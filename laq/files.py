@@ -87,6 +87,19 @@ def md5(path: Path) -> str:
         return hashlib.file_digest(file, "md5").hexdigest()
 
 
+def dvc_md5(path: Path) -> str:
+    """The hash that DVC gives a file, or a folder, by the hashes and the names of the files in it.
+
+    Raises:
+        LaqError: the file is missing.
+    """
+    if need(path).is_file():
+        return md5(path)
+    files = sorted((f.relative_to(path).as_posix(), f) for f in path.rglob("*") if f.is_file())
+    listing = json.dumps([{"md5": md5(file), "relpath": name} for name, file in files], sort_keys=True)
+    return f"{hashlib.md5(listing.encode(), usedforsecurity=False).hexdigest()}.dir"
+
+
 def digest(content: Any) -> str:
     """The SHA-256 of ``content`` written as canonical JSON: a name for a result's inputs."""
     text = json.dumps(content, sort_keys=True, separators=(",", ":"), default=str)

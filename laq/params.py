@@ -240,8 +240,34 @@ class Report(Section):
     seed: Seed
 
 
+class Track(Section):
+    """What becomes of the results in MLflow's registry of models."""
+
+    champion_kib: Annotated[float, Field(gt=0)]
+
+    @property
+    def champion_bytes(self) -> float:
+        """The most that the best network of a subset may take."""
+        return 1024 * self.champion_kib
+
+
+class Quantize(Section):
+    """What the command ``quantize`` does unless it is told otherwise."""
+
+    subset: str
+    bits: Annotated[int | str, BeforeValidator(check_bits)]
+    method: Method
+
+
+class Compare(Section):
+    """Which two studies the command ``compare`` puts beside each other."""
+
+    first: str
+    second: str
+
+
 class Params(Section):
-    """One study: a section per pipeline stage."""
+    """One study: a section per pipeline stage, and one per command with options of its own."""
 
     name: str
     dataset: Dataset
@@ -252,6 +278,9 @@ class Params(Section):
     finetune: Training
     study: Study
     report: Report
+    track: Track
+    quantize: Quantize
+    compare: Compare
 
 
 def load_params(path: Path = FILE) -> Params:

@@ -1,5 +1,6 @@
 """Which code made a result."""
 
+import os
 import subprocess
 from typing import Any
 
@@ -14,6 +15,16 @@ def commit() -> dict[str, Any]:
     except (OSError, subprocess.CalledProcessError):
         return {"commit": None, "dirty": None}
     return {"commit": head, "dirty": bool(dirty)}
+
+
+def experiment() -> str | None:
+    """The name of the DVC experiment that this process is part of."""
+    return os.environ.get("DVC_EXP_NAME")
+
+
+def in_pipeline() -> bool:
+    """Whether DVC runs this process as a stage."""
+    return "DVC_STAGE" in os.environ
 
 
 def _git(*arguments: str) -> str:

@@ -20,7 +20,9 @@ __all__ = [
     "FOLDER",
     "WEIGHTS",
     "Classifier",
+    "Design",
     "Scores",
+    "build",
     "collecting_features",
     "evaluate",
     "fit",
@@ -82,8 +84,7 @@ def load_network(folder: Path = FOLDER, weights: Path | None = None) -> Classifi
 
 def read_design(folder: Path = FOLDER) -> Design:
     """The design of the network in ``folder``."""
-    fields = read_json(folder / "network.json")["design"]
-    return Design(**{**fields, "mean": tuple(fields["mean"]), "std": tuple(fields["std"])})
+    return Design.from_json(read_json(folder / "network.json")["design"])
 
 
 def _design(params: Network, train: ImageSet) -> Design:

@@ -1,11 +1,11 @@
 """Architectures by name, and the classifier that wraps one: raw pixels in, logits out."""
 
 import importlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
-from typing import Any, Final
+from typing import Any, Final, Self
 
 import torch
 import torch.nn.functional as F  # noqa: N812 (torch's own convention)
@@ -62,6 +62,11 @@ class Design:
     def to_json(self) -> dict[str, Any]:
         """The fields by name."""
         return asdict(self)
+
+    @classmethod
+    def from_json(cls, fields: Mapping[str, Any]) -> Self:
+        """The opposite."""
+        return cls(**{**fields, "mean": tuple(fields["mean"]), "std": tuple(fields["std"])})
 
 
 class Preprocess(nn.Module):

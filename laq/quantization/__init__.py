@@ -12,7 +12,7 @@ from laq.quantization.allocation import choose_bits
 from laq.quantization.alphabet import Alphabet, AlphabetSpec, make_alphabet
 from laq.quantization.engine import layer_names, quantize
 from laq.quantization.export import export_onnx
-from laq.quantization.packing import Cut, keep_rows, load, load_quantized, read_metadata, save
+from laq.quantization.packing import Cut, float32_bytes, keep_rows, load, load_quantized, read_metadata, save
 from laq.quantization.precision import parse_bits
 from laq.quantization.recipe import (
     METHODS,
@@ -35,6 +35,7 @@ __all__ = [
     "Recipe",
     "choose_bits",
     "export_onnx",
+    "float32_bytes",
     "keep_rows",
     "layer_names",
     "load",

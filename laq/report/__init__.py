@@ -20,6 +20,7 @@ from laq.study import INPUTS, LAYERS, read_measurements, study_code
 
 FOLDER = Path("data/report")
 METRICS = "metrics.json"
+TABLE = "measurements.csv"
 TEXT = "report.md"
 CORRELATIONS = "correlations.csv"
 PROVENANCE = "provenance.json"
@@ -30,13 +31,26 @@ def run(params: Report) -> None:
     table = with_drops(read_measurements())
     summary, correlations, title = summarise(table), correlate(table, params), _title(table)
     with replacing_folder(FOLDER) as folder:
-        table.to_csv(folder / "measurements.csv", index=False)
+        table.to_csv(folder / TABLE, index=False)
         summary.to_csv(folder / "summary.csv", index=False)
         correlations.to_csv(folder / CORRELATIONS, index=False)
         write_json(folder / METRICS, metrics(summary, correlations))
         (folder / TEXT).write_text(markdown(summary, correlations, title), encoding="utf-8")
         draw_against_divergence(folder / "accuracy_vs_divergence.png", table, title)
         draw_against_bits(folder / "accuracy_vs_bits.png", table, title)
+        _draw_subsets(folder, table)
+
+
+def subset_picture(subset: str) -> Path:
+    """Where in the report one subset's accuracies against bits are drawn."""
+    return Path("subsets") / f"{subset}.png"
+
+
+def _draw_subsets(folder: Path, table: pd.DataFrame) -> None:
+    for name, rows in table.groupby("subset"):
+        picture = folder / subset_picture(str(name))
+        picture.parent.mkdir(exist_ok=True)
+        draw_against_bits(picture, rows, f"{rows.iloc[0].network} on {rows.iloc[0].dataset}: {name}")
 
 
 def metrics(summary: pd.DataFrame, correlations: pd.DataFrame) -> dict[str, Any]:
@@ -45,15 +59,23 @@ def metrics(summary: pd.DataFrame, correlations: pd.DataFrame) -> dict[str, Any]
     ``top1``: mean restricted top-1 in percent, float and by method and bits; ``rho``: the rank
     correlation of its drop with the divergence, for every method but round-to-nearest.
     """
-    result: dict[str, Any] = {"top1": {}, "rho": {}}
-    for row in summary[summary.variant.isin(["original", "quantized"])].to_dict("records"):
-        place = "float" if row["method"] == "float" else f"{row['method']}-{bits_name(row['bits'])}"
-        result["top1"][place] = row["top1_sub_percent_mean"]
+    result: dict[str, Any] = {"top1": headline(summary), "rho": {}}
     asked = (correlations["drop"] == "drop_sub_points") & (correlations.variant == "quantized")
     for row in correlations[asked & (correlations.method != "rtn")].to_dict("records"):
         place = f"{row['method']}-{bits_name(row['bits'])}"
         result["rho"][place] = None if pd.isna(row["rho"]) else row["rho"]
     return result
+
+
+def headline(summary: pd.DataFrame) -> dict[str, float]:
+    """Mean restricted top-1 in percent of the original network, float and by method and bits."""
+    rows = summary[summary.variant.isin(["original", "quantized"])].to_dict("records")
+    return {
+        "float" if row["method"] == "float" else f"{row['method']}-{bits_name(row['bits'])}": row[
+            "top1_sub_percent_mean"
+        ]
+        for row in rows
+    }
 
 
 def publish(target: Path) -> None:

@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from laq.report.statistics import BASE_OF, log_curve
+from laq.report.text import METHOD_NAMES
 
 COLOURS: Final = {
     "original": "0.45",
@@ -28,15 +29,6 @@ _LOOKS: Final[dict[str, tuple[Any, str]]] = {  # line and marker of a method
     "gptq": ((0, (8, 3)), "D"),
     "qronos": (":", "X"),
 }
-_LABELS: Final = {
-    "rtn": "round-to-nearest",
-    "gpfq": "GPFQ",
-    "sgpfq": "SGPFQ",
-    "gpfq_l0": "sparse GPFQ (L0)",
-    "gpfq_l1": "sparse GPFQ (L1)",
-    "gptq": "GPTQ",
-    "qronos": "Qronos",
-}
 _DPI: Final = 130
 
 
@@ -50,7 +42,7 @@ def draw_against_divergence(path: Path, table: pd.DataFrame, title: str) -> None
         for axes, width in zip(row, bits, strict=True):
             shown = (table.method == "float") | ((table.method == method) & (table.bits == width))
             _scatter(axes, table[shown])
-            axes.set_title(_wrapped(f"{_LABELS[method]}, {width} bits", 38), fontsize=10)
+            axes.set_title(_wrapped(f"{METHOD_NAMES[method]}, {width} bits", 38), fontsize=10)
         row[0].set_ylabel("top-1 on the subset (%)")
     for axes in panels[-1]:
         axes.set_xlabel("median divergence (nats)")
@@ -135,7 +127,7 @@ def _line_keys(quantized: pd.DataFrame) -> list[Line2D]:
         if v in set(quantized.variant)
     ]
     methods = [
-        Line2D([], [], color="0.3", ls=line, marker=marker, ms=4, lw=1.4, label=_LABELS[method])
+        Line2D([], [], color="0.3", ls=line, marker=marker, ms=4, lw=1.4, label=METHOD_NAMES[method])
         for method, (line, marker) in _LOOKS.items()
         if method in set(quantized.method)
     ]

@@ -7,6 +7,16 @@ import pandas as pd
 
 from laq.report.statistics import BASE_OF
 
+METHOD_NAMES: Final = {
+    "float": "float",
+    "rtn": "round-to-nearest",
+    "gpfq": "GPFQ",
+    "sgpfq": "SGPFQ",
+    "gpfq_l0": "sparse GPFQ (L0)",
+    "gpfq_l1": "sparse GPFQ (L1)",
+    "gptq": "GPTQ",
+    "qronos": "Qronos",
+}
 _ABOUT_ACCURACY: Final = """\
 Top-1 accuracy in percent on the test images of each subset's classes, mean ± standard deviation over
 n subsets. *subset*: choosing among the subset's classes; *all*: among all."""
@@ -16,16 +26,34 @@ interval; permutation p-value, not corrected for the number of rows; undefined w
 constant). Subsets may share classes, which these take no account of."""
 
 
-def markdown(summary: pd.DataFrame, correlations: pd.DataFrame, title: str) -> str:
-    """Two tables: what each bit-width costs, and whether the drop goes with the divergence."""
+def markdown(summary: pd.DataFrame, correlations: pd.DataFrame | None, title: str) -> str:
+    """What was found; tables of what each bit-width costs, and whether the drop goes with the divergence."""
     blocks = [
         f"# {title}",
+        "\n".join(_findings(summary)),
         _ABOUT_ACCURACY,
         "\n".join(_accuracies(summary)),
-        _ABOUT_RHO,
-        "\n".join(_correlations(correlations)),
     ]
+    if correlations is not None:
+        blocks += [_ABOUT_RHO, "\n".join(_correlations(correlations))]
     return "\n\n".join(blocks) + "\n"
+
+
+def _findings(summary: pd.DataFrame) -> Iterable[str]:
+    """A line per bit-width: the method that keeps most of the original network, beside round-to-nearest."""
+    quantized = summary[summary.variant == "quantized"]
+    yield "Of the original network, choosing among the subset's classes:"
+    yield ""
+    for bits, group in quantized.groupby("bits", sort=False):
+        rows = group.to_dict("records")
+        first = max(rows, key=lambda row: row["top1_sub_percent_mean"])
+        plain = [f"; {_lost(row)} by round-to-nearest" for row in rows if row["method"] == "rtn"]
+        beside = "" if first["method"] == "rtn" else "".join(plain)
+        yield f"- {bits} bits: {_lost(first)} by {METHOD_NAMES[first['method']]}{beside} (n = {first['n']})"
+
+
+def _lost(row: Mapping[Hashable, Any]) -> str:
+    return f"{_spread(row, 'drop_sub_points')} points lost"
 
 
 def _accuracies(summary: pd.DataFrame) -> Iterable[str]:
@@ -33,7 +61,7 @@ def _accuracies(summary: pd.DataFrame) -> Iterable[str]:
     yield "|---|---|---|---|---|---|---|---|"
     for row in summary.to_dict("records"):
         floating = row["method"] == "float"
-        yield _line(
+        yield line(
             BASE_OF.get(row["variant"], row["variant"]),
             row["method"],
             row["bits"],
@@ -49,7 +77,7 @@ def _correlations(correlations: pd.DataFrame) -> Iterable[str]:
     yield "| network | method | bits | n | rho | interval | p |"
     yield "|---|---|---|---|---|---|---|"
     for row in correlations[correlations["drop"] == "drop_sub_points"].to_dict("records"):
-        yield _line(
+        yield line(
             BASE_OF[row["variant"]],
             row["method"],
             row["bits"],
@@ -69,7 +97,7 @@ def _spread(row: Mapping[Hashable, Any], name: str) -> str:
     return f"{mean:.1f}" if pd.isna(std) else f"{mean:.1f} ± {std:.1f}"
 
 
-def _line(*cells: object) -> str:
+def line(*cells: object) -> str:
     """A row of a table; patterns of layers' names may have stars and bars, which Markdown would read."""
     escaped = (str(cell).replace("*", r"\*").replace("|", r"\|") for cell in cells)
     return f"| {' | '.join(escaped)} |"

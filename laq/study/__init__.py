@@ -9,12 +9,12 @@ import pandas as pd
 
 from laq.dataset import FOLDER as DATASET
 from laq.dataset import read_manifest
-from laq.files import md5, need, replacing_folder, write_json
+from laq.files import md5, need, replacing_file, replacing_folder, write_json
 from laq.network import FOLDER as NETWORK
 from laq.network import WEIGHTS, read_design
 from laq.params import Study
 from laq.progress import progress
-from laq.study.cells import Bench, Cell, plan, read_layers, read_measurement, study_code
+from laq.study.cells import Bench, Cell, plan, read_layers, read_measurement, read_seconds, study_code
 from laq.subsets import FILE as SUBSETS
 from laq.subsets import read_subsets
 
@@ -23,12 +23,14 @@ __all__ = [
     "INPUTS",
     "LAYERS",
     "MEASUREMENTS",
+    "SECONDS",
     "Bench",
     "Cell",
     "layer_rows",
     "measurement_row",
     "plan",
     "read_measurements",
+    "read_seconds",
     "run",
     "study_code",
     "weights_file",
@@ -38,12 +40,15 @@ FOLDER = Path("data/study")
 MEASUREMENTS = "measurements.csv"
 LAYERS = "layers.csv"
 INPUTS = "inputs.json"
+# Beside the folder: what lies in there is the same bytes whenever it is made.
+SECONDS = Path("data/seconds.csv")
 
 
 def run(params: Study) -> None:
     """Write ``measurements.csv`` (a row per cell), ``layers.csv``, weights and the inputs' hashes.
 
-    Each cell is kept as soon as it is done: a killed run continues where it stopped.
+    And, beside them, ``seconds.csv``: what quantizing took when it was done. Each cell is kept as soon
+    as it is done: a killed run continues where it stopped.
     """
     bench, cells = Bench(params), plan(read_subsets(), params)
     folders = {cell: bench.measure(cell) for cell in progress(cells, "study", unit="cell")}
@@ -55,6 +60,9 @@ def run(params: Study) -> None:
             if cell.recipe is not None:
                 weights_file(folder, cell.name).parent.mkdir(parents=True)
                 shutil.copyfile(source / WEIGHTS, weights_file(folder, cell.name))
+    with replacing_file(SECONDS) as partial:
+        rows = [{"cell": cell.name, "seconds": read_seconds(done)} for cell, done in folders.items()]
+        pd.DataFrame(rows).dropna().to_csv(partial, index=False)
 
 
 def read_measurements(path: Path = FOLDER / MEASUREMENTS) -> pd.DataFrame:

@@ -1,5 +1,6 @@
 """One cell of the study: a network, a subset, a recipe → what it cost. Kept, and never done twice."""
 
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from functools import cached_property
@@ -24,6 +25,7 @@ from laq.quantization import (
     QuantizedNetwork,
     Recipe,
     choose_bits,
+    float32_bytes,
     layer_names,
     parse_bits,
     quantize,
@@ -32,6 +34,7 @@ from laq.quantization import (
 from laq.subsets import Subset
 
 FLOAT_BITS = 32
+SECONDS = "seconds.json"
 Base = Literal["original", "finetuned"]
 BASES: tuple[Base, ...] = ("original", "finetuned")
 
@@ -161,10 +164,14 @@ class Bench:
                 "mean_bits": float(FLOAT_BITS),
                 "levels": None,
                 "sparsity_percent": 100 * _zeros(network),
+                "size_bytes": float32_bytes(network),
+                "compression": 1.0,
             }
             scores = evaluate(network, self.test, cell.subset.classes)
         else:
+            begin = time.perf_counter()
             result = self._quantize(network, cell, cell.recipe)
+            write_json(folder / SECONDS, round(time.perf_counter() - begin, 3))
             outcome = _keep(result, folder, cell.subset)
             scores = evaluate(result.network, self.test, cell.subset.classes)
         write_json(folder / "measurement.json", {**_percent(scores), **outcome})
@@ -185,6 +192,12 @@ def read_measurement(folder: Path) -> dict[str, Any]:
     """The cell's scores and what else was measured of the whole network."""
     measurement: dict[str, Any] = read_json(folder / "measurement.json")
     return measurement
+
+
+def read_seconds(folder: Path) -> float | None:
+    """What quantizing the cell took; nothing for a network that is not quantized."""
+    path = folder / SECONDS
+    return float(read_json(path)) if path.exists() else None
 
 
 def read_layers(folder: Path) -> list[dict[str, Any]]:
@@ -214,6 +227,7 @@ def _keep(result: QuantizedNetwork, folder: Path, subset: Subset) -> dict[str, A
         "levels": layers[0]["levels"] if len({layer["levels"] for layer in layers}) == 1 else None,
         "sparsity_percent": 100 * result.sparsity,
         "size_bytes": size,
+        "compression": float32_bytes(result.network) / size,
         "relative_error_mean": sum(layer.relative_error for layer in result.layers) / len(layers),
         "relative_error_logits": result.relative_error,
     }

@@ -1,0 +1,97 @@
+"""Stage ``track``: the finished study in MLflow. And command ``quantize``: one bit-width right away."""
+
+from pathlib import Path
+
+import pandas as pd
+
+from laq.dataset import FOLDER as DATASET
+from laq.divergence import FOLDER as DIVERGENCE
+from laq.files import digest, md5, need, read_json, write_json
+from laq.finetune import FOLDER as FINETUNE
+from laq.network import FOLDER as NETWORK
+from laq.params import Params
+from laq.provenance import in_pipeline
+from laq.report import CORRELATIONS, METRICS, TABLE, TEXT
+from laq.report import FOLDER as REPORT
+from laq.study import FOLDER as STUDY
+from laq.study import INPUTS, LAYERS, MEASUREMENTS, SECONDS, read_measurements, weights_file
+from laq.subsets import FILE as SUBSETS
+from laq.subsets import read_subsets
+from laq.track.notes import root_note
+from laq.track.ordering import Order, describe, quantize
+from laq.track.outbox import Outbox
+from laq.track.record import Budget, Record, Tree
+from laq.track.records import (
+    check_study,
+    experiment_name,
+    flat,
+    settings_of,
+    subset_records,
+    tags,
+)
+from laq.track.results import Results, row_dicts
+from laq.track.store import Store
+
+__all__ = ["Order", "describe", "inputs_are_there", "quantize", "run", "send_waiting"]
+
+FILE = Path("data/tracked.json")
+
+
+def run(params: Params) -> str:
+    """Send the study's runs that the store lacks, and what waits; returns in a line what was sent where."""
+    check_study(params)
+    tree, store = study_tree(params), Store()
+    waiting = Outbox().send(store)
+    done = store.deliver(tree)
+    if in_pipeline():
+        # Only the pipeline's own runs: sending the same to another store leaves its outputs alone.
+        write_json(FILE, {"mlflow_run": done.runs[tree.root.key]})
+    others = f", and {waiting} that waited" if waiting else ""
+    return f"{done.sent} of {len(tree.records)} runs sent to {store}, experiment {tree.experiment}{others}"
+
+
+def send_waiting() -> str:
+    """Send what waits in the outbox; returns in a line what was sent where."""
+    store = Store()
+    return f"{Outbox().send(store)} runs sent to {store}"
+
+
+def inputs_are_there() -> bool:
+    """Whether the pipeline has made what ``quantize`` starts from."""
+    return all(path.exists() for path in (DATASET, NETWORK, SUBSETS, FINETUNE))
+
+
+def study_tree(params: Params) -> Tree:
+    """The runs of the study in ``data/``."""
+    table = read_measurements(REPORT / TABLE).merge(pd.read_csv(need(SECONDS)), "left", "cell")
+    layers = pd.read_csv(need(STUDY / LAYERS), dtype={"levels": "Int64"})
+    rows = row_dicts(table)
+    weights = {row["cell"]: weights_file(STUDY, row["cell"]) for row in rows if row["method"] != "float"}
+    results = Results(params, study_key(params), read_subsets(), rows, row_dicts(layers), weights, REPORT)
+    budget = Budget(f"laq-{params.name}", params.track.champion_bytes)
+    return Tree(experiment_name(params), [_root(results), *subset_records(results)], registry=budget)
+
+
+def study_key(params: Params) -> str:
+    """The name of the study's result: the hash of its parameters, tables and report."""
+    files = (STUDY / MEASUREMENTS, STUDY / INPUTS, REPORT / TEXT, REPORT / CORRELATIONS)
+    return digest([params.name, settings_of(params), [md5(file) for file in files]])
+
+
+def _root(results: Results) -> Record:
+    """The study's own run: its parameters, numbers, report and pictures."""
+    params, first = results.params, results.rows[0]
+    return Record(
+        key=results.key,
+        name=f"{params.name}: {first['network']}, {len(results.subsets)} subsets",
+        params={name: str(value) for name, value in flat(settings_of(params))},
+        metrics={k: v for k, v in flat(read_json(need(REPORT / METRICS))) if v is not None},
+        tags={**tags(results), "laq.level": "study"},
+        inputs=results.origin.inputs,
+        files=[
+            *((path, "report") for path in sorted(REPORT.iterdir()) if path.is_file()),
+            *((path, "divergence") for path in sorted(DIVERGENCE.glob("*.png"))),
+            (STUDY / INPUTS, "study"),
+        ],
+        note=root_note(results, need(REPORT / TEXT).read_text(encoding="utf-8")),
+    )

@@ -1,0 +1,117 @@
+"""Command ``quantize``: one method and bit-width for one subset or all, scored, sent and kept as models."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import pandas as pd
+
+from laq.errors import LaqError
+from laq.files import digest
+from laq.network import WEIGHTS
+from laq.params import Method, Params
+from laq.progress import progress
+from laq.report import headline
+from laq.report.statistics import summarise, with_drops
+from laq.report.text import markdown
+from laq.study import Bench, layer_rows, measurement_row, plan, read_seconds
+from laq.subsets import Subset, read_subsets
+from laq.track.notes import root_note
+from laq.track.outbox import Outbox
+from laq.track.record import Budget, Record, Tree
+from laq.track.records import (
+    check_dataset,
+    experiment_name,
+    settings_of,
+    subset_records,
+    tags,
+)
+from laq.track.results import Results, Row, row_dicts
+from laq.track.store import OWN_RUN
+
+ALL = "all"
+
+
+@dataclass(frozen=True)
+class Order:
+    """What to quantize for (a subset's name, or ``all``), how far, and by which method."""
+
+    subset: str
+    bits: int | str
+    method: Method
+
+
+def quantize(params: Params, order: Order) -> Results:
+    """Quantize, score beside round-to-nearest, and keep the runs that it makes in the outbox.
+
+    Raises:
+        LaqError: the subset is unknown, or an earlier stage's output is missing or another study's.
+    """
+    check_dataset(params)
+    subsets = _chosen(order.subset)
+    methods = tuple(dict.fromkeys(("rtn", order.method)))
+    study = params.study.model_copy(update={"bits": (order.bits,), "methods": methods})
+    results = _measure(params.model_copy(update={"study": study}), subsets)
+    Outbox().put(_tree(results, order))
+    return results
+
+
+def describe(results: Results) -> str:
+    """The outcome as a small table: a line per subset, variant and method."""
+    return "\n".join(line for subset in results.subsets for line in _lines(subset, results.of(subset)))
+
+
+def _lines(subset: Subset, rows: Sequence[Row]) -> Iterator[str]:
+    width = max(len(str(row["bits"])) for row in rows)
+    yield f"{subset.name}: {', '.join(subset.class_names)}"
+    for row in rows:
+        yield (
+            f"  {row['variant']:<20} {row['method']:<7} {row['bits']!s:>{width}} bits   top-1 "
+            f"{row['top1_sub_percent']:6.2f} % of the subset, {row['top1_all_percent']:6.2f} % of all "
+            f"classes   {row['size_bytes'] / 1024:7.1f} KiB"
+        )
+
+
+def _chosen(name: str) -> list[Subset]:
+    subsets = {subset.name: subset for subset in read_subsets()}
+    if name == ALL:
+        return list(subsets.values())
+    if name not in subsets:
+        raise LaqError(f"subset {name!r} is unknown; known: {', '.join(subsets)}, {ALL}")
+    return [subsets[name]]
+
+
+def _measure(params: Params, subsets: Sequence[Subset]) -> Results:
+    """Every cell of the order, kept as soon as it is done."""
+    bench = Bench(params.study)
+    cells = [cell for subset in subsets for cell in plan([subset], params.study)]
+    done = {cell: bench.measure(cell) for cell in progress(cells, "quantize", unit="cell")}
+    table = pd.DataFrame(
+        {**measurement_row(cell, folder), "seconds": read_seconds(folder)} for cell, folder in done.items()
+    )
+    table["levels"] = table.levels.astype("Int64")
+    rows = row_dicts(with_drops(table))
+    layers = [row for cell, folder in done.items() for row in layer_rows(cell, folder)]
+    weights = {cell.name: folder / WEIGHTS for cell, folder in done.items() if cell.recipe}
+    return Results(params, digest([OWN_RUN, settings_of(params), rows]), subsets, rows, layers, weights)
+
+
+def _tree(results: Results, order: Order) -> Tree:
+    params = results.params
+    budget = Budget(f"laq-{params.name}", params.track.champion_bytes)
+    records = [_root(results, order), *subset_records(results)]
+    return Tree(experiment_name(params), records, OWN_RUN, budget)
+
+
+def _root(results: Results, order: Order) -> Record:
+    """The run above those of all subsets."""
+    summary = summarise(pd.DataFrame(results.rows))
+    title = f"{order.method} at {order.bits} bits for {order.subset}"
+    return Record(
+        key=results.key,
+        name=title,
+        params={"subset": order.subset, "bits": str(order.bits), "method": order.method},
+        metrics=headline(summary),
+        tags={**tags(results), "laq.level": "quantize"},
+        inputs=results.origin.inputs,
+        note=root_note(results, markdown(summary, None, title)),
+    )

@@ -1,0 +1,211 @@
+"""Results as the tree of runs that they make: the root, its subsets, and their cells (method x bits)."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Final
+
+import pandas as pd
+
+from laq.dataset import FOLDER as DATASET
+from laq.dataset import read_manifest
+from laq.errors import LaqError
+from laq.files import digest, read_json
+from laq.params import Params, bits_name
+from laq.report import subset_picture
+from laq.report.statistics import BASE_OF
+from laq.study import FOLDER as STUDY
+from laq.study import INPUTS
+from laq.subsets import Subset
+from laq.track.notes import cell_note, subset_note
+from laq.track.record import Packed, Record
+from laq.track.results import Results, Row
+
+# What a cell's run shows of each of its variants.
+_MEASURED: Final = (
+    "top1_all_percent",
+    "top1_sub_percent",
+    "top5_all_percent",
+    "top5_sub_percent",
+    "drop_all_points",
+    "drop_sub_points",
+    "mean_bits",
+    "size_bytes",
+    "compression",
+    "sparsity_percent",
+    "relative_error_mean",
+    "relative_error_logits",
+    "seconds",
+)
+_PER_LAYER: Final = ("bits", "relative_error", "sparsity_percent")
+
+
+def settings_of(params: Params) -> dict[str, Any]:
+    """The parameters that a result depends on: those of the stages before ``track``."""
+    return params.model_dump(mode="json", exclude={"name", "track", "quantize", "compare"}, exclude_none=True)
+
+
+def experiment_name(params: Params) -> str:
+    """An experiment for each study: results on different data never stand in one table."""
+    return f"laq-{params.name}"
+
+
+def tags(results: Results) -> dict[str, str]:
+    """What places a run: study, data, network, parameters and code."""
+    params, origin = results.params, results.origin
+    return {
+        "laq.study": params.name,
+        "laq.dataset": origin.inputs[0].name,
+        "laq.network": origin.design["architecture"],
+        "laq.params_sha256": digest(settings_of(params)),
+        **origin.tags,
+    }
+
+
+def subset_records(results: Results) -> Iterator[Record]:
+    """A run per subset under the root, each followed by one per method and bit-width under it."""
+    for subset in results.subsets:
+        rows, key = results.of(subset), digest([results.key, subset.name])
+        picture = results.pictures and results.pictures / subset_picture(subset.name)
+        yield Record(
+            key=key,
+            name=subset.name,
+            parent=results.key,
+            params=_subset_params(subset),
+            metrics={**_overview(rows), **_divergences(subset)},
+            tags={**tags(results), "laq.level": "subset"},
+            inputs=results.origin.inputs,
+            files=[(picture, "")] if picture else [],
+            documents={"subset.json": vars(subset)},
+            note=subset_note(subset, rows, results.params.track),
+        )
+        for method, bits in dict.fromkeys((r["method"], r["bits"]) for r in rows if r["method"] != "float"):
+            cell = [r for r in rows if r["method"] == "float" or (r["method"], r["bits"]) == (method, bits)]
+            yield _cell_record(results, subset, cell, key)
+
+
+def _cell_record(results: Results, subset: Subset, rows: Sequence[Row], parent: str) -> Record:
+    """The run of one method and bit-width for one subset: all variants of the network."""
+    last = rows[-1]
+    quantized = [row for row in rows if row["method"] != "float"]
+    layers = {row["variant"]: _layers_of(results, row) for row in quantized}
+    return Record(
+        key=digest([parent, last["method"], last["bits"]]),
+        name=f"{subset.name}, {last['method']}, {last['bits']} bits",
+        parent=parent,
+        params={
+            "method": last["method"],
+            "bits": str(last["bits"]),
+            "levels": "" if pd.isna(last["levels"]) else str(last["levels"]),
+            **_subset_params(subset),
+            "network": last["network"],
+            "dataset": last["dataset"],
+            **_settings(results.params),
+        },
+        metrics={**_scores(rows), **_divergences(subset)},
+        series={
+            f"{variant}/layers/{name}": [layer[name] for layer in some]
+            for variant, some in layers.items()
+            for name in _PER_LAYER
+        },
+        tags={**tags(results), "laq.level": "cell"},
+        inputs=results.origin.inputs,
+        documents={
+            "layers.json": layers,
+            "bits.json": {v: {row["layer"]: row["bits"] for row in some} for v, some in layers.items()},
+        },
+        networks=[_packed(results, subset, row) for row in quantized],
+        note=cell_note(subset, rows),
+    )
+
+
+def _subset_params(subset: Subset) -> dict[str, str]:
+    return {"subset": subset.name, "kind": subset.kind, "classes": ", ".join(subset.class_names)}
+
+
+def _settings(params: Params) -> dict[str, str]:
+    """How networks are quantized, but for what tells cells apart."""
+    study = params.study.model_dump(mode="json", exclude={"bits", "methods"})
+    return {name: str(value) for name, value in study.items()}
+
+
+def _layers_of(results: Results, row: Row) -> list[dict[str, Any]]:
+    shown = ("layer", "bits", "levels", "weights", "sparsity_percent", "relative_error")
+    return [{name: layer[name] for name in shown} for layer in results.layers if layer["cell"] == row["cell"]]
+
+
+def _scores(rows: Sequence[Row]) -> dict[str, float]:
+    """Metrics named ``variant/measure``."""
+    return {
+        f"{row['variant']}/{name}": row[name]
+        for row in rows
+        for name in _MEASURED
+        if name in row and not pd.isna(row[name])
+        if row["method"] != "float" or not name.startswith(("drop", "mean_bits", "compression"))
+    }
+
+
+def _overview(rows: Sequence[Row]) -> dict[str, float]:
+    """The subset's restricted top-1 by method and bits, and that of its networks as they are."""
+    return {
+        f"top1_sub/{row['variant']}"
+        + ("" if row["method"] == "float" else f"/{row['method']}-{bits_name(row['bits'])}"): row[
+            "top1_sub_percent"
+        ]
+        for row in rows
+    }
+
+
+def _divergences(subset: Subset) -> dict[str, float]:
+    return {f"divergence/{name}": v for name, v in vars(subset).items() if name.endswith("_divergence")}
+
+
+def _packed(results: Results, subset: Subset, row: Row) -> Packed:
+    return Packed(
+        name=row["variant"],
+        weights=results.weights[row["cell"]],
+        design=results.origin.design,
+        classes=dict(zip(subset.classes, subset.class_names, strict=True)),
+        examples=results.origin.examples,
+        params={
+            "study": results.params.name,
+            "subset": subset.name,
+            "method": row["method"],
+            "bits": str(row["bits"]),
+            "from": BASE_OF[row["variant"]],
+        },
+        metrics={name: row[name] for name in ("top1_sub_percent", "top1_all_percent", "size_bytes")},
+    )
+
+
+def check_study(params: Params) -> None:
+    """See that what lies in ``data/`` is the study that ``params`` describe.
+
+    Raises:
+        LaqError: it is another one's.
+    """
+    made_from = read_json(STUDY / INPUTS)["params"]
+    check_dataset(params)
+    if made_from != params.study.model_dump(mode="json"):
+        raise LaqError(f"{STUDY}: made with other parameters than params.yaml has now; run `dvc repro`")
+
+
+def check_dataset(params: Params) -> None:
+    """See that the images in ``data/`` are the study's.
+
+    Raises:
+        LaqError: they are another one's.
+    """
+    found = read_manifest(DATASET)["name"]
+    if found != params.dataset.name:
+        raise LaqError(
+            f"{DATASET}: holds {found}, the study {params.name} in params.yaml is on "
+            f"{params.dataset.name}; run `dvc repro`"
+        )
+
+
+def flat(nested: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Nested names joined by dots, with their values."""
+    for name, value in nested.items():
+        if isinstance(value, dict):
+            yield from flat(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value

@@ -1,0 +1,115 @@
+"""MLflow's registry of models: the best network of each subset, under the alias ``champion``."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Final
+
+from mlflow import MlflowClient
+from mlflow.entities.model_registry import ModelVersion
+from mlflow.exceptions import MlflowException
+
+from laq.files import digest
+from laq.track.record import Budget, Packed, Record, Tree
+
+CHAMPION: Final = "champion"
+_SCORE: Final = "laq.top1_sub_percent"
+_SIZE: Final = "laq.size_bytes"
+_TASK: Final = "laq.task_sha256"
+
+
+@dataclass(frozen=True)
+class _Candidate:
+    """A network of a run, and the task it solves: to tell these classes apart on these images."""
+
+    record: Record
+    packed: Packed
+    task: str
+
+    @property
+    def rank(self) -> tuple[float, float]:
+        """The higher, the better."""
+        return self.packed.metrics["top1_sub_percent"], -self.packed.metrics["size_bytes"]
+
+
+def crown(client: MlflowClient, tree: Tree, models: Mapping[tuple[str, str], str]) -> list[str]:
+    """Register the best network of each subset unless one as good is there; returns the names of new ones.
+
+    ``models`` are the ids of models by the run's key and the model's name. A version stays what it is;
+    the alias goes to the best of all versions for the same classes and images within the budget, so
+    that whoever comes last, the same one has it.
+    """
+    assert tree.registry is not None
+    new = []
+    for subset, candidate in _best(tree, tree.registry).items():
+        name = f"{tree.registry.prefix}-{subset}"
+        before = _versions(client, name, candidate.task, tree.registry)
+        if not before or _rank(before[0]) < candidate.rank:
+            _register(client, name, candidate, models[candidate.record.key, candidate.packed.name])
+            new.append(name)
+        _point_at_best(client, name, _versions(client, name, candidate.task, tree.registry))
+    return new
+
+
+def _best(tree: Tree, budget: Budget) -> dict[str, _Candidate]:
+    found: dict[str, _Candidate] = {}
+    for candidate in _candidates(tree, budget):
+        subset = candidate.packed.params["subset"]
+        if subset not in found or found[subset].rank < candidate.rank:
+            found[subset] = candidate
+    return found
+
+
+def _candidates(tree: Tree, budget: Budget) -> Iterator[_Candidate]:
+    for record in tree.records:
+        for packed in record.networks:
+            if packed.metrics["size_bytes"] <= budget.most_bytes:
+                images = [data.digest for data in record.inputs if data.context == "images"]
+                yield _Candidate(record, packed, digest([images, sorted(packed.classes.values())]))
+
+
+def _versions(client: MlflowClient, name: str, task: str, budget: Budget) -> list[ModelVersion]:
+    """The versions for the same task within the budget, the best first, then the oldest."""
+    versions = [
+        v
+        for v in client.search_model_versions(f"name = '{name}'")
+        if v.tags.get(_TASK) == task and float(v.tags[_SIZE]) <= budget.most_bytes
+    ]
+    return sorted(versions, key=lambda v: (*(-part for part in _rank(v)), int(v.version)))
+
+
+def _rank(version: ModelVersion) -> tuple[float, float]:
+    return float(version.tags[_SCORE]), -float(version.tags[_SIZE])
+
+
+def _register(client: MlflowClient, name: str, candidate: _Candidate, model_id: str) -> None:
+    packed = candidate.packed
+    classes = ", ".join(packed.classes.values())
+    try:
+        client.create_registered_model(name, description=f"Tells apart: {classes}")
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_ALREADY_EXISTS":
+            raise
+    model = client.get_logged_model(model_id)
+    tags = {
+        _SCORE: str(packed.metrics["top1_sub_percent"]),
+        _SIZE: str(packed.metrics["size_bytes"]),
+        _TASK: candidate.task,
+        "laq.classes": classes,
+        **{f"laq.{key}": value for key, value in packed.params.items()},
+    }
+    client.create_model_version(
+        name,
+        model.artifact_location,
+        model.source_run_id,
+        tags,
+        description=f"{candidate.record.name} ({packed.name.replace('_', ' + ')}), for: {classes}",
+        model_id=model_id,
+    )
+
+
+def _point_at_best(client: MlflowClient, name: str, versions: list[ModelVersion]) -> None:
+    if not versions:
+        return
+    best, aliases = versions[0], client.get_registered_model(name).aliases
+    if str(aliases.get(CHAMPION)) != str(best.version):
+        client.set_registered_model_alias(name, CHAMPION, best.version)

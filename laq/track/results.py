@@ -1,0 +1,89 @@
+"""What was measured, and what it was measured on."""
+
+import base64
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Final
+
+import pandas as pd
+from PIL import Image
+
+from laq.dataset import FOLDER as DATASET
+from laq.dataset import read_images, read_manifest
+from laq.files import dvc_md5
+from laq.network import FOLDER as NETWORK
+from laq.network import read_design
+from laq.params import Params
+from laq.provenance import commit, experiment
+from laq.subsets import FILE as SUBSETS
+from laq.subsets import Subset
+from laq.track.record import Input
+
+Row = Mapping[str, Any]
+_EXAMPLES: Final = 2
+
+
+class Origin:
+    """What results in ``data/`` were made from: read once for all their runs."""
+
+    @cached_property
+    def inputs(self) -> tuple[Input, ...]:
+        """The images, the network and the subsets, by DVC's hashes."""
+        data, network = read_manifest(DATASET)["name"], read_design().architecture
+        return (
+            Input(data, dvc_md5(DATASET), str(DATASET), "images"),
+            Input(f"{network} on {data}", dvc_md5(NETWORK), str(NETWORK), "network"),
+            Input(f"subsets of {data}", dvc_md5(SUBSETS), str(SUBSETS), "subsets"),
+        )
+
+    @cached_property
+    def design(self) -> dict[str, Any]:
+        """The network's."""
+        return read_design().to_json()
+
+    @cached_property
+    def examples(self) -> tuple[str, ...]:
+        """Test images, as a server takes them."""
+        images = read_images(DATASET, "test").images[:_EXAMPLES]
+        return tuple(map(_as_png, images.permute(0, 2, 3, 1).numpy()))
+
+    @cached_property
+    def tags(self) -> dict[str, str]:
+        """The code that results are tracked by, and the DVC experiment that this is."""
+        found = {**commit(), "dvc_experiment": experiment()}
+        return {f"laq.{name}": str(value) for name, value in found.items() if value is not None}
+
+
+@dataclass(frozen=True)
+class Results:
+    """What was measured: rows of the study's tables, and where each cell's packed weights lie.
+
+    ``key`` names the whole; ``pictures`` is the folder of the subsets' pictures, if there is one.
+    """
+
+    params: Params
+    key: str
+    subsets: Sequence[Subset]
+    rows: Sequence[Row]
+    layers: Sequence[Row]
+    weights: Mapping[str, Path]
+    pictures: Path | None = None
+    origin: Origin = field(default_factory=Origin)
+
+    def of(self, subset: Subset) -> list[Row]:
+        """The rows of one subset."""
+        return [row for row in self.rows if row["subset"] == subset.name]
+
+
+def row_dicts(table: pd.DataFrame) -> list[dict[str, Any]]:
+    """The rows of a table by the names of its columns."""
+    return [{str(column): value for column, value in row.items()} for row in table.to_dict("records")]
+
+
+def _as_png(pixels: Any) -> str:
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "PNG")
+    return base64.b64encode(buffer.getvalue()).decode()
