@@ -33,6 +33,8 @@ install: $(INSTALLED)
 $(INSTALLED): pyproject.toml requirements.txt
 	test -d $(VENV) || $(PYTHON) -m venv $(VENV)
 	$(VENV)/bin/pip install --quiet --constraint requirements.txt --editable '.[dev]'
+	# So that `mlflow run .` needs no pyenv.
+	$(VENV)/bin/python -m laq.environment
 	touch $@
 
 # Speed beside Brevitas and the textbook, in an environment of its own; never part of the tests.
@@ -46,4 +48,4 @@ $(VENV)-bench/.installed: pyproject.toml benchmarks/requirements.txt
 	touch $@
 
 clean:
-	rm -rf .laq data/*/ data/*.json mlruns mlflow.db*
+	rm -rf .laq data/*/ data/*.json data/*.csv mlruns mlflow.db*

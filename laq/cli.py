@@ -10,6 +10,7 @@ import click
 
 from laq.errors import LaqError
 from laq.params import METHODS, Method, check_bits, load_params
+from laq.provenance import in_git
 
 # Each command imports its own room: importing them all takes seconds that `--help` should not.
 # ruff: noqa: PLC0415
@@ -158,14 +159,23 @@ def quantize(subset: str | None, bits: int | str | None, method: Method | None) 
 @main.command()
 @click.argument("stage", required=False)
 def pipeline(stage: str | None) -> None:
-    """Run `dvc repro`, up to STAGE if one is named, with the Python that runs laq."""
+    """Run `dvc repro`, up to STAGE if one is named; the whole of it ends with what `track` does."""
+    from laq import track as room
+
     _repro(stage)
+    if stage is None:
+        # DVC may have restored results whose runs this store has never seen.
+        click.echo(room.run(load_params()))
 
 
 def _repro(stage: str | None = None) -> None:
-    """Run the pipeline; ends the process where it fails."""
+    """Run the pipeline with the Python that runs laq; ends the process where it fails."""
     binaries = str(Path(sys.executable).parent)
     environment = {**os.environ, "PATH": os.pathsep.join([binaries, os.environ.get("PATH", "")])}
-    command = [sys.executable, "-m", "dvc", "repro", *([stage] if stage else [])]
+    dvc = [sys.executable, "-m", "dvc"]
+    if not in_git() and Path(".dvc").is_dir():
+        # A copy of the project without its history; DVC insists on git unless told otherwise.
+        subprocess.run([*dvc, "config", "--local", "core.no_scm", "true"], env=environment, check=True)
+    command = [*dvc, "repro", *([stage] if stage else [])]
     if code := subprocess.run(command, env=environment, check=False).returncode:
         sys.exit(code)

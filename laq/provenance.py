@@ -17,6 +17,14 @@ def commit() -> dict[str, Any]:
     return {"commit": head, "dirty": bool(dirty)}
 
 
+def in_git() -> bool:
+    """Whether the current folder is in a git checkout."""
+    try:
+        return _git("rev-parse", "--is-inside-work-tree") == "true"
+    except (OSError, subprocess.CalledProcessError):
+        return False
+
+
 def experiment() -> str | None:
     """The name of the DVC experiment that this process is part of."""
     return os.environ.get("DVC_EXP_NAME")

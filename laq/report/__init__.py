@@ -20,6 +20,7 @@ from laq.study import INPUTS, LAYERS, read_measurements, study_code
 
 FOLDER = Path("data/report")
 METRICS = "metrics.json"
+SUMMARY = "summary.csv"
 TABLE = "measurements.csv"
 TEXT = "report.md"
 CORRELATIONS = "correlations.csv"
@@ -32,7 +33,7 @@ def run(params: Report) -> None:
     summary, correlations, title = summarise(table), correlate(table, params), _title(table)
     with replacing_folder(FOLDER) as folder:
         table.to_csv(folder / TABLE, index=False)
-        summary.to_csv(folder / "summary.csv", index=False)
+        summary.to_csv(folder / SUMMARY, index=False)
         correlations.to_csv(folder / CORRELATIONS, index=False)
         write_json(folder / METRICS, metrics(summary, correlations))
         (folder / TEXT).write_text(markdown(summary, correlations, title), encoding="utf-8")
@@ -56,15 +57,24 @@ def _draw_subsets(folder: Path, table: pd.DataFrame) -> None:
 def metrics(summary: pd.DataFrame, correlations: pd.DataFrame) -> dict[str, Any]:
     """The few numbers that a person compares between experiments, of the original network.
 
-    ``top1``: mean restricted top-1 in percent, float and by method and bits; ``rho``: the rank
-    correlation of its drop with the divergence, for every method but round-to-nearest.
+    Those of the fewest bits, where methods differ most: ``bits``; ``top1``, the mean restricted top-1 in
+    percent, in float and by method; ``rho``, the rank correlation of its drop with the divergence, for
+    every method but round-to-nearest.
     """
-    result: dict[str, Any] = {"top1": headline(summary), "rho": {}}
+    quantized = summary[summary.variant == "quantized"]
+    bits = quantized.sort_values("mean_bits", kind="stable").bits.iloc[0]
+    shown = quantized[quantized.bits == bits]
     asked = (correlations["drop"] == "drop_sub_points") & (correlations.variant == "quantized")
-    for row in correlations[asked & (correlations.method != "rtn")].to_dict("records"):
-        place = f"{row['method']}-{bits_name(row['bits'])}"
-        result["rho"][place] = None if pd.isna(row["rho"]) else row["rho"]
-    return result
+    rho = correlations[asked & (correlations.bits == bits) & (correlations.method != "rtn")]
+    original = summary[summary.variant == "original"].top1_sub_percent_mean
+    return {
+        "bits": bits,
+        "top1": {
+            "float": float(original.iloc[0]),
+            **dict(zip(shown.method, shown.top1_sub_percent_mean, strict=True)),
+        },
+        "rho": {row["method"]: row["rho"] for row in rho.to_dict("records") if not pd.isna(row["rho"])},
+    }
 
 
 def headline(summary: pd.DataFrame) -> dict[str, float]:

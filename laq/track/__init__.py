@@ -10,8 +10,8 @@ from laq.files import digest, md5, need, read_json, write_json
 from laq.finetune import FOLDER as FINETUNE
 from laq.network import FOLDER as NETWORK
 from laq.params import Params
-from laq.provenance import in_pipeline
-from laq.report import CORRELATIONS, METRICS, TABLE, TEXT
+from laq.provenance import experiment, in_pipeline
+from laq.report import CORRELATIONS, METRICS, SUMMARY, TABLE, TEXT, headline
 from laq.report import FOLDER as REPORT
 from laq.study import FOLDER as STUDY
 from laq.study import INPUTS, LAYERS, MEASUREMENTS, SECONDS, read_measurements, weights_file
@@ -83,9 +83,9 @@ def _root(results: Results) -> Record:
     params, first = results.params, results.rows[0]
     return Record(
         key=results.key,
-        name=f"{params.name}: {first['network']}, {len(results.subsets)} subsets",
+        name=f"{experiment() or params.name}: {first['network']}, {len(results.subsets)} subsets",
         params={name: str(value) for name, value in flat(settings_of(params))},
-        metrics={k: v for k, v in flat(read_json(need(REPORT / METRICS))) if v is not None},
+        metrics=_metrics(),
         tags={**tags(results), "laq.level": "study"},
         inputs=results.origin.inputs,
         files=[
@@ -95,3 +95,10 @@ def _root(results: Results) -> Record:
         ],
         note=root_note(results, need(REPORT / TEXT).read_text(encoding="utf-8")),
     )
+
+
+def _metrics() -> dict[str, float]:
+    """The report's headline at every bit-width, and its correlations."""
+    top1 = headline(pd.read_csv(need(REPORT / SUMMARY), dtype={"bits": str}))
+    rho = read_json(need(REPORT / METRICS))["rho"]
+    return {**{f"top1/{k}": v for k, v in top1.items()}, **{f"rho/{k}": v for k, v in rho.items()}}

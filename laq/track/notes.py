@@ -76,7 +76,8 @@ def subset_note(subset: Subset, rows: Sequence[Row], limit: Track) -> str:
         network, method, bits, score, lost, size, _ = _cells(winner)
         found = (
             f"**{method} at {bits} bits** on the {network} network is best of those of "
-            f"{limit.champion_kib:g} KiB at most: {score} % top-1 of the subset, {lost} points lost, {size} KiB."
+            f"{limit.champion_kib:g} KiB at most: {score} % top-1 of the subset, {lost} points lost, "
+            f"{size} KiB."
         )
     return "\n\n".join([f"Classes: {', '.join(subset.class_names)}", found, _table(rows)])[:LONGEST]
 

@@ -110,7 +110,7 @@ def _root(results: Results, order: Order) -> Record:
         key=results.key,
         name=title,
         params={"subset": order.subset, "bits": str(order.bits), "method": order.method},
-        metrics=headline(summary),
+        metrics={f"top1/{name}": value for name, value in headline(summary).items()},
         tags={**tags(results), "laq.level": "quantize"},
         inputs=results.origin.inputs,
         note=root_note(results, markdown(summary, None, title)),
