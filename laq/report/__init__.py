@@ -30,7 +30,7 @@ PROVENANCE = "provenance.json"
 def run(params: Report) -> None:
     """Write ``metrics.json``, ``report.md``, the tables and the pictures."""
     table = with_drops(read_measurements())
-    summary, correlations, title = summarise(table), correlate(table, params), _title(table)
+    summary, correlations, title = summarise(table), correlate(table, params), title_of(table)
     with replacing_folder(FOLDER) as folder:
         table.to_csv(folder / TABLE, index=False)
         summary.to_csv(folder / SUMMARY, index=False)
@@ -109,7 +109,14 @@ def publish(target: Path) -> None:
         write_json(folder / PROVENANCE, {**commit(), "inputs": inputs})
 
 
-def _title(table: pd.DataFrame) -> str:
+def read_summary() -> pd.DataFrame:
+    """The table of means that the stage wrote."""
+    types: dict[Any, Any] = {"bits": str, "levels": "Int64"}
+    return pd.read_csv(need(FOLDER / SUMMARY), dtype=types)
+
+
+def title_of(table: pd.DataFrame) -> str:
+    """Network, dataset, and the subsets' number and sizes."""
     first = table.iloc[0]
     sizes = "/".join(str(s) for s in sorted(table.subset_size_classes.unique()))
     return f"{first.network} on {first.dataset}: {table.subset.nunique()} subsets of {sizes} classes"

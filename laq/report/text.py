@@ -26,34 +26,40 @@ interval; permutation p-value, not corrected for the number of rows; undefined w
 constant). Subsets may share classes, which these take no account of."""
 
 
-def markdown(summary: pd.DataFrame, correlations: pd.DataFrame | None, title: str) -> str:
+def markdown(summary: pd.DataFrame, correlations: pd.DataFrame, title: str) -> str:
     """What was found; tables of what each bit-width costs, and whether the drop goes with the divergence."""
     blocks = [
         f"# {title}",
-        "\n".join(_findings(summary)),
-        _ABOUT_ACCURACY,
-        "\n".join(_accuracies(summary)),
+        findings(summary),
+        accuracies(summary),
+        _ABOUT_RHO,
+        "\n".join(_correlations(correlations)),
     ]
-    if correlations is not None:
-        blocks += [_ABOUT_RHO, "\n".join(_correlations(correlations))]
     return "\n\n".join(blocks) + "\n"
 
 
-def _findings(summary: pd.DataFrame) -> Iterable[str]:
+def findings(summary: pd.DataFrame) -> str:
     """A line per bit-width: the method that keeps most of the original network, beside round-to-nearest."""
     quantized = summary[summary.variant == "quantized"]
-    yield "Of the original network, choosing among the subset's classes:"
-    yield ""
-    for bits, group in quantized.groupby("bits", sort=False):
-        rows = group.to_dict("records")
-        first = max(rows, key=lambda row: row["top1_sub_percent_mean"])
-        plain = [f"; {_lost(row)} by round-to-nearest" for row in rows if row["method"] == "rtn"]
-        beside = "" if first["method"] == "rtn" else "".join(plain)
-        yield f"- {bits} bits: {_lost(first)} by {METHOD_NAMES[first['method']]}{beside} (n = {first['n']})"
+    lines = [_finding(str(bits), group) for bits, group in quantized.groupby("bits", sort=False)]
+    return "\n".join(["Choosing among the subset's classes, of the original network:", "", *lines])
+
+
+def _finding(bits: str, group: pd.DataFrame) -> str:
+    rows = group.to_dict("records")
+    first = max(rows, key=lambda row: row["top1_sub_percent_mean"])
+    plain = [f"; {_lost(row)} by round-to-nearest" for row in rows if row["method"] == "rtn"]
+    beside = "" if first["method"] == "rtn" else "".join(plain)
+    return f"- {bits} bits: {_lost(first)} by {METHOD_NAMES[first['method']]}{beside} (n = {first['n']})"
 
 
 def _lost(row: Mapping[Hashable, Any]) -> str:
     return f"{_spread(row, 'drop_sub_points')} points lost"
+
+
+def accuracies(summary: pd.DataFrame) -> str:
+    """The table of accuracies, and what is in it."""
+    return f"{_ABOUT_ACCURACY}\n\n" + "\n".join(_accuracies(summary))
 
 
 def _accuracies(summary: pd.DataFrame) -> Iterable[str]:

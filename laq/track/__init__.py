@@ -11,7 +11,7 @@ from laq.finetune import FOLDER as FINETUNE
 from laq.network import FOLDER as NETWORK
 from laq.params import Params
 from laq.provenance import experiment, in_pipeline
-from laq.report import CORRELATIONS, METRICS, SUMMARY, TABLE, TEXT, headline
+from laq.report import CORRELATIONS, METRICS, TABLE, TEXT, headline, read_summary, title_of
 from laq.report import FOLDER as REPORT
 from laq.study import FOLDER as STUDY
 from laq.study import INPUTS, LAYERS, MEASUREMENTS, SECONDS, read_measurements, weights_file
@@ -80,12 +80,12 @@ def study_key(params: Params) -> str:
 
 def _root(results: Results) -> Record:
     """The study's own run: its parameters, numbers, report and pictures."""
-    params, first = results.params, results.rows[0]
+    params, title, summary = results.params, title_of(pd.DataFrame(results.rows)), read_summary()
     return Record(
         key=results.key,
-        name=f"{experiment() or params.name}: {first['network']}, {len(results.subsets)} subsets",
+        name=": ".join(filter(None, [experiment(), title])),
         params={name: str(value) for name, value in flat(settings_of(params))},
-        metrics=_metrics(),
+        metrics=_metrics(summary),
         tags={**tags(results), "laq.level": "study"},
         inputs=results.origin.inputs,
         files=[
@@ -93,12 +93,12 @@ def _root(results: Results) -> Record:
             *((path, "divergence") for path in sorted(DIVERGENCE.glob("*.png"))),
             (STUDY / INPUTS, "study"),
         ],
-        note=root_note(results, need(REPORT / TEXT).read_text(encoding="utf-8")),
+        note=root_note(results, summary, title),
     )
 
 
-def _metrics() -> dict[str, float]:
+def _metrics(summary: pd.DataFrame) -> dict[str, float]:
     """The report's headline at every bit-width, and its correlations."""
-    top1 = headline(pd.read_csv(need(REPORT / SUMMARY), dtype={"bits": str}))
+    top1 = headline(summary)
     rho = read_json(need(REPORT / METRICS))["rho"]
     return {**{f"top1/{k}": v for k, v in top1.items()}, **{f"rho/{k}": v for k, v in rho.items()}}

@@ -3,9 +3,11 @@
 from collections.abc import Iterable, Sequence
 from typing import Final
 
+import pandas as pd
+
 from laq.params import Track
 from laq.report.statistics import BASE_OF
-from laq.report.text import METHOD_NAMES, line
+from laq.report.text import METHOD_NAMES, accuracies, findings, line
 from laq.subsets import Subset
 from laq.track.results import Results, Row
 
@@ -19,14 +21,11 @@ def best(rows: Iterable[Row], most_bytes: float) -> Row | None:
     return max(fitting, key=lambda row: (row["top1_sub_percent"], -row["size_bytes"]), default=None)
 
 
-def root_note(results: Results, report: str) -> str:
-    """The whole result: the best network of each subset, what it was made from, and the report."""
-    found = "\n\n".join([*_winners(results), _origin(results)])
-    title, _, rest = report.partition("\n\n")
-    whole = f"{title}\n\n{found}\n\n{rest}"
-    return (
-        whole if len(whole) <= LONGEST else f"{title}\n\n{found}\n\nThe tables are in the artifact `report`."
-    )
+def root_note(results: Results, summary: pd.DataFrame, title: str) -> str:
+    """The whole result: findings, the best network of each subset, what it was made from, a table."""
+    found = "\n\n".join([f"# {title}", findings(summary), *_winners(results), _origin(results)])
+    whole = f"{found}\n\n{accuracies(summary)}"
+    return whole if len(whole) <= LONGEST else found[:LONGEST]
 
 
 def _winners(results: Results) -> Iterable[str]:

@@ -12,7 +12,6 @@ from laq.params import Method, Params
 from laq.progress import progress
 from laq.report import headline
 from laq.report.statistics import summarise, with_drops
-from laq.report.text import markdown
 from laq.study import Bench, layer_rows, measurement_row, plan, read_seconds
 from laq.subsets import Subset, read_subsets
 from laq.track.notes import root_note
@@ -113,5 +112,5 @@ def _root(results: Results, order: Order) -> Record:
         metrics={f"top1/{name}": value for name, value in headline(summary).items()},
         tags={**tags(results), "laq.level": "quantize"},
         inputs=results.origin.inputs,
-        note=root_note(results, markdown(summary, None, title)),
+        note=root_note(results, summary, title),
     )

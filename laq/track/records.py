@@ -1,5 +1,6 @@
 """Results as the tree of runs that they make: the root, its subsets, and their cells (method x bits)."""
 
+import getpass
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final
 
@@ -57,6 +58,11 @@ def tags(results: Results) -> dict[str, str]:
         "laq.network": origin.design["architecture"],
         "laq.params_sha256": digest(settings_of(params)),
         **origin.tags,
+        # What MLflow's own pages show.
+        "mlflow.source.name": "laq",
+        "mlflow.source.type": "LOCAL",
+        "mlflow.source.git.commit": origin.tags.get("laq.commit", ""),
+        "mlflow.user": getpass.getuser(),
     }
 
 
