@@ -30,7 +30,7 @@ from laq.track.records import (
     tags,
 )
 from laq.track.results import Results, row_dicts
-from laq.track.store import Store
+from laq.track.store import OWN_RUN, Store
 
 __all__ = ["Order", "describe", "inputs_are_there", "quantize", "run", "send_waiting"]
 
@@ -46,8 +46,18 @@ def run(params: Params) -> str:
     if in_pipeline():
         # Only the pipeline's own runs: sending the same to another store leaves its outputs alone.
         write_json(FILE, {"mlflow_run": done.runs[tree.root.key]})
+    if OWN_RUN:
+        _lead_on(store, tree.root.name, done.runs[tree.root.key])
     others = f", and {waiting} that waited" if waiting else ""
     return f"{done.sent} of {len(tree.records)} runs sent to {store}, experiment {tree.experiment}{others}"
+
+
+def _lead_on(store: Store, name: str, study: str) -> None:
+    """Lead from the run that `mlflow run` started to the study's."""
+    experiment_id = store.client.get_run(study).info.experiment_id
+    store.client.set_tag(OWN_RUN, "laq.study_run", study)
+    place = f"#/experiments/{experiment_id}/runs/{study}"
+    store.client.set_tag(OWN_RUN, "mlflow.note.content", f"Ran the pipeline; its study is [{name}]({place}).")
 
 
 def send_waiting() -> str:
@@ -83,7 +93,7 @@ def _root(results: Results) -> Record:
     params, title, summary = results.params, title_of(pd.DataFrame(results.rows)), read_summary()
     return Record(
         key=results.key,
-        name=": ".join(filter(None, [experiment(), title])),
+        name=f"{experiment() or params.name}, {len(results.subsets)} subsets",
         params={name: str(value) for name, value in flat(settings_of(params))},
         metrics=_metrics(summary),
         tags={**tags(results), "laq.level": "study"},
