@@ -1,4 +1,4 @@
-"""The command line: a command per pipeline stage, ``track`` and ``quantize``, and nothing but calls."""
+"""The command line: a command per pipeline stage, ``quantize``, ``compare``, and nothing but calls."""
 
 import os
 import subprocess
@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from laq.errors import LaqError
-from laq.params import METHODS, Method, check_bits, load_params
+from laq.params import METHODS, Compare, Method, check_bits, load_params
 from laq.provenance import in_git
 
 # Each command imports its own room: importing them all takes seconds that `--help` should not.
@@ -154,6 +154,24 @@ def quantize(subset: str | None, bits: int | str | None, method: Method | None) 
         _repro("finetune")
     click.echo(room.describe(room.quantize(params, order)))
     click.echo(room.send_waiting())
+
+
+@main.command()
+@click.option(
+    "--first",
+    metavar="STUDY",
+    help="A run's id or the start of one, a DVC experiment's name, latest, or previous.  "
+    "[default: compare.first in params.yaml]",
+)
+@click.option("--second", metavar="STUDY", help="Likewise.  [default: compare.second in params.yaml]")
+def compare(first: str | None, second: str | None) -> None:
+    """Put two tracked studies beside each other: what differs, and what that did to accuracy."""
+    from laq import compare as room
+
+    params = load_params()
+    usual = params.compare
+    asked = Compare(first=first or usual.first, second=second or usual.second)
+    click.echo(room.run(params, asked), nl=False)
 
 
 @main.command()

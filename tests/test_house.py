@@ -79,3 +79,13 @@ def test_functions_stay_small(path: Path) -> None:
         if isinstance(node, ast.FunctionDef):
             assert node.end_lineno is not None
             assert node.end_lineno - node.lineno < 40, node.name
+
+
+def test_the_entry_point_compare_is_the_command() -> None:
+    project = yaml.safe_load((ROOT / "MLproject").read_text(encoding="utf-8"))
+    entry = project["entry_points"]["compare"]
+    offered = {name: spec["default"] for name, spec in entry["parameters"].items()}
+    blocks = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
+    assert offered == blocks["glyphs"]["compare"] == blocks["cifar100"]["compare"]
+    assert [option.name for option in main.commands["compare"].params] == list(offered)
+    assert entry["command"] == "laq compare --first {first} --second {second}"

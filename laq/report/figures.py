@@ -1,6 +1,7 @@
 """The study's pictures: accuracy against divergence, and against bits."""
 
 import textwrap
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any, Final
 
@@ -20,7 +21,7 @@ COLOURS: Final = {
     "finetuned_quantized": "tab:red",
 }
 _MARKERS: Final = {"similar": "o", "dissimilar": "^", "random": "s", "band": "D", "given": "P", "log": "X"}
-_LOOKS: Final[dict[str, tuple[Any, str]]] = {  # line and marker of a method
+LOOKS: Final[dict[str, tuple[Any, str]]] = {  # line and marker of a method
     "rtn": ("--", "o"),
     "gpfq": ("-", "o"),
     "sgpfq": ("-.", "s"),
@@ -29,34 +30,34 @@ _LOOKS: Final[dict[str, tuple[Any, str]]] = {  # line and marker of a method
     "gptq": ((0, (8, 3)), "D"),
     "qronos": (":", "X"),
 }
-_DPI: Final = 130
+DPI: Final = 130
 
 
 def draw_against_divergence(path: Path, table: pd.DataFrame, title: str) -> None:
     """A panel per method and bit-width: restricted top-1 of every subset, and a fitted logarithm."""
     quantized = table[table.method != "float"]
-    methods, bits = list(quantized.method.unique()), _in_order(quantized)
+    methods, bits = list(quantized.method.unique()), in_order(quantized)
     figure = Figure(figsize=(max(6.4, 3.3 * len(bits) + 0.6), 3.1 * len(methods) + 1.3), layout="constrained")
     panels = figure.subplots(len(methods), len(bits), sharex=True, squeeze=False)
     for row, method in zip(panels, methods, strict=True):
         for axes, width in zip(row, bits, strict=True):
             shown = (table.method == "float") | ((table.method == method) & (table.bits == width))
             _scatter(axes, table[shown])
-            axes.set_title(_wrapped(f"{METHOD_NAMES[method]}, {width} bits", 38), fontsize=10)
+            axes.set_title(wrapped(f"{METHOD_NAMES[method]}, {width} bits", 38), fontsize=10)
         row[0].set_ylabel("top-1 on the subset (%)")
     for axes in panels[-1]:
         axes.set_xlabel("median divergence (nats)")
     figure.legend(handles=_keys(table), loc="outside lower center", ncols=4, frameon=False, fontsize=9)
     figure.suptitle(title, fontsize=11)
-    figure.savefig(path, dpi=_DPI)
+    figure.savefig(path, dpi=DPI)
 
 
-def _in_order(quantized: pd.DataFrame) -> list[str]:
+def in_order(quantized: pd.DataFrame) -> list[str]:
     """What bits there are, from few to many."""
     return list(quantized.groupby("bits").mean_bits.mean().sort_values(kind="stable").index)
 
 
-def _wrapped(label: str, width: int) -> str:
+def wrapped(label: str, width: int) -> str:
     """In lines so wide, of which a few: a list of bits may be as long as the network is deep."""
     return "\n".join(textwrap.wrap(label, width, max_lines=4, placeholder="…", break_on_hyphens=False))
 
@@ -115,7 +116,7 @@ def draw_against_bits(path: Path, table: pd.DataFrame, title: str) -> None:
         handles=keys, loc="outside lower center", ncols=3, frameon=False, fontsize=9, handlelength=4
     )
     figure.suptitle(title, fontsize=11)
-    figure.savefig(path, dpi=_DPI)
+    figure.savefig(path, dpi=DPI)
 
 
 def _line_keys(quantized: pd.DataFrame) -> list[Line2D]:
@@ -126,18 +127,22 @@ def _line_keys(quantized: pd.DataFrame) -> list[Line2D]:
         for v in COLOURS
         if v in set(quantized.variant)
     ]
-    methods = [
+    return floats + variants + method_keys(set(quantized.method))
+
+
+def method_keys(methods: Collection[str]) -> list[Line2D]:
+    """The legend of lines and markers, for those of the methods that are drawn."""
+    return [
         Line2D([], [], color="0.3", ls=line, marker=marker, ms=4, lw=1.4, label=METHOD_NAMES[method])
-        for method, (line, marker) in _LOOKS.items()
-        if method in set(quantized.method)
+        for method, (line, marker) in LOOKS.items()
+        if method in methods
     ]
-    return floats + variants + methods
 
 
 def _lines(axes: Axes, table: pd.DataFrame, score: str) -> None:
     quantized = table[table.method != "float"]
-    places = {width: place for place, width in enumerate(_in_order(quantized))}
-    axes.set_xticks(list(places.values()), [_wrapped(width, 11) for width in places])
+    places = {width: place for place, width in enumerate(in_order(quantized))}
+    axes.set_xticks(list(places.values()), [wrapped(width, 11) for width in places])
     axes.set_xlim(-0.6, len(places) - 0.4)
     for base in BASE_OF.values():
         mean = table[table.variant == base][score].mean()
@@ -147,6 +152,6 @@ def _lines(axes: Axes, table: pd.DataFrame, score: str) -> None:
     for offset, ((variant, method), group) in zip(offsets, groups, strict=True):
         spread = group.groupby("bits")[score].agg(["mean", "std"]).loc[list(places)]
         x = np.array(list(places.values())) + offset
-        line, marker = _LOOKS[str(method)]
+        line, marker = LOOKS[str(method)]
         look: dict[str, Any] = {"c": COLOURS[str(variant)], "ls": line, "marker": marker}
         axes.errorbar(x, spread["mean"], spread["std"], ms=4, capsize=0, lw=1.4, elinewidth=0.9, **look)

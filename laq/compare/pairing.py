@@ -1,0 +1,129 @@
+"""Cells of two studies: those that both have, how far these are apart, and those that stand alone."""
+
+from collections import Counter
+from collections.abc import Hashable, Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+import pandas as pd
+
+from laq.params import METHODS
+from laq.report.figures import in_order
+from laq.report.statistics import BASE_OF
+from laq.report.text import METHOD_NAMES
+from laq.track.reading import Tracked
+
+SIDES: Final = ("first", "second")
+# What makes two cells the same; `nth` tells subsets of the same classes apart.
+_CELL: Final = ["variant", "method", "bits", "classes", "nth"]
+_GROUP: Final = ["variant", "method", "bits"]
+_VARIANTS: Final = [variant for pair in BASE_OF.items() for variant in reversed(pair)]
+# The same by DVC's hash, or else not made from the same.
+_INPUTS: Final = ("images", "network", "subsets")
+
+
+@dataclass(frozen=True)
+class Pair:
+    """The two studies."""
+
+    first: Tracked
+    second: Tracked
+
+    @property
+    def title(self) -> str:
+        """What was studied, and which studies these are."""
+        networks = dict.fromkeys(s.tags.get("laq.network", "a network") for s in (self.first, self.second))
+        on = self.first.tags.get("laq.dataset", "")
+        return f"{' and '.join(networks)} on {on}: {self.first.label} and {self.second.label}"
+
+    def differences(self) -> list[tuple[str, str, str]]:
+        """What the two do not share: parameters by name, then commits; each with both values."""
+        ours, theirs = (
+            {**study.params, "commit": study.tags.get("laq.commit", "")}
+            for study in (self.first, self.second)
+        )
+        found = [(name, ours.get(name, ""), theirs.get(name, "")) for name in {**ours, **theirs}]
+        return [row for row in found if row[1] != row[2]]
+
+    def other_inputs(self) -> list[str]:
+        """Which of images, network and subsets are not the same files in both."""
+        return [name for name in _INPUTS if self.first.inputs.get(name) != self.second.inputs.get(name)]
+
+
+def match(first: pd.DataFrame, second: pd.DataFrame) -> pd.DataFrame:
+    """Every cell of either study once, with what each measured.
+
+    ``found`` says whose cell it is: both, first or second. ``difference_points`` is second − first.
+    """
+    sides = [side.assign(nth=side.groupby(_CELL[:-1]).cumcount()) for side in (first, second)]
+    table = sides[0].merge(
+        sides[1], "outer", _CELL, suffixes=("_first", "_second"), indicator="found", validate="1:1"
+    )
+    names = {"left_only": "first", "right_only": "second", "both": "both"}
+    return _sorted(
+        table.assign(
+            found=table.found.astype(str).map(names),
+            mean_bits=table[["mean_bits_first", "mean_bits_second"]].mean(axis=1),
+            difference_points=(table.top1_sub_percent_second - table.top1_sub_percent_first).round(6),
+        )
+    )
+
+
+def _sorted(table: pd.DataFrame) -> pd.DataFrame:
+    """By network, then bits, then method, round-to-nearest first."""
+    bits, methods = in_order(table), ["float", *METHODS]
+    places = {"variant": _VARIANTS, "bits": bits, "method": methods}
+    ranks = {f"_{name}": table[name].map(values.index) for name, values in places.items()}
+    in_place = table.assign(**ranks).sort_values([*ranks, "classes", "nth"], kind="stable")
+    return in_place.drop(columns=list(ranks)).reset_index(drop=True)
+
+
+def paired(table: pd.DataFrame) -> pd.DataFrame:
+    """Per variant, method and bits: n pairs, the means of both, and mean and deviation of the difference."""
+    grouped = table[table.found == "both"].groupby(_GROUP, sort=False)
+    return grouped.agg(
+        n=("nth", "size"),
+        mean_first=("top1_sub_percent_first", "mean"),
+        mean_second=("top1_sub_percent_second", "mean"),
+        difference_mean=("difference_points", "mean"),
+        difference_std=("difference_points", "std"),
+        bytes_first=("size_bytes_first", "mean"),
+        bytes_second=("size_bytes_second", "mean"),
+    ).reset_index()
+
+
+def each(table: pd.DataFrame) -> pd.DataFrame:
+    """Per variant, method and bits: n cells, mean, deviation and size of each study by itself."""
+    measures = {
+        f"{name}_{side}": (f"{column}_{side}", how)
+        for side in SIDES
+        for name, column, how in (
+            ("n", "top1_sub_percent", "count"),
+            ("mean", "top1_sub_percent", "mean"),
+            ("std", "top1_sub_percent", "std"),
+            ("bytes", "size_bytes", "mean"),
+        )
+    }
+    return table.groupby(_GROUP, sort=False).agg(**measures).reset_index()
+
+
+def alone(table: pd.DataFrame) -> dict[str, int]:
+    """How many quantized cells have no partner, by what the other study lacks."""
+    quantized = table[table.method != "float"]
+    counts: Counter[str] = Counter()
+    for side, other in zip(SIDES, reversed(SIDES), strict=True):
+        there = quantized[quantized.found.isin([other, "both"])]
+        for row in quantized[quantized.found == side].to_dict("records"):
+            counts[f"{_lacking(row, row[f'subset_{side}'], there)} only in the {side}"] += 1
+    return dict(counts)
+
+
+def _lacking(row: Mapping[Hashable, Any], subset: str, there: pd.DataFrame) -> str:
+    """What of a cell the other study has in none of its own."""
+    if row["bits"] not in set(there.bits):
+        return f"bits {row['bits']}"
+    if row["method"] not in set(there.method):
+        return f"method {METHOD_NAMES[row['method']]}"
+    if row["classes"] not in set(there.classes):
+        return f"the classes of {subset}"
+    return f"{subset} by {METHOD_NAMES[row['method']]} at {row['bits']} bits"

@@ -1,0 +1,326 @@
+"""Two studies beside each other: pairs by hand, names, what is refused, and the command on a small store."""
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+from click.testing import CliRunner, Result
+from matplotlib.figure import Figure
+
+from laq.cli import main
+from laq.compare import figures
+from laq.compare.pairing import Pair, alone, each, match, paired
+from laq.compare.text import markdown
+from laq.errors import LaqError
+from laq.track import reading
+from laq.track.reading import COLUMNS, Archive, Tracked
+from laq.track.record import Input, Record, Tree
+from laq.track.store import Store
+from tests.conftest import tiny_params, write_params
+
+FLOAT = {"original": 90.0, "finetuned": 92.0}
+
+
+def row(classes: str, bits: str, top1: float, method: str = "gpfq", variant: str = "quantized") -> list[Any]:
+    spent = 2.9 if bits == "auto:3" else float(bits)
+    return [f"random-{classes}", classes, variant, method, bits, spent, top1, 1024 * spent]
+
+
+def rows(*cells: list[Any]) -> pd.DataFrame:
+    return pd.DataFrame(cells, columns=list(COLUMNS))
+
+
+def tracked(run: str, **changes: Any) -> Tracked:
+    tags = {"laq.dataset": "glyphs", "laq.network": "resnet20", "laq.commit": "abc"}
+    return Tracked(**{"run": run, "started": 0, "params": {}, "tags": tags, "inputs": {}, **changes})
+
+
+PAIR = Pair(tracked("a" * 32), tracked("b" * 32))
+
+
+def test_differences_are_second_minus_first_cell_by_cell() -> None:
+    first = rows(row("a, b", "3", 80.0), row("a, c", "3", 70.0), row("a, d", "3", 60.0))
+    second = rows(row("a, d", "3", 63.0), row("a, c", "3", 72.0), row("a, b", "3", 81.0))
+    (found,) = paired(match(first, second)).to_dict("records")
+    assert (found["n"], found["mean_first"], found["mean_second"]) == (3, 70.0, 72.0)
+    # 1, 2 and 3 points: each study by itself spreads ten times as far.
+    assert (found["difference_mean"], found["difference_std"]) == (2.0, 1.0)
+    assert found["bytes_first"] == found["bytes_second"] == 3072
+    assert "| original | GPFQ | 3 | 3 | 70.00 | 72.00 | +2.00 ± 1.00 | 3.0 | 3.0 |" in markdown(
+        PAIR, match(first, second)
+    )
+
+
+def test_one_pair_has_a_difference_and_no_deviation() -> None:
+    table = match(rows(row("a, b", "3", 80.0)), rows(row("a, b", "3", 79.5)))
+    assert pd.isna(paired(table).difference_std[0])
+    assert "| 80.00 | 79.50 | -0.50 | 3.0 |" in markdown(PAIR, table)
+
+
+def test_the_same_classes_twice_make_two_pairs() -> None:
+    twice = rows(row("a, b", "3", 80.0), row("a, b", "3", 82.0))
+    table = match(twice, twice.assign(top1_sub_percent=[81.0, 84.0]))
+    assert table.difference_points.tolist() == [1.0, 2.0]
+    assert match(twice, twice[:1]).found.tolist() == ["both", "first"]
+
+
+def test_cells_without_a_partner_are_counted_by_what_the_other_lacks() -> None:
+    first = rows(row("a, b", "3", 80.0), row("a, b", "2", 50.0), row("a, c", "3", 70.0))
+    second = rows(
+        row("a, b", "3", 81.0),
+        row("a, b", "3", 75.0, "rtn"),
+        row("a, d", "3", 1.0),
+        row("a, d", "auto:3", 2.0),
+    )
+    table = match(first, second)
+    assert alone(table) == {
+        "bits 2 only in the first": 1,
+        "the classes of random-a, c only in the first": 1,
+        "bits auto:3 only in the second": 1,
+        "method round-to-nearest only in the second": 1,
+        "the classes of random-a, d only in the second": 1,
+    }
+    assert "1 quantized cells are in both; 5 have no partner: bits 2" in markdown(PAIR, table)
+    lost = alone(match(rows(*first.to_numpy().tolist(), row("a, c", "2", 4.0)), first))
+    assert lost == {"random-a, c by GPFQ at 2 bits only in the first": 1}
+
+
+def test_where_nothing_is_shared_each_study_stands_by_itself() -> None:
+    first = rows(row("a, b", "2", 50.0, "rtn"), row("a, b", "2", 70.0), row("a, c", "2", 80.0))
+    second = rows(row("a, b", "3", 81.0))
+    table = match(first, second)
+    text = markdown(PAIR, table)
+    assert "Nothing quantized could be paired; 4 have no partner: bits 2 only in the first (3)" in text
+    assert "| original | round-to-nearest | 2 | 1 | 50.00 | 2.0 |  |  |  |" in text
+    assert "| original | GPFQ | 2 | 2 | 75.00 ± 7.07 | 2.0 |  |  |  |" in text
+    assert "| original | GPFQ | 3 |  |  |  | 1 | 81.00 | 3.0 |" in text
+    assert "difference" not in text.partition("Each study by itself")[0].replace("what differs", "")
+    assert paired(table).empty
+
+
+def test_rows_stand_by_network_bits_and_method_with_round_to_nearest_first() -> None:
+    one = rows(
+        row("a, b", "3", 1.0, variant="finetuned_quantized"), row("a, b", "10", 1.0), row("a, b", "3", 1.0),
+        row("a, b", "auto:3", 1.0), row("a, b", "3", 1.0, "rtn"), row("a, b", "32", 1.0, "float", "original"),
+    )  # fmt: skip
+    found = each(match(one, one))
+    places = list(zip(found.variant, found.method, found.bits, strict=True))
+    assert places == [
+        ("original", "float", "32"), ("quantized", "gpfq", "auto:3"), ("quantized", "rtn", "3"),
+        ("quantized", "gpfq", "3"), ("quantized", "gpfq", "10"), ("finetuned_quantized", "gpfq", "3"),
+    ]  # fmt: skip
+    assert alone(match(one, one)) == {}
+
+
+def test_what_differs_is_told_of_parameters_commits_and_inputs() -> None:
+    params = {"study.bits": "[2, 3]", "study.seed": "0"}
+    first = tracked("a" * 32, params=params, inputs={"images": "1", "network": "2"})
+    second = tracked(
+        "b" * 32,
+        params={"study.bits": "[3]", "study.seed": "0", "network.sha256": "9"},
+        tags=first.tags | {"laq.commit": "def"},
+        inputs={"images": "1", "network": "3"},
+    )
+    assert set(Pair(first, second).differences()) == {
+        ("study.bits", "[2, 3]", "[3]"), ("network.sha256", "", "9"), ("commit", "abc", "def"),
+    }  # fmt: skip
+    text = markdown(Pair(first, second), match(rows(row("a", "3", 1.0)), rows(row("a", "3", 1.0))))
+    assert "| study.bits | [2, 3] | [3] |" in text
+    assert "Not made from the same network (by DVC's hashes)" in text
+    assert Pair(first, first).differences() == Pair(first, first).other_inputs() == []
+
+
+def test_the_picture_has_a_panel_per_network_and_a_line_per_study_and_method(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    drawn: list[Figure] = []
+    monkeypatch.setattr(Figure, "savefig", lambda figure, *_, **__: drawn.append(figure))
+    cells = [
+        row(classes, bits, 50.0, method, variant)
+        for classes in ("a, b", "a, c")
+        for bits in ("2", "10", "auto:3")
+        for method in ("rtn", "gpfq")
+        for variant in ("quantized", "finetuned_quantized")
+    ]
+    floats = [row("a, b", "32", top1, "float", variant) for variant, top1 in FLOAT.items()]
+    first, second = rows(*cells, *floats), rows(*cells[:4], *floats)
+    figures.draw(Path("none.png"), match(first, second), PAIR)
+    for axes in drawn[0].axes:
+        assert [label.get_text() for label in axes.get_xticklabels()] == ["2", "auto:3", "10"]
+        places = [container.lines[0].get_xdata() for container in axes.containers]
+        assert [len(x) for x in places] == [3, 3, 1, 1]
+    keys = [text.get_text() for text in drawn[0].legends[0].get_texts()]
+    assert keys[:4] == ["first: aaaaaaaa", "first, float", "second: bbbbbbbb", "second, float"]
+    assert keys[4:] == ["round-to-nearest", "GPFQ"]
+
+
+def cell(root: str, classes: str, bits: str, top1: float) -> Record:
+    """A run of a cell: both variants beside the networks as they are."""
+    scores = {**FLOAT, "quantized": top1, "finetuned_quantized": top1 + 1}
+    metrics = {f"{variant}/top1_sub_percent": score for variant, score in scores.items()}
+    metrics |= {f"{variant}/size_bytes": 2048.0 for variant in scores}
+    spent = {f"{variant}/mean_bits": float(bits) for variant in ("quantized", "finetuned_quantized")}
+    return Record(
+        key=f"{root}-{classes}-{bits}",
+        name=f"{classes}, {bits} bits",
+        parent=root,
+        params={"subset": "random-1", "classes": classes, "method": "gpfq", "bits": bits},
+        metrics=metrics | spent,
+        tags={"laq.level": "cell"},
+    )
+
+
+def study(key: str, cells: Mapping[tuple[str, str], float], **tags: str) -> Tree:
+    """The runs of a study of ``cells``: restricted top-1 by classes and bits."""
+    root = Record(
+        key=key,
+        name=f"study {key}",
+        params={"study.bits": str(sorted({bits for _, bits in cells}))},
+        tags={
+            "laq.level": "study", "laq.network": "resnet20", "laq.dataset": "glyphs",
+            **{f"laq.{name}": value for name, value in tags.items()},
+        },
+        inputs=[Input("glyphs", "0" * 32, "data/dataset", "images")],
+    )  # fmt: skip
+    return Tree("laq-glyphs", [root, *(cell(key, *place, top1) for place, top1 in cells.items())])
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, dict[str, str]]]:
+    """A project whose store holds three studies, the last on other data; and the ids of all runs by key."""
+    place = tmp_path_factory.mktemp("compare")
+    write_params(place, tiny_params())
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(place)
+        for name in ("DVC_ROOT", "MLFLOW_TRACKING_URI", "MLFLOW_RUN_ID"):
+            patch.delenv(name, raising=False)
+        store = Store()
+        runs = store.deliver(study("other", {("a, b", "3"): 9.0}, dataset="cifar100")).runs
+        runs |= store.deliver(study("old", {("a, b", "3"): 70.0, ("a, b", "8"): 80.0})).runs
+        new = study("new", {("b, a", "3"): 72.5, ("a, b", "2"): 60.0}, dvc_experiment="narrow")
+        runs |= store.deliver(new).runs
+        yield place, runs
+
+
+@pytest.fixture
+def archive(folder: tuple[Path, dict[str, str]]) -> Archive:
+    return Archive(Store(), "laq-glyphs")
+
+
+def compare(*options: str) -> Result:
+    return CliRunner().invoke(main, ["compare", *options])
+
+
+def test_a_study_is_found_by_age_id_prefix_and_experiment(
+    folder: tuple[Path, dict[str, str]], archive: Archive
+) -> None:
+    runs = folder[1]
+    names = {"latest": "new", "previous": "old", "narrow": "new", runs["old"]: "old", runs["new"][:12]: "new"}
+    for name, key in names.items():
+        assert archive.find(name).run == runs[key], name
+    assert archive.find("latest").label == "narrow"
+    assert archive.find("previous").label == runs["old"][:8]
+
+
+def test_what_is_no_study_is_told_in_a_line(folder: tuple[Path, dict[str, str]], archive: Archive) -> None:
+    runs = folder[1]
+    of_a_cell = runs["old-a, b-3"]
+    for name, told in {
+        "nobody": f"study 'nobody' is unknown; known in experiment laq-glyphs at {archive.store}: latest,",
+        "": "study '' is unknown",
+        runs["old"][:3]: "is unknown",
+        of_a_cell: f"run {of_a_cell} (a, b, 3 bits) is not a study but a cell run; known studies:",
+        of_a_cell[:20]: f"run {of_a_cell}",
+    }.items():
+        with pytest.raises(LaqError) as caught:
+            archive.find(name)
+        assert told in str(caught.value)
+        assert f"{runs['new'][:8]} (narrow), {runs['old'][:8]}" in str(caught.value)
+        assert "\n" not in str(caught.value)
+
+
+def test_names_of_several_and_studies_elsewhere_or_unfinished_are_refused(
+    folder: tuple[Path, dict[str, str]], archive: Archive, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    twins = [tracked("abcd" + digit * 28) for digit in "12"]
+    monkeypatch.setattr(archive, "studies", twins)
+    with pytest.raises(LaqError, match="'abcd' may be any of abcd1111, abcd2222; give more"):
+        archive.find("abcd")
+    assert archive.find("abcd1") == twins[0]
+    monkeypatch.setattr(archive, "studies", twins[:1])
+    with pytest.raises(LaqError, match="no study is the previous one: .* has only abcd1111; `dvc exp run`"):
+        archive.find("previous")
+    with pytest.raises(LaqError, match=r"\(study old\) is a study that is not sent whole; `laq track`"):
+        archive.find(folder[1]["old"])
+    with pytest.raises(LaqError, match="a study of experiment laq-glyphs; asked for is laq-elsewhere"):
+        Archive(archive.store, "laq-elsewhere").find(folder[1]["old"])
+    with pytest.raises(LaqError, match="no study is the latest one: .* has no study"):
+        Archive(archive.store, "laq-elsewhere").find("latest")
+
+
+def test_cells_are_read_with_classes_in_order_and_floats_once(
+    folder: tuple[Path, dict[str, str]], archive: Archive
+) -> None:
+    found = archive.cells(archive.find("previous"))
+    assert len(found) == 2 + 2 * 2  # both networks as they are, and both at 3 and 8 bits
+    assert found[found.method == "float"].top1_sub_percent.tolist() == list(FLOAT.values())
+    assert set(archive.cells(archive.find("latest")).classes) == {"a, b"}
+    with pytest.raises(LaqError, match="has none of its cells; `laq track` sends them"):
+        archive.cells(tracked("a" * 32, tags={"laq.key": "none"}))
+
+
+def test_the_command_writes_and_prints_the_comparison(folder: tuple[Path, dict[str, str]]) -> None:
+    place, runs = folder
+    done = compare()
+    assert done.exit_code == 0, done.output
+    assert "| study.bits | ['3', '8'] | ['2', '3'] |" in done.stdout
+    assert "| original | GPFQ | 3 | 1 | 70.00 | 72.50 | +2.50 | 2.0 | 2.0 |" in done.stdout
+    assert "| finetuned | float | 32 | 1 | 92.00 | 92.00 | +0.00 | 2.0 | 2.0 |" in done.stdout
+    assert "bits 8 only in the first (2); bits 2 only in the second (2)." in done.stdout
+    made = place / "data/compare"
+    assert {path.name for path in made.iterdir()} == {"compare.md", "compare.csv", "compare.png"}
+    assert (made / "compare.md").read_text(encoding="utf-8") == done.stdout
+    assert pd.read_csv(made / "compare.csv").found.value_counts().to_dict() == {
+        "both": 4, "first": 2, "second": 2,
+    }  # fmt: skip
+    turned = compare("--first", "narrow", "--second", runs["old"])
+    assert "| 72.50 | 70.00 | -2.50 |" in turned.stdout
+
+
+def test_what_is_not_to_be_compared_is_told_and_leaves_the_files_alone(
+    folder: tuple[Path, dict[str, str]],
+) -> None:
+    place, runs = folder
+    before = compare().stdout
+    for first, told in {
+        runs["other"]: f"first ({runs['other'][:8]}) is on cifar100, second (narrow) on glyphs: accuracies",
+        "latest": f"first and second are both the study {runs['new']}",
+        "nobody": "study 'nobody' is unknown",
+    }.items():
+        done = compare("--first", first)
+        assert (done.exit_code, len(done.stderr.splitlines())) == (2, 1)
+        assert done.stderr.startswith(f"laq: {told}")
+        assert (place / "data/compare/compare.md").read_text(encoding="utf-8") == before
+
+
+def test_the_run_that_mlflow_started_gets_files_note_and_tags(
+    folder: tuple[Path, dict[str, str]], archive: Archive, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client = archive.store.client
+    own = client.create_run(client.create_experiment("launched", folder[0].as_uri())).info.run_id
+    monkeypatch.setattr(reading, "OWN_RUN", own)
+    done = compare()
+    tags = client.get_run(own).data.tags
+    assert {file.path for file in client.list_artifacts(own)} == {"compare.md", "compare.csv", "compare.png"}
+    assert tags["mlflow.note.content"] == done.stdout
+    assert (tags["laq.first"], tags["laq.second"]) == (folder[1]["old"], folder[1]["new"])
+
+
+def test_a_note_too_long_ends_with_a_whole_line() -> None:
+    note = "\n".join(["a line of a table"] * 1000)
+    short = reading._short(note)
+    assert len(short) <= 8000
+    assert short.endswith("a line of a table\n\nThe rest is in the artifacts.")
+    assert reading._short("short") == "short"
