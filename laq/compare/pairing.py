@@ -18,8 +18,8 @@ SIDES: Final = ("first", "second")
 _CELL: Final = ["variant", "method", "bits", "classes", "nth"]
 _GROUP: Final = ["variant", "method", "bits"]
 _VARIANTS: Final = [variant for pair in BASE_OF.items() for variant in reversed(pair)]
-# The same by DVC's hash, or else not made from the same.
-_INPUTS: Final = ("images", "network", "subsets")
+# What shared cells are measured on, whichever subsets there are beside theirs.
+_INPUTS: Final = ("images", "network")
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class Pair:
         return [row for row in found if row[1] != row[2]]
 
     def other_inputs(self) -> list[str]:
-        """Which of images, network and subsets are not the same files in both."""
+        """Which of images and network are not the same files in both, by DVC's hashes."""
         return [name for name in _INPUTS if self.first.inputs.get(name) != self.second.inputs.get(name)]
 
 

@@ -46,7 +46,7 @@ def _differences(pair: Pair) -> Iterable[str]:
     found = pair.differences()
     yield _table(["what differs", *SIDES], found) if found else "Parameters and commits are the same."
     if other := pair.other_inputs():
-        yield f"Not made from the same {', '.join(other)} (by DVC's hashes): differences may be theirs."
+        yield f"Not made from the same {', '.join(other)} (by DVC's hashes): differences may come from there."
 
 
 def _count(table: pd.DataFrame, lonely: Mapping[str, int]) -> str:
