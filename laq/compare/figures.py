@@ -14,14 +14,17 @@ from laq.report.figures import DPI, LOOKS, in_order, method_keys, wrapped
 from laq.report.statistics import BASE_OF
 
 _COLOURS: Final = {"first": "tab:blue", "second": "tab:orange"}
+# Dots of one in the gaps of the other: floats of both are often the same.
+_DOTS: Final = {"first": (0, (1, 4)), "second": (2.5, (1, 4))}
 
 
 def draw(path: Path, table: pd.DataFrame, pair: Pair) -> None:
     """Mean ± standard deviation of restricted top-1 over all subsets of each study, by method."""
     quantized = table[table.method != "float"]
-    lines = len(SIDES) * quantized.method.nunique()
-    crowd = lines * quantized.bits.nunique()
-    figure = Figure(figsize=(max(9.6, 0.4 * crowd), max(5.0, 0.45 * lines)), layout="constrained")
+    keys = [*_study_keys(pair), *method_keys(set(quantized.method))]
+    columns, lines = (len(keys) + 1) // 2, len(SIDES) * quantized.method.nunique()
+    width = max(9.6, 0.4 * lines * quantized.bits.nunique(), 2.2 * columns)
+    figure = Figure(figsize=(width, max(5.0, 0.45 * lines)), layout="constrained")
     panels = figure.subplots(1, len(BASE_OF), sharey=True)
     for axes, (variant, base) in zip(panels, BASE_OF.items(), strict=True):
         _floats(axes, table[table.variant == base])
@@ -30,10 +33,8 @@ def draw(path: Path, table: pd.DataFrame, pair: Pair) -> None:
         axes.set_xlabel("bits per weight")
         axes.grid(alpha=0.25)
     panels[0].set_ylabel("top-1 on the subset's images,\namong the subset's classes (%)")
-    keys = [*_study_keys(pair), *method_keys(set(quantized.method))]
-    figure.legend(
-        handles=keys, loc="outside lower center", ncols=3, frameon=False, fontsize=9, handlelength=4
-    )
+    looks: dict[str, Any] = {"ncols": columns, "frameon": False, "fontsize": 9, "handlelength": 4}
+    figure.legend(handles=keys, loc="outside lower center", **looks)
     figure.suptitle(wrapped(pair.title, 90), fontsize=11)
     figure.savefig(path, dpi=DPI)
 
@@ -42,14 +43,18 @@ def _floats(axes: Axes, rows: pd.DataFrame) -> None:
     for side in SIDES:
         mean = rows[f"top1_sub_percent_{side}"].mean()
         if not pd.isna(mean):
-            axes.axhline(mean, c=_COLOURS[side], ls=":", lw=1.4)
+            axes.axhline(mean, c=_COLOURS[side], ls=_DOTS[side], lw=1.6)
 
 
 def _lines(axes: Axes, rows: pd.DataFrame, bits: list[str]) -> None:
     """A line per study and method, side by side where they have the same bits."""
     axes.set_xticks(range(len(bits)), [wrapped(width, 11) for width in bits])
     axes.set_xlim(-0.6, len(bits) - 0.4)
-    drawn = [(side, str(method)) for side in SIDES for method in rows.method.unique()]
+    drawn = [
+        (side, str(method))
+        for side in SIDES
+        for method in rows.dropna(subset=f"top1_sub_percent_{side}").method.unique()
+    ]
     offsets = 0.11 * (np.arange(len(drawn)) - (len(drawn) - 1) / 2) * min(1, 6 / max(1, len(drawn)))
     for offset, (side, method) in zip(offsets, drawn, strict=True):
         score = rows[rows.method == method].groupby("bits")[f"top1_sub_percent_{side}"]
@@ -66,7 +71,7 @@ def _study_keys(pair: Pair) -> list[Line2D]:
     """The legend of colours: each study, dotted where nothing is quantized."""
     keys = []
     for side, study in zip(SIDES, (pair.first, pair.second), strict=True):
-        colour, name = _COLOURS[side], wrapped(f"{side}: {study.label}", 40)
+        colour, name = _COLOURS[side], wrapped(f"{side}: {study.label}", 24)
         keys.append(Line2D([], [], color=colour, lw=1.4, label=name))
-        keys.append(Line2D([], [], color=colour, lw=1.4, ls=":", label=f"{side}, float"))
+        keys.append(Line2D([], [], color=colour, lw=1.6, ls=_DOTS[side], label=f"{side}, float"))
     return keys
