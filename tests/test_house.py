@@ -1,10 +1,11 @@
 """The house itself: one vocabulary, imports that run one way, functions that stay small."""
 
 import ast
-import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+import click
 import pytest
 import yaml
 
@@ -15,8 +16,11 @@ from tests.conftest import ROOT
 # A room imports those before it.
 ORDER = [
     "errors", "progress", "provenance", "files", "cache", "params", "quantization", "dataset", "network",
-    "embeddings", "divergence", "subsets", "finetune", "study", "report", "tracking", "cli", "__main__",
+    "embeddings", "divergence", "subsets", "finetune", "study", "report", "track", "compare", "cli",
+    "__main__", "environment",
 ]  # fmt: skip
+# Commands with options, which are a section of params.yaml too.
+WITHOUT_A_STAGE = ["quantize", "compare"]
 MODULES = sorted((ROOT / "laq").rglob("*.py"))
 
 
@@ -46,31 +50,58 @@ def test_imports_run_one_way(path: Path) -> None:
     if own == "quantization":
         assert used <= {"quantization"}
         assert not any(name.split(".")[0] in {"mlflow", "dvc", "pathlib", "yaml"} for name in imported(path))
-    if path.stem != "store":
+    if path.stem not in {"store", "registry", "environment"}:
         assert not any(name.split(".")[0] == "mlflow" for name in imported(path))
 
 
+def read(name: str) -> dict[str, Any]:
+    content: dict[str, Any] = yaml.safe_load((ROOT / name).read_text(encoding="utf-8"))
+    return content
+
+
 def test_a_stage_is_a_command_is_a_section_is_a_room() -> None:
-    pipeline = yaml.safe_load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))["stages"]
-    params = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
-    stages = [name for name in pipeline if name != "track"]
-    assert stages == list(params["glyphs"]) == list(params["cifar100"])
-    assert stages == [name for name in Params.model_fields if name != "name"]
+    stages, params = read("dvc.yaml")["stages"], read("params.yaml")
+    sections = [name for name in Params.model_fields if name != "name"]
+    assert list(params["glyphs"]) == list(params["cifar100"]) == sections
+    assert sections == [*stages, *WITHOUT_A_STAGE]
     assert set(stages) <= set(ORDER)
-    for name, stage in pipeline.items():
+    for name, stage in stages.items():
         assert stage["cmd"] == f"python -m laq {name}"
-        assert name == "track" or stage["params"] == [f"${{study}}.{name}"]
-    assert set(pipeline) < set(main.commands)
+        assert stage["params"] == [f"${{study}}.{name}"]
+    assert set(sections) < set(main.commands)
 
 
-def test_the_mlproject_offers_what_the_commands_do() -> None:
-    project = yaml.safe_load((ROOT / "MLproject").read_text(encoding="utf-8"))
-    options = {option.name: option.default for option in main.commands["quantize"].params}
-    offered = {
-        name: spec["default"] for name, spec in project["entry_points"]["quantize"]["parameters"].items()
-    }
-    assert {name: str(value) for name, value in options.items()} == {k: str(v) for k, v in offered.items()}
-    assert set(re.findall(r"{(\w+)}", project["entry_points"]["quantize"]["command"])) == set(offered)
+@pytest.mark.parametrize("name", WITHOUT_A_STAGE)
+def test_an_option_has_one_name_one_default_and_one_meaning(name: str) -> None:
+    entry, params = read("MLproject")["entry_points"][name], read("params.yaml")
+    offered = {key: spec["default"] for key, spec in entry["parameters"].items()}
+    for block in ("glyphs", "cifar100"):
+        assert {key: str(value) for key, value in params[block][name].items()} == offered
+    options = {str(option.name): option for option in main.commands[name].params}
+    assert list(options) == list(offered)
+    for key, option in options.items():
+        # Unless it is given, the command takes what params.yaml says.
+        assert isinstance(option, click.Option)
+        assert not isinstance(option.default, str)
+        assert f"[default: {name}.{key} in params.yaml]" in " ".join(str(option.help).split())
+    assert entry["command"] == f"laq {name} " + " ".join(f"--{key} {{{key}}}" for key in offered)
+    assert {spec["type"] for spec in entry["parameters"].values()} == {"string"}
+
+
+def test_entry_points_without_options_run_the_pipeline_up_to_their_stage() -> None:
+    entries = read("MLproject")["entry_points"]
+    plain = {name: entry["command"] for name, entry in entries.items() if name not in WITHOUT_A_STAGE}
+    assert plain.pop("main") == "laq pipeline"
+    assert plain == {name: f"laq pipeline {name}" for name in ("finetune", "study", "report")}
+    assert set(plain) < set(read("dvc.yaml")["stages"])
+
+
+def test_the_isolated_project_offers_the_same() -> None:
+    project, isolated = read("MLproject")["entry_points"], read("isolated/MLproject")["entry_points"]
+    assert set(isolated) == {"main", "quantize"}
+    for name, entry in isolated.items():
+        assert entry["command"] == f"cd .. && {project[name]['command']}"
+        assert entry.get("parameters") == project[name].get("parameters")
 
 
 @pytest.mark.parametrize("path", MODULES, ids=str)
@@ -79,13 +110,3 @@ def test_functions_stay_small(path: Path) -> None:
         if isinstance(node, ast.FunctionDef):
             assert node.end_lineno is not None
             assert node.end_lineno - node.lineno < 40, node.name
-
-
-def test_the_entry_point_compare_is_the_command() -> None:
-    project = yaml.safe_load((ROOT / "MLproject").read_text(encoding="utf-8"))
-    entry = project["entry_points"]["compare"]
-    offered = {name: spec["default"] for name, spec in entry["parameters"].items()}
-    blocks = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
-    assert offered == blocks["glyphs"]["compare"] == blocks["cifar100"]["compare"]
-    assert [option.name for option in main.commands["compare"].params] == list(offered)
-    assert entry["command"] == "laq compare --first {first} --second {second}"

@@ -9,10 +9,10 @@ from matplotlib.figure import Figure
 from scipy import stats
 
 from laq.params import METHODS, Report
-from laq.report import metrics
+from laq.report import headline, metrics
 from laq.report.figures import draw_against_bits, draw_against_divergence
 from laq.report.statistics import correlate, log_curve, rank_correlation, summarise, with_drops
-from laq.report.text import markdown
+from laq.report.text import findings, markdown
 
 PARAMS = Report(bootstrap_samples=500, confidence=0.95, seed=0)
 
@@ -100,7 +100,7 @@ def test_metrics_text_and_tables_say_the_same() -> None:
     table = with_drops(study())
     summary, correlations = summarise(table), correlate(table, PARAMS)
     found = metrics(summary, correlations)
-    assert found == {"top1": {"float": 89.0, "gpfq-3bit": 81.5}, "rho": {"gpfq-3bit": -1.0}}
+    assert found == {"bits": "3", "top1": {"float": 89.0, "gpfq": 81.5}, "rho": {"gpfq": -1.0}}
     text = markdown(summary, correlations, "resnet20 on glyphs")
     assert "| original | gpfq | 3 | 7 | 6 | 81.5 ± 1.9 |" in text
     assert "| original | gpfq | 3 | 6 | -1.00 |" in text
@@ -112,7 +112,25 @@ def test_two_subsets_are_reported_without_a_correlation() -> None:
     correlations = correlate(table, PARAMS)
     assert correlations.rho.isna().all()
     assert "| original | gpfq | 3 | 2 | undefined |" in markdown(summarise(table), correlations, "title")
-    assert metrics(summarise(table), correlations)["rho"] == {"gpfq-3bit": None}
+    assert metrics(summarise(table), correlations)["rho"] == {}
+
+
+def test_an_experiment_is_summed_up_by_its_fewest_bits() -> None:
+    more = study().assign(bits="4", mean_bits=4.0)
+    more.loc[more.method != "float", "top1_sub_percent"] += 2
+    table = with_drops(pd.concat([study(), more[more.method != "float"]], ignore_index=True))
+    summary = summarise(table)
+    assert headline(summary) == {"float": 89.0, "gpfq-3bit": 81.5, "gpfq-4bit": 83.5}
+    assert metrics(summary, correlate(table, PARAMS))["top1"] == {"float": 89.0, "gpfq": 81.5}
+
+
+def test_findings_name_the_best_method_beside_round_to_nearest() -> None:
+    worse = study()[lambda t: t.method != "float"].assign(method="rtn")
+    worse["top1_sub_percent"] -= 10
+    text = findings(summarise(with_drops(pd.concat([study(), worse], ignore_index=True))))
+    assert "- 3 bits: 7.5 ± " in text
+    assert text.endswith("points lost by round-to-nearest (n = 6)")
+    assert "points lost by GPFQ; 17.5 ± " in text
 
 
 def test_levels_are_told_only_where_all_subsets_have_them() -> None:
