@@ -7,17 +7,21 @@ along the columns with R in place of both of GPFQ's matrices.
 """
 
 from functools import partial
+from itertools import combinations_with_replacement
 from typing import Final
 
 import torch
 from torch import Tensor
 
-from laq.quantization.gpfq import Solution, covariance_errors
+from laq.quantization.gpfq import Solution
 from laq.quantization.inputs import Inputs, covariance_flops
-from laq.quantization.walk import Problem, walk
+from laq.quantization.pool import Pool
+from laq.quantization.walk import Problem, targets, walk
 
 GPTQ_DAMPING: Final = 0.01  # of the mean energy of a column, as in its authors' code
 QRONOS_DAMPING: Final = 1e-6  # of the largest eigenvalue (Zhang et al. 2025, section 4)
+_PANEL: Final = 256  # columns of a root that are computed at a time
+_TILE: Final = 512  # rows and columns that a thread brings up to date at a time
 
 
 def gptq(problem: Problem, inputs: Inputs) -> Solution:
@@ -26,10 +30,15 @@ def gptq(problem: Problem, inputs: Inputs) -> Solution:
     It learns from the quantized network's inputs alone and takes the analog ones to be the same.
     """
     _, H = inputs.covariances(cross=False)
-    mean_energy = H.diagonal(dim1=1, dim2=2).mean(1)
-    R = _root(_damped(H, GPTQ_DAMPING * mean_energy))
-    codes = walk(problem, R, R, inputs.pool)
-    errors = partial(covariance_errors, problem, codes, H, H)
+    damping = GPTQ_DAMPING * H.diagonal(dim1=1, dim2=2).mean(1)
+    R = root(_damp(H, damping), inputs.pool)
+    codes = walk(problem, targets(problem.W, R, inputs.pool), R, inputs.pool)
+
+    def errors() -> Tensor:
+        left = problem.W.double() - problem.alphabet.decode(codes)
+        damped = targets(left, R, inputs.pool).square().sum(-1)
+        return damped - damping[:, None] * left.square().sum(-1)
+
     return Solution(codes, errors, covariance_flops(inputs, problem.W.shape[1], cross=False))
 
 
@@ -37,37 +46,61 @@ def qronos(problem: Problem, inputs: Inputs) -> Solution:
     """Qronos (Zhang, Zhang, Colbert and Saab 2025): least ‖w X - q X̃‖.
 
     The first weight is rounded while all others stay; then they become the least-squares solution
-    given it, and GPTQ goes on from there (algorithm 1 and its equivalence, theorem 3.1).
+    given it, and GPTQ goes on from there (algorithm 1 and its equivalence, theorem 3.1). That solution,
+    w* H = w G, is needed as w* R alone.
     """
     G, H = inputs.covariances()
-    W = problem.W.double()
+    W, pool = problem.W.double(), inputs.pool
     # On both sides: where the inputs say nothing, weights stay what they are.
     damping = QRONOS_DAMPING * _largest_eigenvalue(H)
-    G, H = _damped(G, damping), _damped(H, damping)
-    R = _root(H)
-    # w* H = w G, through H = R Rᵀ.
+    G, H = _damp(G, damping), _damp(H, damping)
     target = W @ G
-    W_best = torch.linalg.solve_triangular(R.mT, target, upper=False, left=False)
-    W_best = torch.linalg.solve_triangular(R, W_best, upper=True, left=False)
     first = (target[..., 0] - (W[..., 1:] @ H[:, 1:, :1])[..., 0]) / H[:, None, 0, 0]
-    A = torch.zeros_like(W)
-    A[..., 0] = ((first - W_best[..., 0]) * R[:, None, 0, 0]).nan_to_num()  # 0 / 0 without any input
-    codes = walk(Problem(W_best, problem.alphabet, problem.rounding), R, R, inputs.pool, A)
-    errors = partial(covariance_errors, problem, codes, G, H)
+    R = root(H, pool)
+    A = torch.linalg.solve_triangular(R.mT, target, upper=False, left=False)
+    A[..., 0] = (first * R[:, None, 0, 0]).nan_to_num()  # 0 / 0 without any input
+    codes = walk(problem, A, R, pool)
+
+    def errors() -> Tensor:
+        Q = problem.alphabet.decode(codes).double()
+        return targets(Q, R, pool).square().sum(-1) - 2 * (target * Q).sum(-1)
+
     return Solution(codes, errors, covariance_flops(inputs, problem.W.shape[1]))
 
 
-def _damped(matrices: Tensor, damping: Tensor) -> Tensor:
-    """(G, d, d) with ``damping`` (G,) added along the diagonals."""
-    return matrices + torch.diag_embed(damping[:, None].expand(-1, matrices.shape[1]))
+def _damp(matrices: Tensor, damping: Tensor) -> Tensor:
+    """Add ``damping`` (G,) along the diagonals of (G, d, d), in place."""
+    matrices.diagonal(dim1=1, dim2=2).add_(damping[:, None])
+    return matrices
 
 
-def _root(H: Tensor) -> Tensor:
-    """Upper triangular R with R Rᵀ = H, both (G, d, d); where all inputs are zero, H is the identity."""
-    dead = H.diagonal(dim1=1, dim2=2) == 0
-    H = H + torch.diag_embed(dead.to(H))
-    lower: Tensor = torch.linalg.cholesky(H.flip(1, 2))
-    return lower.flip(1, 2).contiguous()
+def root(H: Tensor, pool: Pool) -> Tensor:
+    """Upper triangular R with R Rᵀ = H, both (G, d, d); where all inputs are zero, H is the identity.
+
+    R takes the place of H, below whose diagonal numbers are left that mean nothing.
+    """
+    diagonal = H.diagonal(dim1=1, dim2=2)
+    diagonal.add_(diagonal == 0)
+    for stop in range(H.shape[1], 0, -_PANEL):
+        b = slice(max(0, stop - _PANEL), stop)
+        H[:, b, b] = torch.linalg.cholesky(H[:, b, b].flip(1, 2)).flip(1, 2)
+        tiles = [slice(start, min(start + _TILE, b.start)) for start in range(0, b.start, _TILE)]
+        for _ in pool.map(partial(_divide, H, b), tiles):
+            pass
+        for _ in pool.map(partial(_subtract, H, b), combinations_with_replacement(tiles, 2)):
+            pass
+    return H
+
+
+def _divide(H: Tensor, b: slice, rows: slice) -> None:
+    """Some rows of R above its block b on the diagonal."""
+    H[:, rows, b] = torch.linalg.solve_triangular(H[:, b, b].mT, H[:, rows, b], upper=False, left=False)
+
+
+def _subtract(H: Tensor, b: slice, tile: tuple[slice, slice]) -> None:
+    """What these rows say of a tile further up."""
+    rows, columns = tile
+    H[:, rows, columns].baddbmm_(H[:, rows, b], H[:, columns, b].mT, alpha=-1)
 
 
 def _largest_eigenvalue(H: Tensor) -> Tensor:

@@ -12,14 +12,11 @@ from torch import Tensor
 from laq.quantization.patches import Patches, Places, rows_as_patches
 from laq.quantization.pool import Pool
 from laq.quantization.shifts import OPERATIONS_FOR_G, OPERATIONS_FOR_H, assemble, correlate
-from laq.quantization.walk import BLOCK, ROWS
 
-_WIDEST: Final = 128  # columns of a block
-_LANES: Final = 16  # matrix products are fast where their sides are multiples of this
-_PER_BLOCK: Final = 2e7  # what a block costs for its own sake, in operations
-_PER_STEP: Final = 20  # and the walk, per neuron and pair of columns
-_PER_ENTRY: Final = 500  # an entry of a covariance, which is summed up and moved about
+_PER_ENTRY: Final = 500  # an entry of a covariance, which is summed up and moved about, in operations
+_SLOWER: Final = 1.6  # the residual form's operations beside those in matrix products
 _TILE: Final = 8 * 2**20  # bytes of patches that are multiplied at a time
+_GATHERED: Final = 2**22  # entries of X, and of X̃, that GPFQ's residual form takes at a time
 
 
 class Covariances(NamedTuple):
@@ -56,22 +53,30 @@ class Inputs:
         """The number of patches in all."""
         return self.chunks[0]().m * sum(self.counts) // self.counts[0]
 
-    def width(self, neurons: int) -> int:
-        """How many columns GPFQ's residual form should walk at a time: whole channels, least cost.
+    def blocks(self) -> Iterator[tuple[slice, slice]]:
+        """Groups and columns whose patches are in memory at a time: whole channels."""
+        channels = max(1, _GATHERED // (self.m * self.kernel))
+        width = min(channels * self.kernel, self.columns)
+        step = max(1, _GATHERED // (self.m * self.columns))
+        for g in range(0, self.groups, step):
+            for start in range(0, self.columns, width):
+                yield slice(g, min(g + step, self.groups)), slice(start, min(start + width, self.columns))
 
-        Few columns mean many products of their own cost; many, that more of their products with each
-        other are computed, which grow with the width.
-        """
-        channels = range(1, max(1, _WIDEST // self.kernel) + 1)
-        widths = [min(self.columns, c * self.kernel) for c in channels]
-        return min(widths, key=lambda B: self.cost(B, neurons) / B)
+    def gather(self, patches: Sequence[Patches], groups: slice, columns: slice) -> Tensor:
+        """Some columns of X and of X̃, (2, G, B, m), of all chunks."""
+        sizes = [some.m for some in patches]
+        shape = (2, groups.stop - groups.start, columns.stop - columns.start, sum(sizes))
+        gathered = patches[0].X.new_empty(shape)
+        places = zip(patches, torch.split(gathered, sizes, 3), strict=True)
 
-    def cost(self, B: int, neurons: int) -> float:
-        """What GPFQ's residual form takes for B columns, in operations."""
-        padded = padded_width(B)
-        overhead = _PER_BLOCK * (len(self.chunks) + self.groups * neurons / ROWS)
-        products = self.m * padded * (6 * neurons + 4 * padded)
-        return self.groups * (products + _PER_STEP * neurons * B * B) + overhead
+        def fill(place: tuple[Patches, Tensor]) -> None:
+            some, out = place
+            some.write(some.X, groups, columns, out[0])
+            some.write(some.X_q, groups, columns, out[1])
+
+        for _ in self.pool.map(fill, places):
+            pass
+        return gathered
 
     def covariances(self, *, cross: bool = True) -> Covariances:
         """The sums over all chunks; without ``cross``, G stays empty."""
@@ -99,7 +104,7 @@ def _products(patches: Patches, *, cross: bool) -> Tensor:
     for tile in _tiles(patches, sides * groups * d * patches.m / patches.images):
         S = total.new_empty(groups, sides * d, tile.m)
         for out, which in zip(torch.split(S, d, 1), (tile.X, tile.X_q)[-sides:], strict=True):
-            tile.write(which, slice(0, d), out)
+            tile.write(which, slice(None), slice(0, d), out)
         total.baddbmm_(S, S[:, -d:].mT)
     return total
 
@@ -128,34 +133,26 @@ def _sum(view: Tensor, places: Places | None) -> Tensor:
     return view.sum((4, 5, 6), dtype=torch.float64).flatten(1)
 
 
-def padded_width(B: int) -> int:
-    """B rounded up to where matrix products are fast; as it is, if it is small."""
-    return B if B < _LANES else -(-B // _LANES) * _LANES
-
-
 def choose_form(inputs: Inputs, neurons: int, memory: float) -> Literal["residual", "covariance"]:
     """The cheaper exact form of GPFQ, unless it would take more than ``memory`` bytes and the other less.
 
-    The residual form multiplies d (6 N + 4 B) numbers per patch and keeps N + 2 B of them. The
-    covariance form multiplies 4 d², or (80 / 81) d² where columns are shifts of each other, and 2 N d²
-    once in float64, and keeps 3 d² in float64.
+    The residual form takes 6 N d operations per patch, and keeps N numbers of each and what ``blocks``
+    says. The covariance form multiplies 4 d², or (80 / 81) d² where columns are shifts of each other, and
+    2 N d² once in float64, and keeps 3 d² in float64.
     """
-    groups, d, blocks = inputs.groups, inputs.columns, -(-inputs.columns // BLOCK)
-    width = inputs.width(neurons)
-    need_residual = 4.0 * groups * (neurons + 2 * width) * inputs.m
+    groups, d = inputs.groups, inputs.columns
+    need_residual = 4.0 * (groups * neurons + 2 * inputs.kernel) * inputs.m
     need_covariance = 24.0 * groups * d * d
     if (need_residual > memory) != (need_covariance > memory):
         return "covariance" if need_residual > memory else "residual"
-    residual = inputs.cost(width, neurons) * d / width
+    residual = residual_flops(inputs, neurons) * _SLOWER
     covariance = covariance_flops(inputs, neurons) + groups * d * d * (2 * neurons + 2 * _PER_ENTRY)
-    covariance += _PER_BLOCK * (len(inputs.chunks) + groups * neurons / ROWS * blocks)
     return "residual" if residual <= covariance else "covariance"
 
 
 def residual_flops(inputs: Inputs, neurons: int) -> float:
-    """Operations inside matrix products of the residual form."""
-    B = inputs.width(neurons)
-    return float(inputs.groups * inputs.m * inputs.columns * (6 * neurons + 4 * B))
+    """Operations of the residual form."""
+    return 6.0 * inputs.groups * inputs.m * inputs.columns * neurons
 
 
 def covariance_flops(inputs: Inputs, neurons: int, *, cross: bool = True) -> float:

@@ -70,9 +70,9 @@ class Patches:
         chosen = (self.places[0] >= start) & (self.places[0] < stop)
         return Patches(self.X, self.X_q, tuple(p[chosen] for p in self.places))  # type: ignore[arg-type]
 
-    def write(self, which: Tensor, columns: slice, out: Tensor) -> None:
-        """Copy ``columns`` of ``which`` (X or X_q), whole channels, to ``out`` (G, columns, m)."""
-        view = which[:, columns.start // self.kernel : -(-columns.stop // self.kernel)]
+    def write(self, which: Tensor, groups: slice, columns: slice, out: Tensor) -> None:
+        """Copy ``columns`` of ``which`` (X or X_q), whole channels, to ``out`` (groups, columns, m)."""
+        view = which[groups, columns.start // self.kernel : -(-columns.stop // self.kernel)]
         if self.places is None:
             out.view(view.shape).copy_(view)
         else:
