@@ -271,10 +271,10 @@ def test_the_walk_for_other_devices_equals_the_compiled_one(rounding: str, kind:
         torch.rand(1, 5, 33, generator=torch.Generator().manual_seed(1)) if rounding == "stochastic" else None
     )
     p = posed(W, alphabet_of(W, kind), Rounding(rounding, 0.7, noise))  # type: ignore[arg-type]
-    A = p.W @ G.triu()
-    compiled = _walk_block_of(p, A, H)
-    assert torch.equal(_walk_vectorized(p, A.clone(), H), compiled)
-    assert len(compiled.unique()) > 3
+    for left, V in ((p.W @ G.triu(), torch.zeros_like(p.W)), (torch.zeros_like(p.W), p.W)):
+        compiled = _walk_block_of(p, H, left, V)
+        assert torch.equal(_walk_vectorized(p, H, left, V), compiled)
+        assert len(compiled.unique()) > 3
 
 
 @pytest.mark.parametrize("rounding", ["nearest", "stochastic", "hard", "soft"])

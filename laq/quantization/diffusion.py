@@ -3,7 +3,7 @@
 With H = R Rᵀ and R upper triangular, ‖(w - q) X̃‖ = ‖(w - q) R‖, whose t-th entry holds q_1 ... q_t
 only. Making it zero, for given q_1 ... q_{t-1}, is what the optimal update of all later weights comes
 down to (Frantar et al. 2023; the equivalence is that of back-substitution), so that GPTQ is the walk
-along the columns with R in place of both of GPFQ's matrices.
+along the columns with R in place of GPFQ's matrices.
 """
 
 from functools import partial
@@ -32,7 +32,7 @@ def gptq(problem: Problem, inputs: Inputs) -> Solution:
     _, H = inputs.covariances(cross=False)
     damping = GPTQ_DAMPING * H.diagonal(dim1=1, dim2=2).mean(1)
     R = root(_damp(H, damping), inputs.pool)
-    codes = walk(problem, targets(problem.W, R, inputs.pool), R, inputs.pool)
+    codes = walk(problem, R, inputs.pool)
 
     def errors() -> Tensor:
         left = problem.W.double() - problem.alphabet.decode(codes)
@@ -59,7 +59,7 @@ def qronos(problem: Problem, inputs: Inputs) -> Solution:
     R = root(H, pool)
     A = torch.linalg.solve_triangular(R.mT, target, upper=False, left=False)
     A[..., 0] = (first * R[:, None, 0, 0]).nan_to_num()  # 0 / 0 without any input
-    codes = walk(problem, A, R, pool)
+    codes = walk(problem, R, pool, A)
 
     def errors() -> Tensor:
         Q = problem.alphabet.decode(codes).double()
@@ -84,17 +84,20 @@ def root(H: Tensor, pool: Pool) -> Tensor:
     for stop in range(H.shape[1], 0, -_PANEL):
         b = slice(max(0, stop - _PANEL), stop)
         H[:, b, b] = torch.linalg.cholesky(H[:, b, b].flip(1, 2)).flip(1, 2)
+        # Its inverse, since a product of matrices is so much faster than a solver.
+        unit = torch.eye(stop - b.start).to(H).expand_as(H[:, b, b])
+        inverse = torch.linalg.solve_triangular(H[:, b, b], unit, upper=True)
         tiles = [slice(start, min(start + _TILE, b.start)) for start in range(0, b.start, _TILE)]
-        for _ in pool.map(partial(_divide, H, b), tiles):
+        for _ in pool.map(partial(_divide, H, inverse, b), tiles):
             pass
         for _ in pool.map(partial(_subtract, H, b), combinations_with_replacement(tiles, 2)):
             pass
     return H
 
 
-def _divide(H: Tensor, b: slice, rows: slice) -> None:
-    """Some rows of R above its block b on the diagonal."""
-    H[:, rows, b] = torch.linalg.solve_triangular(H[:, b, b].mT, H[:, rows, b], upper=False, left=False)
+def _divide(H: Tensor, inverse: Tensor, b: slice, rows: slice) -> None:
+    """Some rows of R above its block b on the diagonal, which has this inverse."""
+    H[:, rows, b] = H[:, rows, b] @ inverse.mT
 
 
 def _subtract(H: Tensor, b: slice, tile: tuple[slice, slice]) -> None:

@@ -44,7 +44,7 @@ class Solution:
 def gpfq_covariance(problem: Problem, inputs: Inputs) -> Solution:
     """GPFQ in its covariance form."""
     G, H = inputs.covariances()
-    codes = walk(problem, targets(problem.W, G, inputs.pool), H, inputs.pool)
+    codes = walk(problem, H, inputs.pool, targets(problem.W, G, inputs.pool))
     errors = partial(covariance_errors, problem, codes, G, H)
     return Solution(codes, errors, covariance_flops(inputs, problem.W.shape[1]))
 

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property, reduce
+from itertools import chain
 from operator import add
 from typing import Final, Literal, NamedTuple
 
@@ -16,6 +17,7 @@ from laq.quantization.shifts import OPERATIONS_FOR_G, OPERATIONS_FOR_H, assemble
 _PER_ENTRY: Final = 500  # an entry of a covariance, which is summed up and moved about, in operations
 _SLOWER: Final = 1.6  # the residual form's operations beside those in matrix products
 _TILE: Final = 8 * 2**20  # bytes of patches that are multiplied at a time
+_LITTLE: Final = 2**16  # numbers
 _GATHERED: Final = 2**22  # entries of X, and of X̃, that GPFQ's residual form takes at a time
 
 
@@ -82,9 +84,10 @@ class Inputs:
         """The sums over all chunks; without ``cross``, G stays empty."""
         products = _products_of_shifts if self.shifts else _products
         parts = self.pool.map(lambda chunk: products(chunk(), cross=cross), self.chunks)
-        total = next(parts).double()
-        for part in parts:
-            total += part
+        first = next(parts)
+        total = torch.zeros_like(first, dtype=torch.float64)
+        for part in chain([first], parts):
+            _add(part, total)
         if self.shifts:
             return Covariances(*assemble(total, self.columns // self.kernel, self.pool))
         return Covariances(total[:, : -self.columns], total[:, -self.columns :])
@@ -94,6 +97,12 @@ class Inputs:
         sums = list(self.pool.map(lambda chunk: _column_sums(chunk()), self.chunks))
         X, X_q = torch.stack(sums).sum(0) / self.m
         return X, X_q
+
+
+def _add(part: Tensor, total: Tensor) -> None:
+    """Add float32 to float64, a little at a time: the copy that torch makes for it stays in the cache."""
+    for numbers, sums in zip(*(torch.split(t.view(-1), _LITTLE) for t in (part, total)), strict=True):
+        sums.add_(numbers)
 
 
 def _products(patches: Patches, *, cross: bool) -> Tensor:

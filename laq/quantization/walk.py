@@ -5,7 +5,8 @@ For every neuron and t = 1 ... d, with what the weights before t left behind::
     z_t = (A_t - Σ_{s<t} q_s H_st) / H_tt;   q_t = round(z_t)
 
 The methods differ in A, which holds all that the weights w say, in the matrix H, and in how z_t is
-rounded. Where H_tt is zero, z_t is w_t.
+rounded. Where A_t = Σ_{s≤t} w_s H_st, it need not be computed: z_t is w_t + Σ_{s<t} (w_s - q_s) H_st / H_tt.
+Where H_tt is zero, z_t is w_t.
 """
 
 from collections.abc import Iterator
@@ -22,7 +23,7 @@ from laq.quantization.alphabet import Alphabet
 from laq.quantization.pool import Pool
 
 _BLOCK: Final = 64  # columns that the compiled walk takes at a time
-_WIDE: Final = 4 * _BLOCK  # columns that matrix products take at a time
+_WIDE: Final = 8 * _BLOCK  # columns that matrix products take at a time
 _ROWS: Final = 128  # neurons that a thread takes at most
 _KINDS: Final = ("nearest", "stochastic", "hard", "soft")
 Floats = NDArray[np.float64]
@@ -94,39 +95,43 @@ def targets(W: Tensor, G: Tensor, pool: Pool) -> Tensor:
     return A
 
 
-def walk(problem: Problem, A: Tensor, H: Tensor, pool: Pool) -> Tensor:
-    """The codes (G, N, d), int32, for A (G, N, d), which is used up, and H (G, d, d)."""
+def walk(problem: Problem, H: Tensor, pool: Pool, A: Tensor | None = None) -> Tensor:
+    """The codes (G, N, d), int32, for H (G, d, d) and A (G, N, d), which is used up; None: W's own."""
     codes = torch.empty_like(problem.W, dtype=torch.int32)
 
     def fill(part: tuple[slice, slice]) -> None:
         g, n = part
-        codes[g, n] = _walk_rows(problem.part(g, n, slice(None)), A[g, n], H[g])
+        rows = problem.part(g, n, slice(None))
+        W = rows.W.to(H)
+        left, V = (torch.zeros_like(W), W) if A is None else (A[g, n], torch.zeros_like(W))
+        codes[g, n] = _walk_rows(rows, H[g], left, V)
 
     for _ in pool.map(fill, problem.slices(_ROWS)):
         pass
     return codes
 
 
-def _walk_rows(problem: Problem, A: Tensor, H: Tensor) -> Tensor:
-    """The codes of some neurons: what a block adds to the sums of later columns is a matrix product."""
-    d = A.shape[2]
-    Q, codes = torch.empty_like(A), torch.empty_like(A, dtype=torch.int32)
+def _walk_rows(problem: Problem, H: Tensor, left: Tensor, V: Tensor) -> Tensor:
+    """The codes of some neurons, z_t being v_t + (left_t - Σ_{s<t} (q_s - v_s) H_st) / H_tt."""
+    d = left.shape[2]
+    E, codes = torch.empty_like(left), torch.empty_like(left, dtype=torch.int32)
     for start in range(0, d, _BLOCK):
         wide, b = start - start % _WIDE, slice(start, start + _BLOCK)
         if start == wide and start > 0:
             after = slice(start, start + _WIDE)
-            A[..., after] -= Q[..., :start] @ H[:, :start, after]
+            left[..., after] -= E[..., :start] @ H[:, :start, after]
+        left[..., b] -= E[..., wide:start] @ H[:, wide:start, b]
         part = problem.part(slice(None), slice(None), b)
-        codes[..., b] = _walk_block_of(part, A[..., b] - Q[..., wide:start] @ H[:, wide:start, b], H[:, b, b])
-        Q[..., b] = problem.alphabet.decode(codes[..., b])
+        codes[..., b] = _walk_block_of(part, H[:, b, b], left[..., b], V[..., b])
+        E[..., b] = problem.alphabet.decode(codes[..., b]) - V[..., b]
     return codes
 
 
-def _walk_block_of(problem: Problem, A: Tensor, H: Tensor) -> Tensor:
-    """The codes of one block of B columns: A is (G, N, B), H is (G, B, B)."""
-    if A.device.type != "cpu":
-        return _walk_vectorized(problem, A.double(), H.double())
-    return torch.from_numpy(_walk_block(floats(A), floats(H), *compiled(problem)))
+def _walk_block_of(problem: Problem, H: Tensor, left: Tensor, V: Tensor) -> Tensor:
+    """The same for one block of B columns: H is (G, B, B), the others (G, N, B)."""
+    if left.device.type != "cpu":
+        return _walk_vectorized(problem, H.double(), left.double(), V.double())
+    return torch.from_numpy(_walk_block(floats(H), (floats(left), floats(V)), *compiled(problem)))
 
 
 def compiled(problem: Problem) -> tuple[Floats, Levels, Rule]:
@@ -144,20 +149,24 @@ def floats(tensor: Tensor) -> Floats:
 
 
 @numba.njit(nogil=True, cache=True)
-def _walk_block(A: Floats, H: Floats, W: Floats, levels: Levels, rule: Rule) -> NDArray[np.int32]:
+def _walk_block(
+    H: Floats, state: tuple[Floats, Floats], W: Floats, levels: Levels, rule: Rule
+) -> NDArray[np.int32]:
+    left, V = state
     steps, _, _, offset = levels
     codes = np.empty(W.shape, np.int32)
     groups, neurons, columns = W.shape
     for g in range(groups):
         for n in range(neurons):
-            left = A[g, n].copy()
+            ahead = left[g, n].copy()
             for t in range(columns):
-                z = left[t] / H[g, t, t] if H[g, t, t] > 0 else W[g, n, t]
+                v = V[g, n, t]
+                z = v + ahead[t] / H[g, t, t] if H[g, t, t] > 0 else W[g, n, t]
                 code = nearest_code(z, (g, n, t), levels, rule)
                 codes[g, n, t] = code
-                q = (code + offset) * steps[g, n]
+                e = (code + offset) * steps[g, n] - v
                 for s in range(t + 1, columns):
-                    left[s] -= q * H[g, t, s]
+                    ahead[s] -= e * H[g, t, s]
     return codes
 
 
@@ -176,16 +185,16 @@ def nearest_code(z: float, at: tuple[int, int, int], levels: Levels, rule: Rule)
     return min(max(code, low), high)
 
 
-def _walk_vectorized(problem: Problem, left: Tensor, H: Tensor) -> Tensor:
+def _walk_vectorized(problem: Problem, H: Tensor, left: Tensor, V: Tensor) -> Tensor:
     """The same in torch, all neurons at once: for devices other than the CPU."""
     step = problem.alphabet.step[..., 0].double()
-    codes = torch.empty_like(left, dtype=torch.int32)
+    left, codes = left.clone(), torch.empty_like(left, dtype=torch.int32)
     for t in range(left.shape[2]):
-        energy = H[:, t, t, None]
-        z = torch.where(energy > 0, left[..., t] / energy.clamp(min=1e-300), problem.W[..., t].double())
+        energy, v = H[:, t, t, None], V[..., t]
+        z = torch.where(energy > 0, v + left[..., t] / energy.clamp(min=1e-300), problem.W[..., t].double())
         codes[..., t] = nearest_codes(problem, z, t)
-        q = (codes[..., t] + problem.alphabet.offset) * step
-        left[..., t + 1 :] -= q[..., None] * H[:, None, t, t + 1 :]
+        e = (codes[..., t] + problem.alphabet.offset) * step - v
+        left[..., t + 1 :] -= e[..., None] * H[:, None, t, t + 1 :]
     return codes
 
 
