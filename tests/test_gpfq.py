@@ -7,8 +7,9 @@ import torch
 from torch import Tensor
 
 from laq.quantization.alphabet import Alphabet, AlphabetSpec, make_alphabet
-from laq.quantization.columns import _follow_vectorized, follow
-from laq.quantization.diffusion import GPTQ_DAMPING, gptq, qronos, root
+from laq.quantization.columns import _follow_vectorized, follow, gpfq_columns
+from laq.quantization.diffusion import GPTQ_DAMPING, gptq, qronos
+from laq.quantization.factors import directions, root
 from laq.quantization.gpfq import Solution, gpfq_covariance, gpfq_residual
 from laq.quantization.inputs import Inputs
 from laq.quantization.patches import Patches, rows_as_patches
@@ -173,18 +174,40 @@ def test_gptq_and_qronos_equal_their_papers_recursions(kind: str, pool: Pool) ->
     assert (ours == theirs).double().mean() > 0.99  # they differ by the damping
 
 
-def test_the_root_is_the_same_for_any_number_of_threads(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("laq.quantization.diffusion._PANEL", 32)
-    monkeypatch.setattr("laq.quantization.diffusion._TILE", 24)
+@pytest.mark.parametrize("kind", KINDS)
+def test_few_patches_give_the_same_codes_by_directions(
+    kind: str, pool: Pool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    W, X, X_q = problem(12, 300, 80)
+    X_q[:, [0, 7]] = 0
+    alphabet, inputs = alphabet_of(W, kind), Inputs.of_rows(X[None], X_q[None], pool)
+    few = [solver(posed(W, alphabet), inputs) for solver in (gptq, qronos)]
+    monkeypatch.setattr("laq.quantization.diffusion._FEW", 0)
+    for found, solver in zip(few, (gptq, qronos), strict=True):
+        expected = solver(posed(W, alphabet), inputs)
+        assert torch.equal(found.codes, expected.codes)
+        assert found.flops < expected.flops
+        inputs_analog = X_q if solver is gptq else X
+        torch.testing.assert_close(
+            found.errors()[0], error(W, alphabet.decode(found.codes[0]), inputs_analog, X_q)
+        )
+    assert torch.equal(few[0].codes[0], gptq_loop(W, X_q, alphabet))
+
+
+def test_roots_and_directions_are_the_same_for_any_number_of_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("laq.quantization.factors._PANEL", 32)
+    monkeypatch.setattr("laq.quantization.factors._TILE", 24)
     X = torch.randn(2, 150, 170, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    before, roots = torch.get_num_threads(), []
+    before, roots, found = torch.get_num_threads(), [], []
     for threads in (1, 3):
         torch.set_num_threads(threads)
         with worker_pool() as pool:
             roots.append(root(X @ X.mT, pool).triu())
+            found.append(directions(X[:, :, :50].contiguous(), torch.ones(2, dtype=torch.float64), pool))
     torch.set_num_threads(before)
     assert torch.equal(roots[0], roots[1])
     torch.testing.assert_close(roots[0] @ roots[0].mT, X @ X.mT)
+    assert all(torch.equal(one, other) for one, other in zip(*found, strict=True))
 
 
 @pytest.mark.parametrize("solver", [gptq, qronos])
@@ -287,9 +310,9 @@ def test_the_path_for_other_devices_equals_the_compiled_one(rounding: str, kind:
     )
     p = posed(W, alphabet_of(W, kind), Rounding(rounding, 0.7, noise))  # type: ignore[arg-type]
     U, U_vectorized = torch.zeros(2, 1, 7, 2100, dtype=torch.float64)
-    columns = X.T[None].contiguous(), X_q.T[None].contiguous()
-    compiled = follow(p, U, *columns, pool)
-    assert torch.equal(_follow_vectorized(p, U_vectorized, *columns), compiled)
+    columns = gpfq_columns(X.T[None].contiguous(), X_q.T[None].contiguous(), pool)
+    compiled = follow(p, U, columns, pool)
+    assert torch.equal(_follow_vectorized(p, U_vectorized, columns), compiled)
     torch.testing.assert_close(U_vectorized, U)
     assert len(compiled.unique()) > 3
 

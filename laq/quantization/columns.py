@@ -1,11 +1,11 @@
 """GPFQ's recursion as it is stated: column after column, with the residual of every neuron in full.
 
-A step adds ``w_t X_t - q_t X̃_t`` to a neuron's residual and then needs its product with X̃_{t+1}: both take
-one pass over the residual, in which four neurons share the reading of the three columns. That keeps a
-core's arithmetic about as busy as a product of matrices does, and is less of it.
+A step adds ``w_t X_t - q_t X̃_t`` to a neuron's residual and then needs its product with the next column:
+both take one pass over the residual, in which four neurons share the reading of the three columns. That
+keeps a core's arithmetic about as busy as a product of matrices does, and is less of it.
 """
 
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import numba
 import numpy as np
@@ -22,52 +22,78 @@ _REORDER: Final = {"reassoc", "contract"}  # sums in the order that suits the pr
 _Array = NDArray[Any]  # of float32 or float64, as the network is
 
 
-def follow(problem: Problem, U: Tensor, X: Tensor, X_q: Tensor, pool: Pool) -> Tensor:
-    """The codes (G, N, B), int32, of B columns' weights (G, N, B).
+class Columns(NamedTuple):
+    """What a path meets at B columns: a target is z_t = (⟨u, D_t⟩ + w_t a_t) / b_t, or w_t where b_t is 0.
 
-    Args:
-        problem: the weights.
-        U: the neurons' residuals (G, N, m) up to here, which are brought up to date.
-        X: the columns (G, B, m) of the analog network's inputs.
-        X_q: those of the quantized network's.
-        pool: threads.
+    Attributes:
+        X: columns (G, B, m) that the weights add to the residuals.
+        X_q: those that the levels take away.
+        D: the columns that residuals are multiplied with.
+        scales: a and b, (2, G, B), in float64.
     """
+
+    X: Tensor
+    X_q: Tensor
+    D: Tensor
+    scales: Tensor
+
+
+def gpfq_columns(X: Tensor, X_q: Tensor, pool: Pool) -> Columns:
+    """GPFQ's: residuals are multiplied with X̃_t, a is ⟨X_t, X̃_t⟩ and b is ‖X̃_t‖²."""
+    scales = X.new_empty(2, *X.shape[:2], dtype=torch.float64)
+    if X.device.type != "cpu":
+        torch.sum(X * X_q, 2, dtype=torch.float64, out=scales[0])
+        torch.sum(X_q * X_q, 2, dtype=torch.float64, out=scales[1])
+        return Columns(X, X_q, X_q, scales)
+
+    def fill(start: int) -> None:
+        b = slice(start, start + _ROWS)
+        scales[:, :, b] = torch.from_numpy(_products(X[:, b].numpy(), X_q[:, b].numpy()))
+
+    pool.run(fill, range(0, X.shape[1], _ROWS))
+    return Columns(X, X_q, X_q, scales)
+
+
+def follow(problem: Problem, U: Tensor, columns: Columns, pool: Pool) -> Tensor:
+    """The codes (G, N, B), int32; brings the neurons' residuals ``U`` (G, N, m) up to date."""
     if U.device.type != "cpu":
-        return _follow_vectorized(problem, U, X, X_q)
+        return _follow_vectorized(problem, U, columns)
     codes = torch.empty_like(problem.W, dtype=torch.int32)
 
     def fill(part: tuple[slice, slice]) -> None:
         g, n = part
-        columns = (X[g].numpy(), X_q[g].numpy())
-        found = _follow(U[g, n].numpy(), columns, *compiled(problem.part(g, n, slice(None))))
+        X, X_q, D, a, b = (t[g].numpy() for t in (*columns[:3], *columns.scales))
+        weights = compiled(problem.part(g, n, slice(None)))
+        found = _follow(U[g, n].numpy(), ((X, X_q, D), (a, b)), *weights)
         codes[g, n] = torch.from_numpy(found)
 
-    for _ in pool.map(fill, problem.slices(_ROWS)):
-        pass
+    pool.run(fill, problem.slices(_ROWS))
     return codes
 
 
 @numba.njit(nogil=True, cache=True, fastmath=_REORDER)
 def _follow(
-    U: _Array, columns: tuple[_Array, _Array], W: Floats, levels: Levels, rule: Rule
+    U: _Array,
+    columns: tuple[tuple[_Array, _Array, _Array], tuple[Floats, Floats]],
+    W: Floats,
+    levels: Levels,
+    rule: Rule,
 ) -> NDArray[np.int32]:
-    X, X_q = columns
+    (X, X_q, D), (a, b) = columns
     steps, _, _, offset = levels
     codes = np.empty(W.shape, np.int32)
     groups, neurons, last = U.shape[0], U.shape[1], W.shape[2] - 1
     w, q, sums = np.zeros(neurons, U.dtype), np.zeros(neurons, U.dtype), np.empty(neurons)
     for g in range(groups):
         w[:] = q[:] = 0
-        _advance(U[g], (X[g, 0], X_q[g, 0], X_q[g, 0]), (w, q), sums)
+        _advance(U[g], (X[g, 0], X_q[g, 0], D[g, 0]), (w, q), sums)
         for t in range(last + 1):
-            x, x_q = X[g, t], X_q[g, t]
-            energy, cross = _dot(x_q, x_q), _dot(x, x_q)
             for n in range(neurons):
-                z = (sums[n] + W[g, n, t] * cross) / energy if energy > 0 else W[g, n, t]
+                z = (sums[n] + W[g, n, t] * a[g, t]) / b[g, t] if b[g, t] > 0 else W[g, n, t]
                 code = nearest_code(z, (g, n, t), levels, rule)
                 codes[g, n, t] = code
                 w[n], q[n] = W[g, n, t], (code + offset) * steps[g, n]
-            _advance(U[g], (x, x_q, X_q[g, min(t + 1, last)]), (w, q), sums)
+            _advance(U[g], (X[g, t], X_q[g, t], D[g, min(t + 1, last)]), (w, q), sums)
     return codes
 
 
@@ -137,6 +163,16 @@ def _advance_one(
 
 
 @numba.njit(nogil=True, cache=True, fastmath=_REORDER)
+def _products(X: _Array, X_q: _Array) -> Floats:
+    """⟨X_t, X̃_t⟩ and ‖X̃_t‖² for every column, (2, G, B)."""
+    result = np.empty((2, *X.shape[:2]))
+    for g in range(X.shape[0]):
+        for t in range(X.shape[1]):
+            result[0, g, t], result[1, g, t] = _dot(X[g, t], X_q[g, t]), _dot(X_q[g, t], X_q[g, t])
+    return result
+
+
+@numba.njit(nogil=True, cache=True, fastmath=_REORDER)
 def _dot(x: _Array, y: _Array) -> float:
     """⟨x, y⟩."""
     product = 0.0
@@ -154,15 +190,14 @@ def _short_dot(x: _Array, y: _Array) -> Any:
     return total
 
 
-def _follow_vectorized(problem: Problem, U: Tensor, X: Tensor, X_q: Tensor) -> Tensor:
+def _follow_vectorized(problem: Problem, U: Tensor, columns: Columns) -> Tensor:
     """The same in torch, all neurons at once: for devices other than the CPU."""
-    W, alphabet = problem.W, problem.alphabet
-    codes = torch.empty_like(W, dtype=torch.int32)
-    for t in range(W.shape[2]):
-        w, x_q = W[..., t, None], X_q[:, t, :, None]
-        U += w * X[:, t, None]
-        energy = X_q[:, t].square().sum(1)[:, None]
-        z = torch.where(energy > 0, (U @ x_q)[..., 0] / energy.clamp(min=1e-30), w[..., 0])
-        codes[..., t] = nearest_codes(problem, z, t)
-        U -= alphabet.decode(codes[..., t, None]) * X_q[:, t, None]
+    X, X_q, D, (a, b) = columns
+    codes = torch.empty_like(problem.W, dtype=torch.int32)
+    for t in range(problem.W.shape[2]):
+        w, energy = problem.W[..., t].double(), b[:, None, t]
+        z = (U @ D[:, t, :, None])[..., 0] + w * a[:, None, t]
+        codes[..., t] = nearest_codes(problem, torch.where(energy > 0, z / energy.clamp(min=1e-300), w), t)
+        q = problem.alphabet.decode(codes[..., t, None])
+        U += problem.W[..., t, None] * X[:, None, t] - q * X_q[:, None, t]
     return codes

@@ -7,21 +7,20 @@ along the columns with R in place of GPFQ's matrices.
 """
 
 from functools import partial
-from itertools import combinations_with_replacement
 from typing import Final
 
 import torch
 from torch import Tensor
 
+from laq.quantization.columns import Columns, follow
+from laq.quantization.factors import Directions, damp, directions, largest_eigenvalue, root
 from laq.quantization.gpfq import Solution
 from laq.quantization.inputs import Inputs, covariance_flops
-from laq.quantization.pool import Pool
 from laq.quantization.walk import Problem, targets, walk
 
 GPTQ_DAMPING: Final = 0.01  # of the mean energy of a column, as in its authors' code
 QRONOS_DAMPING: Final = 1e-6  # of the largest eigenvalue (Zhang et al. 2025, section 4)
-_PANEL: Final = 256  # columns of a root that are computed at a time
-_TILE: Final = 512  # rows and columns that a thread brings up to date at a time
+_FEW: Final = 0.3  # patches per column up to which directions cost less than a root
 
 
 def gptq(problem: Problem, inputs: Inputs) -> Solution:
@@ -29,9 +28,11 @@ def gptq(problem: Problem, inputs: Inputs) -> Solution:
 
     It learns from the quantized network's inputs alone and takes the analog ones to be the same.
     """
+    if inputs.m <= _FEW * inputs.columns:
+        return _gptq_of_few(problem, inputs)
     _, H = inputs.covariances(cross=False)
     damping = GPTQ_DAMPING * H.diagonal(dim1=1, dim2=2).mean(1)
-    R = root(_damp(H, damping), inputs.pool)
+    R = root(damp(H, damping), inputs.pool)
     codes = walk(problem, R, inputs.pool)
 
     def errors() -> Tensor:
@@ -42,6 +43,16 @@ def gptq(problem: Problem, inputs: Inputs) -> Solution:
     return Solution(codes, errors, covariance_flops(inputs, problem.W.shape[1], cross=False))
 
 
+def _gptq_of_few(problem: Problem, inputs: Inputs) -> Solution:
+    """The same with directions in the place of R."""
+    _, X_q = inputs.gather_all()
+    damping = GPTQ_DAMPING * X_q.double().square().sum(2).mean(1)
+    found = directions(X_q, damping, inputs.pool)
+    U = problem.W.new_zeros(*problem.W.shape[:2], inputs.m)
+    codes = _follow(problem, U, X_q, found, inputs)
+    return Solution(codes, partial(_errors, problem, codes, X_q, X_q), _flops(inputs, problem, 1))
+
+
 def qronos(problem: Problem, inputs: Inputs) -> Solution:
     """Qronos (Zhang, Zhang, Colbert and Saab 2025): least ‖w X - q X̃‖.
 
@@ -49,11 +60,13 @@ def qronos(problem: Problem, inputs: Inputs) -> Solution:
     given it, and GPTQ goes on from there (algorithm 1 and its equivalence, theorem 3.1). That solution,
     w* H = w G, is needed as w* R alone.
     """
+    if inputs.m <= _FEW * inputs.columns:
+        return _qronos_of_few(problem, inputs)
     G, H = inputs.covariances()
     W, pool = problem.W.double(), inputs.pool
     # On both sides: where the inputs say nothing, weights stay what they are.
-    damping = QRONOS_DAMPING * _largest_eigenvalue(H)
-    G, H = _damp(G, damping), _damp(H, damping)
+    damping = QRONOS_DAMPING * largest_eigenvalue(partial(torch.matmul, H), torch.ones_like(H[..., :1]))
+    G, H = damp(G, damping), damp(H, damping)
     target = W @ G
     first = (target[..., 0] - (W[..., 1:] @ H[:, 1:, :1])[..., 0]) / H[:, None, 0, 0]
     R = root(H, pool)
@@ -68,48 +81,36 @@ def qronos(problem: Problem, inputs: Inputs) -> Solution:
     return Solution(codes, errors, covariance_flops(inputs, problem.W.shape[1]))
 
 
-def _damp(matrices: Tensor, damping: Tensor) -> Tensor:
-    """Add ``damping`` (G,) along the diagonals of (G, d, d), in place."""
-    matrices.diagonal(dim1=1, dim2=2).add_(damping[:, None])
-    return matrices
+def _qronos_of_few(problem: Problem, inputs: Inputs) -> Solution:
+    """The same with directions in the place of R: w* is w + w (X - X̃) (X̃ᵀ X̃ + λ)⁻¹ X̃ᵀ."""
+    X, X_q = inputs.gather_all()
+    start = torch.ones_like(X_q[..., :1])
+    damping = QRONOS_DAMPING * largest_eigenvalue(lambda v: X_q @ (X_q.mT @ v), start)
+    found = directions(X_q, damping, inputs.pool)
+    W, X_0 = problem.W.double(), X_q[:, 0, :, None].double()
+    error = W @ (X - X_q).double()
+    W_best = W + error @ found.M @ X_q.double().mT / damping.clamp(min=1e-300)[:, None, None]
+    first = W[..., 0] + (error @ X_0)[..., 0] / (X_0.square().sum((1, 2)) + damping)[:, None]
+    codes = problem.alphabet.encode(first.nan_to_num()[..., None])
+    U = ((W_best[..., :1] - problem.alphabet.decode(codes)) @ X_0.mT).to(X_q)
+    rest = Problem(W_best, problem.alphabet).part(slice(None), slice(None), slice(1, None))
+    later = Directions(found.P[:, 1:], found.diagonal[:, 1:], found.M)
+    codes = torch.cat([codes, _follow(rest, U, X_q[:, 1:], later, inputs)], 2)
+    return Solution(codes, partial(_errors, problem, codes, X, X_q), _flops(inputs, problem, 2))
 
 
-def root(H: Tensor, pool: Pool) -> Tensor:
-    """Upper triangular R with R Rᵀ = H, both (G, d, d); where all inputs are zero, H is the identity.
-
-    R takes the place of H, below whose diagonal numbers are left that mean nothing.
-    """
-    diagonal = H.diagonal(dim1=1, dim2=2)
-    diagonal.add_(diagonal == 0)
-    for stop in range(H.shape[1], 0, -_PANEL):
-        b = slice(max(0, stop - _PANEL), stop)
-        H[:, b, b] = torch.linalg.cholesky(H[:, b, b].flip(1, 2)).flip(1, 2)
-        # Its inverse, since a product of matrices is so much faster than a solver.
-        unit = torch.eye(stop - b.start).to(H).expand_as(H[:, b, b])
-        inverse = torch.linalg.solve_triangular(H[:, b, b], unit, upper=True)
-        tiles = [slice(start, min(start + _TILE, b.start)) for start in range(0, b.start, _TILE)]
-        for _ in pool.map(partial(_divide, H, inverse, b), tiles):
-            pass
-        for _ in pool.map(partial(_subtract, H, b), combinations_with_replacement(tiles, 2)):
-            pass
-    return H
+def _follow(problem: Problem, U: Tensor, X_q: Tensor, found: Directions, inputs: Inputs) -> Tensor:
+    """The path whose target is z_t = w_t + ⟨u, P_t⟩ / R_tt."""
+    scales = found.diagonal.expand(2, -1, -1)
+    return follow(problem, U, Columns(X_q, X_q, found.P, scales), inputs.pool)
 
 
-def _divide(H: Tensor, inverse: Tensor, b: slice, rows: slice) -> None:
-    """Some rows of R above its block b on the diagonal, which has this inverse."""
-    H[:, rows, b] = H[:, rows, b] @ inverse.mT
+def _errors(problem: Problem, codes: Tensor, X: Tensor, X_q: Tensor) -> Tensor:
+    """‖w X - q X̃‖² for every neuron, (G, N)."""
+    return (problem.W @ X - problem.alphabet.decode(codes) @ X_q).double().square().sum(-1)
 
 
-def _subtract(H: Tensor, b: slice, tile: tuple[slice, slice]) -> None:
-    """What these rows say of a tile further up."""
-    rows, columns = tile
-    H[:, rows, columns].baddbmm_(H[:, rows, b], H[:, columns, b].mT, alpha=-1)
-
-
-def _largest_eigenvalue(H: Tensor) -> Tensor:
-    """Of each (d, d), by power iteration: only its size matters."""
-    v = torch.ones_like(H[..., :1])
-    for _ in range(20):
-        v = H @ (v / torch.linalg.vector_norm(v, dim=1, keepdim=True).clamp(min=1e-300))
-    largest: Tensor = torch.linalg.vector_norm(v, dim=(1, 2))
-    return largest
+def _flops(inputs: Inputs, problem: Problem, passes: int) -> float:
+    """Operations with ``directions`` and as many ``passes`` of all neurons over the patches."""
+    groups, neurons, d = problem.W.shape
+    return 4.0 * groups * inputs.m * d * (inputs.m + passes * neurons)

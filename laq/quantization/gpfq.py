@@ -21,7 +21,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from laq.quantization.columns import follow
+from laq.quantization.columns import follow, gpfq_columns
 from laq.quantization.inputs import Inputs, covariance_flops, residual_flops
 from laq.quantization.walk import Problem, targets, walk
 
@@ -62,7 +62,8 @@ def gpfq_residual(problem: Problem, inputs: Inputs) -> Solution:
     codes = torch.empty_like(problem.W, dtype=torch.int32)
     for g, b in inputs.blocks():
         X, X_q = inputs.gather(patches, g, b)
-        codes[g, :, b] = follow(problem.part(g, slice(None), b), U[g], X, X_q, inputs.pool)
+        columns = gpfq_columns(X, X_q, inputs.pool)
+        codes[g, :, b] = follow(problem.part(g, slice(None), b), U[g], columns, inputs.pool)
     return Solution(codes, partial(_squares, U), residual_flops(inputs, problem.W.shape[1]))
 
 

@@ -76,9 +76,13 @@ class Inputs:
             some.write(some.X, groups, columns, out[0])
             some.write(some.X_q, groups, columns, out[1])
 
-        for _ in self.pool.map(fill, places):
-            pass
+        self.pool.run(fill, places)
         return gathered
+
+    def gather_all(self) -> Tensor:
+        """All of X and of X̃, (2, G, d, m)."""
+        patches = list(self.pool.map(lambda make: make(), self.chunks))
+        return self.gather(patches, slice(0, self.groups), slice(0, self.columns))
 
     def covariances(self, *, cross: bool = True) -> Covariances:
         """The sums over all chunks; without ``cross``, G stays empty."""

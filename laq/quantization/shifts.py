@@ -133,8 +133,7 @@ def _spread(sums: _Products, pool: Pool) -> Tensor:
         distinct = _distinct(sums, some).flatten(2, 3)
         result[:, some] = distinct[:, :, where].view(groups, -1, 9, 9, C).mT
 
-    for _ in pool.map(fill, (slice(c, c + _ROWS) for c in range(0, C, _ROWS))):
-        pass
+    pool.run(fill, (slice(c, c + _ROWS) for c in range(0, C, _ROWS)))
     return result.view(groups, 9 * C, 9 * C)
 
 

@@ -90,8 +90,7 @@ def targets(W: Tensor, G: Tensor, pool: Pool) -> Tensor:
         b = slice(start, start + _WIDE)
         A[..., b] = W[..., b] @ G[:, b, b].triu() + W[..., :start] @ G[:, :start, b]
 
-    for _ in pool.map(fill, range(0, W.shape[2], _WIDE)):
-        pass
+    pool.run(fill, range(0, W.shape[2], _WIDE))
     return A
 
 
@@ -106,8 +105,7 @@ def walk(problem: Problem, H: Tensor, pool: Pool, A: Tensor | None = None) -> Te
         left, V = (torch.zeros_like(W), W) if A is None else (A[g, n], torch.zeros_like(W))
         codes[g, n] = _walk_rows(rows, H[g], left, V)
 
-    for _ in pool.map(fill, problem.slices(_ROWS)):
-        pass
+    pool.run(fill, problem.slices(_ROWS))
     return codes
 
 
