@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from laq.quantization.pool import Pool
-from laq.quantization.walk import Floats, Levels, Problem, Rule, compiled, nearest_code, nearest_codes
+from laq.quantization.walk import Floats, Levels, Problem, Rule, compiled, nearest_code, nearest_codes, slices
 
 _ROWS: Final = 16  # neurons that a thread takes at most
 _SEGMENT: Final = 1024  # entries of columns that stay in the innermost cache
@@ -67,7 +67,7 @@ def follow(problem: Problem, U: Tensor, columns: Columns, pool: Pool) -> Tensor:
         found = _follow(U[g, n].numpy(), ((X, X_q, D), (a, b)), *weights)
         codes[g, n] = torch.from_numpy(found)
 
-    pool.run(fill, problem.slices(_ROWS))
+    pool.run(fill, slices(problem.W, _ROWS))
     return codes
 
 

@@ -6,20 +6,24 @@ down to (Frantar et al. 2023; the equivalence is that of back-substitution), so 
 along the columns with R in place of GPFQ's matrices.
 """
 
+from collections.abc import Callable
 from functools import partial
 from typing import Final
 
 import torch
 from torch import Tensor
+from torch.linalg import solve_triangular
 
 from laq.quantization.columns import Columns, follow
 from laq.quantization.factors import Directions, damp, directions, largest_eigenvalue, root
 from laq.quantization.gpfq import Solution
 from laq.quantization.inputs import Inputs, covariance_flops
-from laq.quantization.walk import Problem, targets, walk
+from laq.quantization.pool import Pool
+from laq.quantization.walk import Problem, slices, targets, walk
 
 GPTQ_DAMPING: Final = 0.01  # of the mean energy of a column, as in its authors' code
 QRONOS_DAMPING: Final = 1e-6  # of the largest eigenvalue (Zhang et al. 2025, section 4)
+_ROWS: Final = 64  # neurons that a thread takes at most
 _FEW: Final = 0.3  # patches per column up to which directions cost less than a root
 
 
@@ -67,10 +71,10 @@ def qronos(problem: Problem, inputs: Inputs) -> Solution:
     # On both sides: where the inputs say nothing, weights stay what they are.
     damping = QRONOS_DAMPING * largest_eigenvalue(partial(torch.matmul, H), torch.ones_like(H[..., :1]))
     G, H = damp(G, damping), damp(H, damping)
-    target = W @ G
+    target = _by_rows(lambda g, rows: rows @ G[g], W, pool)
     first = (target[..., 0] - (W[..., 1:] @ H[:, 1:, :1])[..., 0]) / H[:, None, 0, 0]
     R = root(H, pool)
-    A = torch.linalg.solve_triangular(R.mT, target, upper=False, left=False)
+    A = _by_rows(lambda g, rows: solve_triangular(R[g].mT, rows, upper=False, left=False), target, pool)
     A[..., 0] = (first * R[:, None, 0, 0]).nan_to_num()  # 0 / 0 without any input
     codes = walk(problem, R, pool, A)
 
@@ -88,15 +92,27 @@ def _qronos_of_few(problem: Problem, inputs: Inputs) -> Solution:
     damping = QRONOS_DAMPING * largest_eigenvalue(lambda v: X_q @ (X_q.mT @ v), start)
     found = directions(X_q, damping, inputs.pool)
     W, X_0 = problem.W.double(), X_q[:, 0, :, None].double()
-    error = W @ (X - X_q).double()
-    W_best = W + error @ found.M @ X_q.double().mT / damping.clamp(min=1e-300)[:, None, None]
-    first = W[..., 0] + (error @ X_0)[..., 0] / (X_0.square().sum((1, 2)) + damping)[:, None]
+    gap, pull = (X - X_q).double(), X_q.double().mT / damping.clamp(min=1e-300)[:, None, None]
+    W_best = _by_rows(lambda g, w: w + w @ gap[g] @ found.M[g] @ pull[g], W, inputs.pool)
+    first = W[..., 0] + (W @ (gap @ X_0))[..., 0] / (X_0.square().sum((1, 2)) + damping)[:, None]
     codes = problem.alphabet.encode(first.nan_to_num()[..., None])
     U = ((W_best[..., :1] - problem.alphabet.decode(codes)) @ X_0.mT).to(X_q)
     rest = Problem(W_best, problem.alphabet).part(slice(None), slice(None), slice(1, None))
     later = Directions(found.P[:, 1:], found.diagonal[:, 1:], found.M)
     codes = torch.cat([codes, _follow(rest, U, X_q[:, 1:], later, inputs)], 2)
     return Solution(codes, partial(_errors, problem, codes, X, X_q), _flops(inputs, problem, 2))
+
+
+def _by_rows(function: Callable[[slice, Tensor], Tensor], rows: Tensor, pool: Pool) -> Tensor:
+    """What ``function`` makes of ``rows`` (G, N, d), given the groups and the rows of some neurons."""
+    result = torch.empty_like(rows)
+
+    def fill(part: tuple[slice, slice]) -> None:
+        g, n = part
+        result[g, n] = function(g, rows[g, n])
+
+    pool.run(fill, slices(rows, _ROWS))
+    return result
 
 
 def _follow(problem: Problem, U: Tensor, X_q: Tensor, found: Directions, inputs: Inputs) -> Tensor:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from laq.quantization.pool import Pool
 
-_PANEL: Final = 256  # columns of a root that are computed at a time
+_PANEL: Final = 128  # columns of a root that are computed at a time
 _TILE: Final = 512  # rows and columns that a thread brings up to date at a time
 
 

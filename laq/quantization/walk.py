@@ -64,21 +64,21 @@ class Problem:
             self.rounding if noise is None else replace(self.rounding, noise=noise[groups, neurons, columns]),
         )
 
-    def slices(self, most: int) -> Iterator[tuple[slice, slice]]:
-        """Groups and neurons, up to ``most`` neurons at a time: the same for any number of threads.
 
-        The neurons of an only group are cut in two at least, for two threads. Other devices take all at
-        once.
-        """
-        groups, neurons, _ = self.W.shape
-        if self.W.device.type != "cpu":
-            yield slice(None), slice(None)
-            return
-        rows = min(most, neurons if groups > 1 else -(-neurons // 8) * 4)
-        step = max(1, most // neurons)
-        for g in range(0, groups, step):
-            for n in range(0, neurons, rows):
-                yield slice(g, g + step), slice(n, n + rows)
+def slices(W: Tensor, most: int) -> Iterator[tuple[slice, slice]]:
+    """Groups and neurons of ``W`` (G, N, ...), up to ``most`` neurons at a time for any number of threads.
+
+    The neurons of an only group are cut in two at least, for two threads. Other devices take all at once.
+    """
+    groups, neurons = W.shape[:2]
+    if W.device.type != "cpu":
+        yield slice(None), slice(None)
+        return
+    rows = min(most, neurons if groups > 1 else -(-neurons // 8) * 4)
+    step = max(1, most // neurons)
+    for g in range(0, groups, step):
+        for n in range(0, neurons, rows):
+            yield slice(g, g + step), slice(n, n + rows)
 
 
 def targets(W: Tensor, G: Tensor, pool: Pool) -> Tensor:
@@ -105,7 +105,7 @@ def walk(problem: Problem, H: Tensor, pool: Pool, A: Tensor | None = None) -> Te
         left, V = (torch.zeros_like(W), W) if A is None else (A[g, n], torch.zeros_like(W))
         codes[g, n] = _walk_rows(rows, H[g], left, V)
 
-    pool.run(fill, problem.slices(_ROWS))
+    pool.run(fill, slices(problem.W, _ROWS))
     return codes
 
 
