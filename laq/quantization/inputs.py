@@ -15,8 +15,11 @@ from laq.quantization.pool import Pool
 from laq.quantization.shifts import OPERATIONS_FOR_G, OPERATIONS_FOR_H, assemble, correlate
 
 _PER_ENTRY: Final = 500  # an entry of a covariance, which is summed up and moved about, in operations
-_SLOWER: Final = 1.6  # the residual form's operations beside those in matrix products
-_TILE: Final = 8 * 2**20  # bytes of patches that are multiplied at a time
+# The residual form's operations beside those in matrix products, for as many patches as stay in the cache
+# and for more.
+_FEW: Final = 2**14
+_SLOWER: Final = (1.25, 2.8)
+_TILE: Final = 4 * 2**20  # bytes of patches that are multiplied at a time
 _LITTLE: Final = 2**16  # numbers
 _GATHERED: Final = 2**22  # entries of X, and of X̃, that GPFQ's residual form takes at a time
 
@@ -124,13 +127,15 @@ def _products(patches: Patches, *, cross: bool) -> Tensor:
 
 def _products_of_shifts(patches: Patches, *, cross: bool) -> Tensor:
     """The same of moved images (``shifts.correlate``)."""
-    tiles = _tiles(patches, 13 * patches.X[:, :, 1, 1].numel() / patches.images)
+    C = patches.X.shape[1]
+    tiles = _tiles(patches, 13 * patches.X[:, :, 1, 1].numel() / patches.images, 2 * 84 * C * C)
     return reduce(add, (correlate(t.X[:, :, 1, 1], t.X_q[:, :, 1, 1], cross=cross) for t in tiles))
 
 
-def _tiles(patches: Patches, per_image: float) -> Iterator[Patches]:
-    """As many images at a time, of ``per_image`` numbers each, as stay in the cache."""
-    step = max(1, int(_TILE / (per_image * patches.X.element_size())))
+def _tiles(patches: Patches, per_image: float, least: int = 0) -> Iterator[Patches]:
+    """As many images at a time, of ``per_image`` numbers each, as stay in the cache, or fill ``least``."""
+    size = max(1, int(max(_TILE / patches.X.element_size(), least) / per_image))
+    step = -(-patches.images // -(-patches.images // size))  # tiles of about the same size
     for start in range(0, patches.images, step):
         yield patches.of_images(start, start + step)
 
@@ -158,7 +163,7 @@ def choose_form(inputs: Inputs, neurons: int, memory: float) -> Literal["residua
     need_covariance = 24.0 * groups * d * d
     if (need_residual > memory) != (need_covariance > memory):
         return "covariance" if need_residual > memory else "residual"
-    residual = residual_flops(inputs, neurons) * _SLOWER
+    residual = residual_flops(inputs, neurons) * _SLOWER[inputs.m > _FEW]
     covariance = covariance_flops(inputs, neurons) + groups * d * d * (2 * neurons + 2 * _PER_ENTRY)
     return "residual" if residual <= covariance else "covariance"
 
