@@ -283,7 +283,7 @@ def test_the_form_follows_cost_and_memory() -> None:
         tall = Inputs.of_rows(torch.ones(1, 4000, 200), torch.ones(1, 4000, 200), pool)
         assert choose_form(tall, 80, 1e9) == "residual"
         assert choose_form(tall, 1000, 1e9) == "covariance"
-        need_residual, need_covariance = 4 * (80 + 2) * 4000, 24 * 200**2
+        need_residual, need_covariance = 4 * (80 + 2 * 200 + 2) * 4000, 24 * 200**2
         assert need_covariance < need_residual
         assert choose_form(tall, 80, need_residual - 1) == "covariance"
         wide = Inputs.of_rows(torch.ones(1, 100, 2000), torch.ones(1, 100, 2000), pool)

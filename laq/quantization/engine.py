@@ -55,7 +55,7 @@ def quantize(network: nn.Module, images: Tensor | Iterable[Tensor], recipe: Reci
     folded = fold_batch_norms(analog) if recipe.fuse else ()
     graph = trace(analog)
     networks = Networks(analog, copy.deepcopy(analog), frozenset(names))
-    with torch.no_grad(), worker_pool() as pool, Shelf(recipe.memory) as shelf:
+    with torch.no_grad(), worker_pool() as pool, Shelf(recipe.memory / 2) as shelf:
         if isinstance(graph, str):
             warnings.warn(
                 f"torch.fx cannot trace the network ({graph}): each layer takes two passes over the network",

@@ -154,12 +154,12 @@ def _sum(view: Tensor, places: Places | None) -> Tensor:
 def choose_form(inputs: Inputs, neurons: int, memory: float) -> Literal["residual", "covariance"]:
     """The cheaper exact form of GPFQ, unless it would take more than ``memory`` bytes and the other less.
 
-    The residual form takes 6 N d operations per patch, and keeps N numbers of each and what ``blocks``
-    says. The covariance form multiplies 4 d², or (80 / 81) d² where columns are shifts of each other, and
-    2 N d² once in float64, and keeps 3 d² in float64.
+    The residual form takes 6 N d operations per patch, and keeps of each N numbers, its 2 d / kernel inputs
+    and a channel's columns. The covariance form multiplies 4 d², or (80 / 81) d² where columns are shifts of
+    each other, and 2 N d² once in float64, and keeps 3 d² in float64.
     """
     groups, d = inputs.groups, inputs.columns
-    need_residual = 4.0 * (groups * neurons + 2 * inputs.kernel) * inputs.m
+    need_residual = 4.0 * (groups * (neurons + 2 * d // inputs.kernel) + 2 * inputs.kernel) * inputs.m
     need_covariance = 24.0 * groups * d * d
     if (need_residual > memory) != (need_covariance > memory):
         return "covariance" if need_residual > memory else "residual"
