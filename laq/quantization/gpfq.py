@@ -33,7 +33,7 @@ class Solution:
     Attributes:
         errors: computes, per neuron (G, N), the squared error up to a constant of the neuron: only a
             choice among alphabets needs it.
-        flops: operations inside matrix products.
+        flops: operations in products and sums over patches, and of matrices.
     """
 
     codes: Tensor

@@ -19,6 +19,7 @@ _PER_ENTRY: Final = 500  # an entry of a covariance, which is summed up and move
 # and for more.
 _FEW: Final = 2**14
 _SLOWER: Final = (1.25, 2.8)
+_PER_PATCH_ENTRY: Final = 100  # which that form writes to memory and reads again
 _TILE: Final = 4 * 2**20  # bytes of patches that are multiplied at a time
 _LITTLE: Final = 2**16  # numbers
 _GATHERED: Final = 2**22  # entries of X, and of X̃, that GPFQ's residual form takes at a time
@@ -164,6 +165,7 @@ def choose_form(inputs: Inputs, neurons: int, memory: float) -> Literal["residua
     if (need_residual > memory) != (need_covariance > memory):
         return "covariance" if need_residual > memory else "residual"
     residual = residual_flops(inputs, neurons) * _SLOWER[inputs.m > _FEW]
+    residual += _PER_PATCH_ENTRY * groups * inputs.m * d
     covariance = covariance_flops(inputs, neurons) + groups * d * d * (2 * neurons + 2 * _PER_ENTRY)
     return "residual" if residual <= covariance else "covariance"
 

@@ -26,7 +26,7 @@ _ROUNDING: Final[dict[Method, Literal["stochastic", "hard", "soft"]]] = {
 
 @dataclass(frozen=True)
 class Solved:
-    """A layer's codes (G, N, d), its alphabet (steps (G, N, 1)), and operations in matrix products."""
+    """A layer's codes (G, N, d), its alphabet (steps (G, N, 1)), and operations."""
 
     codes: Tensor
     alphabet: Alphabet

@@ -76,7 +76,7 @@ class QuantizedLayer:
         relative_error: ‖Y - Ỹ‖ / ‖Y‖ over the calibration images, Y and Ỹ being the outputs of this
             layer in the analog and in the quantized network.
         seconds: what choosing the codes took, without running the networks.
-        flops: of that, the floating-point operations in matrix products.
+        flops: of that, the floating-point operations in products over patches and of matrices.
     """
 
     name: str
