@@ -11,7 +11,8 @@ class Outcome:
     """What a contender hands back.
 
     ``weights`` gives the quantized weights by layer, once the clock has stopped; ``solver_seconds`` is
-    the part of the time that chose the codes, ``solver_flops`` its operations in matrix products.
+    the part of the time that chose the codes, ``solver_flops`` its operations over patches and in products
+    of matrices.
     """
 
     weights: Callable[[], dict[str, Tensor]]

@@ -7,7 +7,9 @@ import torch
 from torch import Tensor
 
 from laq.quantization.alphabet import Alphabet, AlphabetSpec, make_alphabet
+from laq.quantization.columns import _follow_vectorized, follow, gpfq_columns
 from laq.quantization.diffusion import GPTQ_DAMPING, gptq, qronos
+from laq.quantization.factors import directions, root
 from laq.quantization.gpfq import Solution, gpfq_covariance, gpfq_residual
 from laq.quantization.inputs import Inputs
 from laq.quantization.patches import Patches, rows_as_patches
@@ -101,6 +103,22 @@ def test_both_forms_equal_the_column_loop(kind: str, N: int, d: int, m: int, poo
     assert expected.max() <= alphabet.high
 
 
+@pytest.mark.parametrize("gathered", [1, 600, 2000])
+def test_columns_may_be_gathered_few_at_a_time(
+    gathered: int, pool: Pool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parts = [problem(6, 18, 40, seed) for seed in range(3)]
+    W, X, X_q = (torch.stack(group) for group in zip(*parts, strict=True))
+    alphabet, inputs = make_alphabet(W, AlphabetSpec(bits=3)), Inputs.of_rows(X, X_q, pool)
+    assert len(list(inputs.blocks())) == 1
+    expected = gpfq_residual(Problem(W, alphabet), inputs)
+    monkeypatch.setattr("laq.quantization.inputs._GATHERED", gathered)
+    assert len(list(inputs.blocks())) == {1: 54, 600: 6, 2000: 2}[gathered]
+    found = gpfq_residual(Problem(W, alphabet), inputs)
+    assert torch.equal(found.codes, expected.codes)
+    torch.testing.assert_close(found.errors(), expected.errors())
+
+
 def test_errors_are_the_measured_ones_up_to_what_no_code_changes(pool: Pool) -> None:
     W, X, X_q = problem(6, 70, 90)
     alphabet, inputs = alphabet_of(W), Inputs.of_rows(X[None], X_q[None], pool)
@@ -154,6 +172,61 @@ def test_gptq_and_qronos_equal_their_papers_recursions(kind: str, pool: Pool) ->
     assert torch.equal(gptq(posed(W, alphabet), inputs).codes[0], gptq_loop(W, X_q, alphabet))
     ours, theirs = qronos(posed(W, alphabet), inputs).codes[0], qronos_loop(W, X, X_q, alphabet)
     assert (ours == theirs).double().mean() > 0.99  # they differ by the damping
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_few_patches_give_the_same_codes_by_directions(
+    kind: str, pool: Pool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    W, X, X_q = problem(12, 300, 80)
+    X_q[:, [0, 7]] = 0
+    alphabet, inputs = alphabet_of(W, kind), Inputs.of_rows(X[None], X_q[None], pool)
+    few = [solver(posed(W, alphabet), inputs) for solver in (gptq, qronos)]
+    monkeypatch.setattr("laq.quantization.diffusion._FEW", 0)
+    for found, solver in zip(few, (gptq, qronos), strict=True):
+        expected = solver(posed(W, alphabet), inputs)
+        assert torch.equal(found.codes, expected.codes)
+        assert found.flops < expected.flops
+        inputs_analog = X_q if solver is gptq else X
+        torch.testing.assert_close(
+            found.errors()[0], error(W, alphabet.decode(found.codes[0]), inputs_analog, X_q)
+        )
+    assert torch.equal(few[0].codes[0], gptq_loop(W, X_q, alphabet))
+
+
+def test_roots_and_directions_are_the_same_for_any_number_of_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("laq.quantization.factors._PANEL", 32)
+    monkeypatch.setattr("laq.quantization.factors._TILE", 24)
+    X = torch.randn(2, 150, 170, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    before, roots, found = torch.get_num_threads(), [], []
+    for threads in (1, 3):
+        torch.set_num_threads(threads)
+        with worker_pool() as pool:
+            roots.append(root(X @ X.mT, pool).triu())
+            found.append(directions(X[:, :, :50].contiguous(), torch.ones(2, dtype=torch.float64), pool))
+    torch.set_num_threads(before)
+    assert torch.equal(roots[0], roots[1])
+    torch.testing.assert_close(roots[0] @ roots[0].mT, X @ X.mT)
+    assert all(torch.equal(one, other) for one, other in zip(*found, strict=True))
+
+
+@pytest.mark.parametrize("solver", [gptq, qronos])
+def test_the_errors_of_diffusion_are_the_measured_ones_up_to_what_no_code_changes(
+    solver: Solver, pool: Pool
+) -> None:
+    W, X, X_q = problem(6, 70, 90)
+    X = X_q if solver is gptq else X
+    alphabets = [alphabet_of(W, radius=radius) for radius in (0.5, 0.9)]
+    inputs = Inputs.of_rows(X[None], X_q[None], pool)
+    solutions = [solver(posed(W, alphabet), inputs) for alphabet in alphabets]
+    one, other = (
+        error(W, alphabet.decode(solution.codes[0]), X, X_q)
+        for alphabet, solution in zip(alphabets, solutions, strict=True)
+    )
+    torch.testing.assert_close(
+        solutions[0].errors()[0] - solutions[1].errors()[0], one - other, rtol=1e-3, atol=0
+    )
+    assert not torch.allclose(one, other)
 
 
 @pytest.mark.parametrize("bits", [2, 3, 4, 8])
@@ -221,8 +294,26 @@ def test_the_walk_for_other_devices_equals_the_compiled_one(rounding: str, kind:
         torch.rand(1, 5, 33, generator=torch.Generator().manual_seed(1)) if rounding == "stochastic" else None
     )
     p = posed(W, alphabet_of(W, kind), Rounding(rounding, 0.7, noise))  # type: ignore[arg-type]
-    compiled = _walk_block_of(p, torch.zeros_like(p.W), G, H)
-    assert torch.equal(_walk_vectorized(p, torch.zeros_like(p.W), G, H), compiled)
+    for left, V in ((p.W @ G.triu(), torch.zeros_like(p.W)), (torch.zeros_like(p.W), p.W)):
+        compiled = _walk_block_of(p, H, left, V)
+        assert torch.equal(_walk_vectorized(p, H, left, V), compiled)
+        assert len(compiled.unique()) > 3
+
+
+@pytest.mark.parametrize("rounding", ["nearest", "stochastic", "hard", "soft"])
+@pytest.mark.parametrize("kind", ["symmetric", "midrise"])
+def test_the_path_for_other_devices_equals_the_compiled_one(rounding: str, kind: str, pool: Pool) -> None:
+    W, X, X_q = problem(7, 33, 2100)
+    X_q[:, 3] = 0
+    noise = (
+        torch.rand(1, 7, 33, generator=torch.Generator().manual_seed(1)) if rounding == "stochastic" else None
+    )
+    p = posed(W, alphabet_of(W, kind), Rounding(rounding, 0.7, noise))  # type: ignore[arg-type]
+    U, U_vectorized = torch.zeros(2, 1, 7, 2100, dtype=torch.float64)
+    columns = gpfq_columns(X.T[None].contiguous(), X_q.T[None].contiguous(), pool)
+    compiled = follow(p, U, columns, pool)
+    assert torch.equal(_follow_vectorized(p, U_vectorized, columns), compiled)
+    torch.testing.assert_close(U_vectorized, U)
     assert len(compiled.unique()) > 3
 
 
@@ -280,7 +371,7 @@ def test_patches_are_cut_by_images_in_order(pool: Pool) -> None:
     written = []
     for part in parts:
         written.append(torch.empty(1, 4, part.m))
-        part.write(part.X, slice(0, 4), written[-1])
+        part.write(part.X, slice(None), slice(0, 4), written[-1])
     assert torch.equal(torch.cat(written, 2), X.mT)
     picked = Patches(
         X.mT[:, :, None, None, :, None, None],
@@ -288,6 +379,6 @@ def test_patches_are_cut_by_images_in_order(pool: Pool) -> None:
         (torch.tensor([1, 4]), torch.zeros(2, dtype=int), torch.zeros(2, dtype=int)),
     )
     out = torch.empty(1, 4, 2)
-    picked.write(picked.X, slice(0, 4), out)
+    picked.write(picked.X, slice(None), slice(0, 4), out)
     assert torch.equal(out, X[:, [1, 4]].mT)
     assert picked.of_images(0, 3).m == 1

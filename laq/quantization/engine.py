@@ -50,12 +50,12 @@ def quantize(network: nn.Module, images: Tensor | Iterable[Tensor], recipe: Reci
             their own; images, weights or outputs are not finite; a pattern in ``recipe.ignore``
             matches no layer, or they leave none; ``recipe.bits`` is a map that lacks a layer.
     """
-    names = _names_to_quantize(network, recipe)
-    analog = copy.deepcopy(network).eval()
-    folded = fold_batch_norms(analog) if recipe.fuse else ()
-    graph = trace(analog)
-    networks = Networks(analog, copy.deepcopy(analog), frozenset(names))
-    with torch.no_grad(), worker_pool() as pool, Shelf(recipe.memory) as shelf:
+    with torch.no_grad(), worker_pool() as pool, Shelf(recipe.memory / 2) as shelf:
+        names = _names_to_quantize(network, recipe)
+        analog = copy.deepcopy(network).eval()
+        folded = fold_batch_norms(analog) if recipe.fuse else ()
+        graph = trace(analog)
+        networks = Networks(analog, copy.deepcopy(analog), frozenset(names))
         if isinstance(graph, str):
             warnings.warn(
                 f"torch.fx cannot trace the network ({graph}): each layer takes two passes over the network",

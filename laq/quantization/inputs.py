@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property, reduce
+from itertools import chain
 from operator import add
 from typing import Final, Literal, NamedTuple
 
@@ -12,14 +13,16 @@ from torch import Tensor
 from laq.quantization.patches import Patches, Places, rows_as_patches
 from laq.quantization.pool import Pool
 from laq.quantization.shifts import OPERATIONS_FOR_G, OPERATIONS_FOR_H, assemble, correlate
-from laq.quantization.walk import BLOCK, ROWS
 
-_WIDEST: Final = 128  # columns of a block
-_LANES: Final = 16  # matrix products are fast where their sides are multiples of this
-_PER_BLOCK: Final = 2e7  # what a block costs for its own sake, in operations
-_PER_STEP: Final = 20  # and the walk, per neuron and pair of columns
-_PER_ENTRY: Final = 500  # an entry of a covariance, which is summed up and moved about
-_TILE: Final = 8 * 2**20  # bytes of patches that are multiplied at a time
+_PER_ENTRY: Final = 500  # an entry of a covariance, which is summed up and moved about, in operations
+# The residual form's operations beside those in matrix products, for as many patches as stay in the cache
+# and for more.
+_FEW: Final = 2**14
+_SLOWER: Final = (1.25, 2.8)
+_PER_PATCH_ENTRY: Final = 100  # which that form writes to memory and reads again
+_TILE: Final = 4 * 2**20  # bytes of patches that are multiplied at a time
+_LITTLE: Final = 2**16  # numbers
+_GATHERED: Final = 2**22  # entries of X, and of X̃, that GPFQ's residual form takes at a time
 
 
 class Covariances(NamedTuple):
@@ -56,30 +59,43 @@ class Inputs:
         """The number of patches in all."""
         return self.chunks[0]().m * sum(self.counts) // self.counts[0]
 
-    def width(self, neurons: int) -> int:
-        """How many columns GPFQ's residual form should walk at a time: whole channels, least cost.
+    def blocks(self) -> Iterator[tuple[slice, slice]]:
+        """Groups and columns whose patches are in memory at a time: whole channels."""
+        channels = max(1, _GATHERED // (self.m * self.kernel))
+        width = min(channels * self.kernel, self.columns)
+        step = max(1, _GATHERED // (self.m * self.columns))
+        for g in range(0, self.groups, step):
+            for start in range(0, self.columns, width):
+                yield slice(g, min(g + step, self.groups)), slice(start, min(start + width, self.columns))
 
-        Few columns mean many products of their own cost; many, that more of their products with each
-        other are computed, which grow with the width.
-        """
-        channels = range(1, max(1, _WIDEST // self.kernel) + 1)
-        widths = [min(self.columns, c * self.kernel) for c in channels]
-        return min(widths, key=lambda B: self.cost(B, neurons) / B)
+    def gather(self, patches: Sequence[Patches], groups: slice, columns: slice) -> Tensor:
+        """Some columns of X and of X̃, (2, G, B, m), of all chunks."""
+        sizes = [some.m for some in patches]
+        shape = (2, groups.stop - groups.start, columns.stop - columns.start, sum(sizes))
+        gathered = patches[0].X.new_empty(shape)
+        places = zip(patches, torch.split(gathered, sizes, 3), strict=True)
 
-    def cost(self, B: int, neurons: int) -> float:
-        """What GPFQ's residual form takes for B columns, in operations."""
-        padded = padded_width(B)
-        overhead = _PER_BLOCK * (len(self.chunks) + self.groups * neurons / ROWS)
-        products = self.m * padded * (6 * neurons + 4 * padded)
-        return self.groups * (products + _PER_STEP * neurons * B * B) + overhead
+        def fill(place: tuple[Patches, Tensor]) -> None:
+            some, out = place
+            some.write(some.X, groups, columns, out[0])
+            some.write(some.X_q, groups, columns, out[1])
+
+        self.pool.run(fill, places)
+        return gathered
+
+    def gather_all(self) -> Tensor:
+        """All of X and of X̃, (2, G, d, m)."""
+        patches = list(self.pool.map(lambda make: make(), self.chunks))
+        return self.gather(patches, slice(0, self.groups), slice(0, self.columns))
 
     def covariances(self, *, cross: bool = True) -> Covariances:
         """The sums over all chunks; without ``cross``, G stays empty."""
         products = _products_of_shifts if self.shifts else _products
         parts = self.pool.map(lambda chunk: products(chunk(), cross=cross), self.chunks)
-        total = next(parts).double()
-        for part in parts:
-            total += part
+        first = next(parts)
+        total = torch.zeros_like(first, dtype=torch.float64)
+        for part in chain([first], parts):
+            _add(part, total)
         if self.shifts:
             return Covariances(*assemble(total, self.columns // self.kernel, self.pool))
         return Covariances(total[:, : -self.columns], total[:, -self.columns :])
@@ -91,6 +107,12 @@ class Inputs:
         return X, X_q
 
 
+def _add(part: Tensor, total: Tensor) -> None:
+    """Add float32 to float64, a little at a time: the copy that torch makes for it stays in the cache."""
+    for numbers, sums in zip(*(torch.split(t.view(-1), _LITTLE) for t in (part, total)), strict=True):
+        sums.add_(numbers)
+
+
 def _products(patches: Patches, *, cross: bool) -> Tensor:
     """[X; X̃] X̃ᵀ, or X̃ X̃ᵀ, of a chunk."""
     sides = 2 if cross else 1
@@ -99,20 +121,22 @@ def _products(patches: Patches, *, cross: bool) -> Tensor:
     for tile in _tiles(patches, sides * groups * d * patches.m / patches.images):
         S = total.new_empty(groups, sides * d, tile.m)
         for out, which in zip(torch.split(S, d, 1), (tile.X, tile.X_q)[-sides:], strict=True):
-            tile.write(which, slice(0, d), out)
+            tile.write(which, slice(None), slice(0, d), out)
         total.baddbmm_(S, S[:, -d:].mT)
     return total
 
 
 def _products_of_shifts(patches: Patches, *, cross: bool) -> Tensor:
     """The same of moved images (``shifts.correlate``)."""
-    tiles = _tiles(patches, 13 * patches.X[:, :, 1, 1].numel() / patches.images)
+    C = patches.X.shape[1]
+    tiles = _tiles(patches, 13 * patches.X[:, :, 1, 1].numel() / patches.images, 2 * 84 * C * C)
     return reduce(add, (correlate(t.X[:, :, 1, 1], t.X_q[:, :, 1, 1], cross=cross) for t in tiles))
 
 
-def _tiles(patches: Patches, per_image: float) -> Iterator[Patches]:
-    """As many images at a time, of ``per_image`` numbers each, as stay in the cache."""
-    step = max(1, int(_TILE / (per_image * patches.X.element_size())))
+def _tiles(patches: Patches, per_image: float, least: int = 0) -> Iterator[Patches]:
+    """As many images at a time, of ``per_image`` numbers each, as stay in the cache, or fill ``least``."""
+    size = max(1, int(max(_TILE / patches.X.element_size(), least) / per_image))
+    step = -(-patches.images // -(-patches.images // size))  # tiles of about the same size
     for start in range(0, patches.images, step):
         yield patches.of_images(start, start + step)
 
@@ -128,34 +152,27 @@ def _sum(view: Tensor, places: Places | None) -> Tensor:
     return view.sum((4, 5, 6), dtype=torch.float64).flatten(1)
 
 
-def padded_width(B: int) -> int:
-    """B rounded up to where matrix products are fast; as it is, if it is small."""
-    return B if B < _LANES else -(-B // _LANES) * _LANES
-
-
 def choose_form(inputs: Inputs, neurons: int, memory: float) -> Literal["residual", "covariance"]:
     """The cheaper exact form of GPFQ, unless it would take more than ``memory`` bytes and the other less.
 
-    The residual form multiplies d (6 N + 4 B) numbers per patch and keeps N + 2 B of them. The
-    covariance form multiplies 4 d², or (80 / 81) d² where columns are shifts of each other, and 2 N d²
-    once in float64, and keeps 3 d² in float64.
+    The residual form takes 6 N d operations per patch, and keeps of each N numbers, its 2 d / kernel inputs
+    and a channel's columns. The covariance form multiplies 4 d², or (80 / 81) d² where columns are shifts of
+    each other, and 2 N d² once in float64, and keeps 3 d² in float64.
     """
-    groups, d, blocks = inputs.groups, inputs.columns, -(-inputs.columns // BLOCK)
-    width = inputs.width(neurons)
-    need_residual = 4.0 * groups * (neurons + 2 * width) * inputs.m
+    groups, d = inputs.groups, inputs.columns
+    need_residual = 4.0 * (groups * (neurons + 2 * d // inputs.kernel) + 2 * inputs.kernel) * inputs.m
     need_covariance = 24.0 * groups * d * d
     if (need_residual > memory) != (need_covariance > memory):
         return "covariance" if need_residual > memory else "residual"
-    residual = inputs.cost(width, neurons) * d / width
+    residual = residual_flops(inputs, neurons) * _SLOWER[inputs.m > _FEW]
+    residual += _PER_PATCH_ENTRY * groups * inputs.m * d
     covariance = covariance_flops(inputs, neurons) + groups * d * d * (2 * neurons + 2 * _PER_ENTRY)
-    covariance += _PER_BLOCK * (len(inputs.chunks) + groups * neurons / ROWS * blocks)
     return "residual" if residual <= covariance else "covariance"
 
 
 def residual_flops(inputs: Inputs, neurons: int) -> float:
-    """Operations inside matrix products of the residual form."""
-    B = inputs.width(neurons)
-    return float(inputs.groups * inputs.m * inputs.columns * (6 * neurons + 4 * B))
+    """Operations of the residual form."""
+    return 6.0 * inputs.groups * inputs.m * inputs.columns * neurons
 
 
 def covariance_flops(inputs: Inputs, neurons: int, *, cross: bool = True) -> float:

@@ -26,7 +26,7 @@ _ROUNDING: Final[dict[Method, Literal["stochastic", "hard", "soft"]]] = {
 
 @dataclass(frozen=True)
 class Solved:
-    """A layer's codes (G, N, d), its alphabet (steps (G, N, 1)), and operations in matrix products."""
+    """A layer's codes (G, N, d), its alphabet (steps (G, N, 1)), and operations."""
 
     codes: Tensor
     alphabet: Alphabet
@@ -66,7 +66,7 @@ def _run(problem: Problem, inputs: Inputs, recipe: Recipe) -> Solution:
         return _BY_COVARIANCE[recipe.method](problem, inputs)
     form = recipe.form
     if form == "auto":
-        form = choose_form(inputs, problem.W.shape[1], recipe.memory)
+        form = choose_form(inputs, problem.W.shape[1], recipe.memory / 2)
     return gpfq_residual(problem, inputs) if form == "residual" else gpfq_covariance(problem, inputs)
 
 

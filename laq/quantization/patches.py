@@ -4,11 +4,13 @@ import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Final
+from typing import Any, Final
 
+import numba
 import numpy as np
 import torch
 import torch.nn.functional as F  # noqa: N812 (torch's own convention)
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 Layer = nn.Conv2d | nn.Linear
@@ -70,13 +72,34 @@ class Patches:
         chosen = (self.places[0] >= start) & (self.places[0] < stop)
         return Patches(self.X, self.X_q, tuple(p[chosen] for p in self.places))  # type: ignore[arg-type]
 
-    def write(self, which: Tensor, columns: slice, out: Tensor) -> None:
-        """Copy ``columns`` of ``which`` (X or X_q), whole channels, to ``out`` (G, columns, m)."""
-        view = which[:, columns.start // self.kernel : -(-columns.stop // self.kernel)]
+    def write(self, which: Tensor, groups: slice, columns: slice, out: Tensor) -> None:
+        """Copy ``columns`` of ``which`` (X or X_q), whole channels, to ``out`` (groups, columns, m)."""
+        view = which[groups, columns.start // self.kernel : -(-columns.stop // self.kernel)]
         if self.places is None:
             out.view(view.shape).copy_(view)
+        elif view.device.type == "cpu":
+            image, row, column = (place.numpy() for place in self.places)
+            _pick(view.numpy(), image, row, column, out.view(*view.shape[:4], -1).numpy())
         else:
             out.view(*view.shape[:4], -1).copy_(view[(..., *self.places)])
+
+
+@numba.njit(nogil=True, cache=True)
+def _pick(
+    view: NDArray[Any],
+    image: NDArray[np.int64],
+    row: NDArray[np.int64],
+    column: NDArray[np.int64],
+    out: NDArray[Any],
+) -> None:
+    """``view[..., image, row, column]``, several times as fast as by torch or numpy."""
+    groups, channels, height, width = view.shape[:4]
+    for g in range(groups):
+        for c in range(channels):
+            for i in range(height):
+                for j in range(width):
+                    for p in range(len(image)):
+                        out[g, c, i, j, p] = view[g, c, i, j, image[p], row[p], column[p]]
 
 
 def cut_patches(
@@ -104,7 +127,8 @@ def _as_grid(columns: Tensor) -> Tensor:
 def _windows(inputs: Tensor, conv: nn.Conv2d) -> Tensor:
     """The convolution's patches, on its own grid of strides, as a view."""
     mode = _PADDING_MODES.get(conv.padding_mode, conv.padding_mode)
-    padded = F.pad(inputs, conv._reversed_padding_repeated_twice, mode).contiguous()  # noqa: SLF001 (also resolves "same")
+    padding = conv._reversed_padding_repeated_twice  # noqa: SLF001 (also resolves "same")
+    padded = (F.pad(inputs, padding, mode) if any(padding) else inputs).contiguous()
     (kh, kw), (sh, sw), (dh, dw) = conv.kernel_size, conv.stride, conv.dilation
     b, c, h, w = padded.shape
     rows, columns = (h - dh * (kh - 1) - 1) // sh + 1, (w - dw * (kw - 1) - 1) // sw + 1

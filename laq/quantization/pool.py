@@ -38,6 +38,11 @@ class Pool:
             for future in waiting:
                 future.cancel()
 
+    def run(self, function: Callable[[_Item], None], items: Iterable[_Item]) -> None:
+        """Call it for all of them."""
+        for _ in self.map(function, items):
+            pass
+
 
 @contextmanager
 def worker_pool() -> Iterator[Pool]:

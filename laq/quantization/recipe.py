@@ -35,7 +35,8 @@ class Recipe:
         fuse: fold batch norms into the convolutions before them, first.
         bias_correction: shift the biases so that a layer's mean outputs stay what they were.
         form: of GPFQ; ``auto`` picks the cheaper one (``inputs.choose_form``).
-        memory_gib: what activations and patches may take before they go to a temporary folder.
+        memory_gib: half of it is for activations, before they go to a temporary folder, and half for a
+            layer's patches and residuals, before the form is taken that needs less.
         seed: draws the patches and the stochastic roundings.
     """
 
@@ -75,7 +76,7 @@ class QuantizedLayer:
         relative_error: ‖Y - Ỹ‖ / ‖Y‖ over the calibration images, Y and Ỹ being the outputs of this
             layer in the analog and in the quantized network.
         seconds: what choosing the codes took, without running the networks.
-        flops: of that, the floating-point operations in matrix products.
+        flops: of that, the floating-point operations in products over patches and of matrices.
     """
 
     name: str

@@ -80,8 +80,9 @@ def correlate(X: Tensor, X_q: Tensor, *, cross: bool) -> Tensor:
 
 def _moved_up(images: Tensor, n: int) -> Tensor:
     """Images (G, C, b, h, w) moved up by -2, -1, ... rows, n of them, as (G, n, C, h, b, w)."""
-    padded = F.pad(images, (0, 0, 2, n - _NEAR))
-    return padded.unfold(3, images.shape[3], 1).permute(0, 3, 1, 5, 2, 4)
+    # Rows come before images, so that what moves is one piece of memory for each channel.
+    padded = F.pad(images.transpose(2, 3), (0, 0, 0, 0, 2, n - _NEAR))
+    return padded.unfold(2, images.shape[3], 1).permute(0, 2, 1, 5, 3, 4)
 
 
 def _multiply(moved: list[Tensor], across: Tensor) -> list[_Products]:
@@ -133,8 +134,7 @@ def _spread(sums: _Products, pool: Pool) -> Tensor:
         distinct = _distinct(sums, some).flatten(2, 3)
         result[:, some] = distinct[:, :, where].view(groups, -1, 9, 9, C).mT
 
-    for _ in pool.map(fill, (slice(c, c + _ROWS) for c in range(0, C, _ROWS))):
-        pass
+    pool.run(fill, (slice(c, c + _ROWS) for c in range(0, C, _ROWS)))
     return result.view(groups, 9 * C, 9 * C)
 
 
