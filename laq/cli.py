@@ -26,6 +26,13 @@ class _Commands(click.Group):
             for line in str(error).splitlines():
                 click.echo(f"laq: {line}", err=True)
             ctx.exit(2)
+        except BrokenPipeError:
+            raise  # click's own business: `laq … | head`
+        except OSError as error:
+            # A full disk, a folder that may not be written: the file and the reason say it all.
+            where = f"{error.filename}: " if error.filename else ""
+            click.echo(f"laq: {where}{error.strerror or error}", err=True)
+            ctx.exit(2)
 
 
 class _Bits(click.ParamType["int | str"]):

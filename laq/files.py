@@ -32,6 +32,9 @@ def replacing_folder(target: Path) -> Iterator[Path]:
         yield partial
         shutil.rmtree(target, ignore_errors=True)
         partial.rename(target)
+    except OSError as error:
+        _name(target, error)
+        raise
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 
@@ -44,8 +47,17 @@ def replacing_file(target: Path) -> Iterator[Path]:
     try:
         yield partial
         partial.rename(target)
+    except OSError as error:
+        _name(target, error)
+        raise
     finally:
         partial.unlink(missing_ok=True)
+
+
+def _name(target: Path, error: OSError) -> None:
+    """Give the error the name of what was being written, which a full disk's lacks."""
+    if error.filename is None:
+        error.filename = str(target)
 
 
 def write_json(target: Path, content: Any) -> None:

@@ -1,15 +1,21 @@
 """What tests share: a study small enough to run in seconds, and the data beside the project."""
 
 import os
+import shutil
 from copy import deepcopy
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import yaml
 from torch import Tensor, nn
 
+# MLflow takes seconds to import, which most tests do without.
+if TYPE_CHECKING:
+    from laq.track.store import Store
+
 ROOT = Path(__file__).parents[1]
+pytest_plugins = ("tests.project",)
 SHARED = Path(os.environ.get("LAQ_SHARED", ROOT.parent / "shared"))
 CIFAR100 = SHARED / "cifar100" / "cifar-100-python.tar.xz"
 WEIGHTS = SHARED / "weights" / "resnet20_cifar100.pt"
@@ -59,3 +65,33 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for name in ("DVC_ROOT", "LAQ_CIFAR100", "MLFLOW_TRACKING_URI", "MLFLOW_RUN_ID"):
         monkeypatch.delenv(name, raising=False)
     return tmp_path
+
+
+@pytest.fixture(scope="session")
+def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A new sqlite store, which takes seconds to make: for copying."""
+    from laq.track.store import Store
+
+    path = tmp_path_factory.mktemp("empty") / "mlflow.db"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{path}")
+        Store()
+    return path
+
+
+@pytest.fixture
+def store(project: Path, empty_database: Path, monkeypatch: pytest.MonkeyPatch) -> "Store":
+    """An empty store of its own for a test."""
+    from laq.track.store import Store
+
+    shutil.copyfile(empty_database, project / "mlflow.db")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{project / 'mlflow.db'}")
+    return Store()
+
+
+@pytest.fixture(scope="session")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A packed network."""
+    from tests.trees import packed_network
+
+    return packed_network(tmp_path_factory.mktemp("packed"))

@@ -1,5 +1,10 @@
 """Results that wait for a store: kept on disk until they are sent."""
 
+from pathlib import Path
+
+from filelock import FileLock
+
+from laq.errors import LaqError
 from laq.files import project_root
 from laq.track.record import Tree
 from laq.track.store import Store
@@ -16,9 +21,22 @@ class Outbox:
         tree.save(self.folder / f"{tree.root.key}.json")
 
     def send(self, store: Store) -> int:
-        """Send everything that waits, and keep it no longer; returns how many runs that were."""
-        sent = 0
-        for path in sorted(self.folder.glob("*.json")):
-            sent += store.deliver(Tree.load(path)).sent
-            path.unlink(missing_ok=True)
-        return sent
+        """Send everything that waits, and keep it no longer; returns how many runs that were.
+
+        Raises:
+            LaqError: the store cannot be reached, or a network that is to be sent is gone.
+        """
+        self.folder.mkdir(parents=True, exist_ok=True)
+        # One at a time: what another process is sending is gone when it is done.
+        with FileLock(self.folder.with_suffix(".lock")):
+            return sum(_send(path, store) for path in sorted(self.folder.glob("*.json")))
+
+
+def _send(path: Path, store: Store) -> int:
+    tree = Tree.load(path)
+    for network in (network for record in tree.records for network in record.networks):
+        if not network.weights.exists():
+            raise LaqError(f"{path}: waits to be sent, but {network.weights} is gone; remove the former")
+    sent = store.deliver(tree).sent
+    path.unlink()
+    return sent

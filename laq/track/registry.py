@@ -1,10 +1,12 @@
 """MLflow's registry of models: the best network of each subset, under the alias ``champion``."""
 
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Final
 
 from mlflow import MlflowClient
+from mlflow.entities import Run
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 
@@ -31,12 +33,12 @@ class _Candidate:
         return self.packed.metrics["top1_sub_percent"], -self.packed.metrics["size_bytes"]
 
 
-def crown(client: MlflowClient, tree: Tree, models: Mapping[tuple[str, str], str]) -> list[str]:
+def crown(client: MlflowClient, tree: Tree, runs: Mapping[str, Run]) -> list[str]:
     """Register the best network of each subset unless one as good is there; returns the names of new ones.
 
-    ``models`` are the ids of models by the run's key and the model's name. A version stays what it is;
-    the alias goes to the best of all versions for the same classes and images within the budget, so
-    that whoever comes last, the same one has it.
+    ``runs`` are the tree's, by key. A version stays what it is; the alias goes to the best of all
+    versions for the same classes and images within the budget, so that whoever comes last, the same
+    one has it.
     """
     assert tree.registry is not None
     new = []
@@ -44,10 +46,28 @@ def crown(client: MlflowClient, tree: Tree, models: Mapping[tuple[str, str], str
         name = f"{tree.registry.prefix}-{subset}"
         before = _versions(client, name, candidate.task, tree.registry)
         if not before or _rank(before[0]) < candidate.rank:
-            _register(client, name, candidate, models[candidate.record.key, candidate.packed.name])
-            new.append(name)
-        _point_at_best(client, name, _versions(client, name, candidate.task, tree.registry))
+            version = _register(client, name, candidate, runs[candidate.record.key])
+            if not _withdraw_if_second(client, version, candidate, tree.registry):
+                new.append(name)
+        _point_at_best(client, name, candidate.task, tree.registry)
     return new
+
+
+def withdraw(client: MlflowClient, run: Run) -> None:
+    """Delete what was registered of a run's models."""
+    for version in client.search_model_versions(f"run_id = '{run.info.run_id}'"):
+        with unless_gone():
+            client.delete_model_version(version.name, version.version)
+
+
+@contextmanager
+def unless_gone() -> Iterator[None]:
+    """Do nothing about what is not there, or no longer: somebody else may have deleted it."""
+    try:
+        yield
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+            raise
 
 
 def _best(tree: Tree, budget: Budget) -> dict[str, _Candidate]:
@@ -81,7 +101,7 @@ def _rank(version: ModelVersion) -> tuple[float, float]:
     return float(version.tags[_SCORE]), -float(version.tags[_SIZE])
 
 
-def _register(client: MlflowClient, name: str, candidate: _Candidate, model_id: str) -> None:
+def _register(client: MlflowClient, name: str, candidate: _Candidate, run: Run) -> ModelVersion:
     packed = candidate.packed
     classes = ", ".join(packed.classes.values())
     try:
@@ -89,7 +109,8 @@ def _register(client: MlflowClient, name: str, candidate: _Candidate, model_id: 
     except MlflowException as error:
         if error.error_code != "RESOURCE_ALREADY_EXISTS":
             raise
-    model = client.get_logged_model(model_id)
+    logged = client.search_logged_models([run.info.experiment_id], f"source_run_id = '{run.info.run_id}'")
+    model = next(model for model in logged if model.name == packed.name)
     tags = {
         _SCORE: str(packed.metrics["top1_sub_percent"]),
         _SIZE: str(packed.metrics["size_bytes"]),
@@ -97,19 +118,31 @@ def _register(client: MlflowClient, name: str, candidate: _Candidate, model_id: 
         "laq.classes": classes,
         **{f"laq.{key}": value for key, value in packed.params.items()},
     }
-    client.create_model_version(
+    return client.create_model_version(
         name,
         model.artifact_location,
-        model.source_run_id,
+        run.info.run_id,
         tags,
         description=f"{candidate.record.name} ({packed.name.replace('_', ' + ')}), for: {classes}",
-        model_id=model_id,
+        model_id=model.model_id,
     )
 
 
-def _point_at_best(client: MlflowClient, name: str, versions: list[ModelVersion]) -> None:
-    if not versions:
-        return
-    best, aliases = versions[0], client.get_registered_model(name).aliases
-    if str(aliases.get(CHAMPION)) != str(best.version):
+def _withdraw_if_second(
+    client: MlflowClient, version: ModelVersion, candidate: _Candidate, budget: Budget
+) -> bool:
+    """Delete the version if one as good came before it: another machine's, or of the same request twice."""
+    others = _versions(client, version.name, candidate.task, budget)
+    second = any(int(v.version) < int(version.version) and _rank(v) >= candidate.rank for v in others)
+    if second:
+        client.delete_model_version(version.name, version.version)
+    return second
+
+
+def _point_at_best(client: MlflowClient, name: str, task: str, budget: Budget) -> None:
+    """Give the alias to the best version; looks again after that, for another machine may have been at it."""
+    while versions := _versions(client, name, task, budget):
+        best, aliases = versions[0], client.get_registered_model(name).aliases
+        if str(aliases.get(CHAMPION)) == str(best.version):
+            return
         client.set_registered_model_alias(name, CHAMPION, best.version)

@@ -4,7 +4,6 @@ MLflow imports this module by its name to load a model; it needs neither a proje
 """
 
 import base64
-import binascii
 import io
 import json
 from collections.abc import Mapping
@@ -15,7 +14,7 @@ import numpy as np
 import pandas as pd
 import torch
 import torch.nn.functional as F  # noqa: N812 (torch's own convention)
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from torch import Tensor, nn
 
 from laq.errors import LaqError
@@ -47,6 +46,8 @@ class SubsetClassifier:
         Raises:
             LaqError: an entry is no picture.
         """
+        if data.empty:
+            raise LaqError(f"{COLUMN}: no picture is given")
         with torch.inference_mode():
             inputs = torch.cat([self._prepared(read_picture(entry)) for entry in data[COLUMN]])
             probabilities = self.network.body(inputs)[:, self.numbers].double().softmax(1)
@@ -81,9 +82,14 @@ def read_picture(entry: Any) -> Tensor:
         if isinstance(entry, bytes):
             entry = Image.open(io.BytesIO(entry)).convert("RGB")
         pixels = np.asarray(entry, dtype=np.float32)
-    except (binascii.Error, UnidentifiedImageError, OSError, ValueError, TypeError) as error:
+    except (OSError, ValueError, TypeError, Image.DecompressionBombError) as error:
         raise LaqError(f"{COLUMN}: {_WANTED}; found {_short(entry)}") from error
-    if pixels.ndim != 3 or pixels.shape[2] != 3 or not ((pixels >= 0) & (pixels <= 255)).all():
+    if (
+        pixels.ndim != 3
+        or pixels.shape[2] != 3
+        or not pixels.size
+        or not ((pixels >= 0) & (pixels <= 255)).all()
+    ):
         raise LaqError(f"{COLUMN}: {_WANTED}; found numbers of shape {pixels.shape}")
     return torch.from_numpy(pixels).permute(2, 0, 1)
 

@@ -1,0 +1,55 @@
+"""A copy of the project whose tiny pipeline has run once, and commands run in it as a user does."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tests.conftest import ROOT, tiny_params, write_params
+
+BINARIES = Path(sys.executable).parent
+SUBSETS, BITS = 3, 2  # of the tiny study
+
+
+def environment() -> dict[str, str]:
+    """The user's environment with the project's activated, and nothing of MLflow's or DVC's in it."""
+    clean = {k: v for k, v in os.environ.items() if not k.startswith(("MLFLOW_", "DVC_", "LAQ_"))}
+    return clean | {"PATH": os.pathsep.join([str(BINARIES), os.environ["PATH"]])}
+
+
+def run(folder: Path, *command: str, code: int = 0, **variables: str) -> str:
+    """What ``command`` prints, run in ``folder``; it must end with ``code``."""
+    done = subprocess.run(
+        command, cwd=folder, env=environment() | variables, check=False, text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+    )  # fmt: skip
+    assert done.returncode == code, done.stdout
+    return done.stdout
+
+
+def stages_run(output: str) -> list[str]:
+    return [line.split("'")[1] for line in output.splitlines() if line.startswith("Running stage")]
+
+
+@pytest.fixture(scope="session")
+def clone(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A git repository with the project's files and tiny parameters, its pipeline run once.
+
+    It is everybody's: what changes files, or the store, works on a copy.
+    """
+    folder = tmp_path_factory.mktemp("clone")
+    listed = run(ROOT, "git", "ls-files", "--cached", "--others", "--exclude-standard").splitlines()
+    for name in listed:
+        if (ROOT / name).is_file() and name != "dvc.lock":
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(ROOT / name, folder / name)
+    write_params(folder, tiny_params())
+    for command in ("init -q", "add -A", "-c user.name=t -c user.email=t@t commit -qm start"):
+        run(folder, "git", *command.split())
+    first = run(folder, "dvc", "repro")
+    assert stages_run(first) == list(yaml.safe_load((folder / "dvc.yaml").read_text())["stages"])
+    return folder

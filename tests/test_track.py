@@ -1,0 +1,558 @@
+"""What a store holds after trees were sent to it: each run, model and version once, whatever happened."""
+
+import base64
+import io
+import os
+import random
+import sqlite3
+import subprocess
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from click.testing import CliRunner
+from mlflow import MlflowClient
+from mlflow.entities import LoggedModel, LoggedModelStatus, Run
+from mlflow.entities.model_registry import ModelVersion
+from PIL import Image
+
+from laq import track
+from laq.cli import main
+from laq.dataset import ImageSet
+from laq.errors import LaqError
+from laq.files import digest
+from laq.network import Classifier, build, evaluate, predict
+from laq.params import load_params
+from laq.quantization import load
+from laq.subsets import Subset
+from laq.track.outbox import Outbox
+from laq.track.record import Budget, Input, Packed, Record, Tree
+from laq.track.records import subset_records
+from laq.track.registry import CHAMPION
+from laq.track.results import Origin, Results
+from laq.track.served import _load_pyfunc, read_picture, write_model
+from laq.track.store import Store
+from tests.conftest import ROOT
+from tests.trees import CLASSES, DESIGN, LAYERS, make_tree, network
+
+
+def runs_of(client: MlflowClient, name: str = "laq-test") -> list[Run]:
+    experiment = client.get_experiment_by_name(name)
+    assert experiment is not None
+    return list(client.search_runs([experiment.experiment_id], max_results=1000))
+
+
+def models_of(client: MlflowClient, name: str = "laq-test") -> list[LoggedModel]:
+    experiment = client.get_experiment_by_name(name)
+    assert experiment is not None
+    return list(client.search_logged_models([experiment.experiment_id], max_results=100))
+
+
+def champion(client: MlflowClient, subset: str = "random-1") -> ModelVersion:
+    return client.get_model_version_by_alias(f"laq-test-{subset}", CHAMPION)
+
+
+def check_once(client: MlflowClient, *trees: Tree) -> None:
+    """See that each run of the trees is there once and finished, and each model once and ready."""
+    runs, models = runs_of(client), models_of(client)
+    records = {record.key: record for tree in trees for record in tree.records}
+    assert sorted(run.data.tags["laq.key"] for run in runs) == sorted(records)
+    assert {run.info.status for run in runs} == {"FINISHED"}
+    wanted = sorted((r.key, packed.name) for r in records.values() for packed in r.networks)
+    keys = {run.info.run_id: run.data.tags["laq.key"] for run in runs}
+    assert sorted((keys[str(m.source_run_id)], m.name) for m in models) == wanted
+    assert {m.status for m in models} <= {LoggedModelStatus.READY}
+    ids = {run.data.tags["laq.key"]: run.info.run_id for run in runs}
+    for run in runs:
+        record = records[run.data.tags["laq.key"]]
+        assert run.data.params == record.params
+        assert record.metrics.items() <= run.data.metrics.items()
+        assert run.data.tags.get("mlflow.parentRunId") == ids.get(record.parent)
+        listed = {output.model_id for output in run.outputs.model_outputs}
+        assert listed >= {m.model_id for m in models if m.source_run_id == run.info.run_id}
+
+
+def test_a_tree_becomes_runs_below_each_other_with_their_numbers_and_models(
+    store: Store, weights: Path
+) -> None:
+    tree = make_tree(weights, subsets=2, bits=(3, 8))
+    done = store.deliver(tree)
+    assert done.sent == len(tree.records) == len(done.runs)
+    check_once(store.client, tree)
+    cell = tree.records[2]
+    run = store.client.get_run(done.runs[cell.key])
+    history = store.client.get_metric_history(run.info.run_id, "quantized/layers/bits")
+    assert [metric.step for metric in history] == list(range(LAYERS))
+    assert run.data.tags["mlflow.note.content"] == cell.note
+    assert {i.dataset.name for i in run.inputs.dataset_inputs} == {"images", "network", "subsets"}
+    listed = {file.path for file in store.client.list_artifacts(run.info.run_id)}
+    assert listed == {"layers.json"}
+    model = next(m for m in models_of(store.client) if m.source_run_id == run.info.run_id)
+    assert {metric.key for metric in model.metrics or ()} == {"top1_sub_percent", "size_bytes"}
+
+
+def test_the_same_tree_twice_is_one_and_what_is_missing_is_sent(store: Store, weights: Path) -> None:
+    tree = make_tree(weights, subsets=2, bits=(3,))
+    first = store.deliver(tree)
+    again = Store().deliver(tree)
+    assert (again.sent, again.runs) == (0, first.runs)
+    client, cell, other = store.client, tree.records[2], tree.records[4]
+    client.set_terminated(first.runs[cell.key], "RUNNING")
+    client.delete_logged_model(models_of(client)[0].model_id)
+    client.delete_run(first.runs[other.key])
+    for model in models_of(client):
+        if model.source_run_id == first.runs[other.key]:
+            client.delete_logged_model(model.model_id)
+    client.set_terminated(first.runs[tree.root.key], "RUNNING")
+    assert store.deliver(tree).sent == 3
+    check_once(client, tree)
+
+
+def calls(patch: pytest.MonkeyPatch, around: Callable[..., Any]) -> None:
+    """Have every call of MLflow that writes go through ``around``."""
+    writing = [
+        "create_experiment", "create_run", "create_logged_model", "finalize_logged_model", "log_outputs",
+        "log_inputs", "log_batch", "set_terminated", "create_registered_model", "create_model_version",
+        "set_registered_model_alias",
+    ]  # fmt: skip
+    for name in writing:
+        real = getattr(MlflowClient, name)
+        patch.setattr(
+            MlflowClient, name, lambda self, *a, real=real, **k: around(lambda: real(self, *a, **k))
+        )
+
+
+class KilledError(BaseException):
+    """Stands for what nothing can catch."""
+
+
+def test_killed_before_any_call_it_goes_on_and_nothing_is_there_twice(store: Store, weights: Path) -> None:
+    trees, number, ended = [], 0, False
+    while not ended:
+        number += 1
+        left = iter(range(number))
+
+        def count(call: Callable[[], Any], left: Iterator[int] = left) -> Any:
+            if next(left, None) is None:
+                raise KilledError
+            return call()
+
+        trees.append(make_tree(weights, f"result {number}", score=number))
+        with pytest.MonkeyPatch.context() as patch:
+            calls(patch, count)
+            try:
+                store.deliver(trees[-1])
+                ended = True
+            except KilledError:
+                pass
+        store.deliver(trees[-1])
+    assert number > 15
+    check_once(store.client, *trees)
+    versions = store.client.search_model_versions("name = 'laq-test-random-1'")
+    assert len({version.run_id for version in versions}) == len(versions) == number
+    assert champion(store.client).version == max(version.version for version in versions)
+
+
+def test_requests_carried_out_twice_leave_one_of_each(
+    store: Store, weights: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("create_run", "create_logged_model", "create_model_version", "log_batch", "set_terminated"):
+        real = getattr(MlflowClient, name)
+
+        def twice(self: MlflowClient, *args: Any, real: Any = real, **options: Any) -> Any:
+            real(self, *args, **options)
+            return real(self, *args, **options)
+
+        monkeypatch.setattr(MlflowClient, name, twice)
+    tree = make_tree(weights, subsets=2)
+    store.deliver(tree)
+    check_once(store.client, tree)
+    assert len(store.client.search_model_versions()) == 2
+    assert store.deliver(tree).sent == 0
+
+
+@contextmanager
+def elsewhere(patch: pytest.MonkeyPatch, name: str) -> Iterator[None]:
+    """Be another machine, whose unfinished runs this one does not take for its own."""
+    with patch.context() as inner:
+        inner.setattr(Store, "_writer", name)
+        yield
+
+
+@pytest.mark.parametrize("ahead", range(1, 18, 2))
+def test_of_two_machines_with_the_same_result_one_tree_remains(
+    store: Store, weights: Path, monkeypatch: pytest.MonkeyPatch, ahead: int
+) -> None:
+    tree, other = make_tree(weights), Store()
+    left, interrupted = iter(range(ahead)), []
+
+    def interrupt(call: Callable[[], Any]) -> Any:
+        """After some calls of the first, the second does all of its own."""
+        if next(left, None) is None and not interrupted:
+            interrupted.append(True)
+            with elsewhere(monkeypatch, "second"), pytest.MonkeyPatch.context() as free:
+                free.setattr(Store, "_alone", lambda self: nullcontext())
+                interrupted.append(other.deliver(tree))
+        return call()
+
+    with elsewhere(monkeypatch, "first"), pytest.MonkeyPatch.context() as patch:
+        calls(patch, interrupt)
+        first = store.deliver(tree)
+    check_once(store.client, tree)
+    assert len(interrupted) == 2
+    assert first.runs == interrupted[1].runs
+    (version,) = store.client.search_model_versions("name = 'laq-test-random-1'")
+    assert version.version == champion(store.client).version
+    assert version.run_id in first.runs.values()
+
+
+def lone(packed: Packed, images: str = "a", most: float = 1e5) -> Tree:
+    """A tree of a run alone that has made one network, on these images, for this budget."""
+    key = digest([packed.params, packed.metrics, packed.classes, images, most])
+    made_from = [Input("images", digest(images)[:32], "data", "images")]
+    record = Record(key, "cell", inputs=made_from, networks=[packed])
+    return Tree("laq-test", [record], registry=Budget("laq-test", most))
+
+
+def arrivals(rng: random.Random, weights: Path) -> Iterator[Tree]:
+    """Networks of few scores and sizes, so that some are equal, for one subset."""
+    for _ in range(7):
+        score, size = rng.choice([70.0, 80.0, 90.0]), rng.choice([5e4, 9e4, 2e5])
+        yield lone(network(weights, score=score, size=size))
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_the_champion_is_the_best_within_the_budget_whatever_the_order(
+    store: Store, weights: Path, seed: int
+) -> None:
+    best: tuple[float, float] | None = None
+    versions = 0
+    for tree in arrivals(random.Random(seed), weights):  # noqa: S311
+        done = store.deliver(tree)
+        rank = tree.root.networks[0].metrics["top1_sub_percent"], -tree.root.networks[0].metrics["size_bytes"]
+        if rank[1] >= -1e5 and (best is None or rank > best):
+            best, versions = rank, versions + 1
+            assert champion(store.client).run_id == done.runs[tree.root.key]
+        found = store.client.search_model_versions("name = 'laq-test-random-1'")
+        assert len(found) == versions
+        if best:
+            tags = champion(store.client).tags
+            assert (float(tags["laq.top1_sub_percent"]), -float(tags["laq.size_bytes"])) == best
+
+
+def test_a_champion_is_for_these_classes_on_these_images_and_within_this_budget(
+    store: Store, weights: Path
+) -> None:
+    def winner(tree: Tree) -> bool:
+        done = store.deliver(tree)
+        return champion(store.client).run_id == done.runs[tree.root.key]
+
+    assert winner(lone(network(weights, score=90.0)))
+    assert not winner(lone(network(weights, score=80.0)))
+    assert winner(lone(network(weights, score=70.0), images="b"))
+    assert winner(lone(network(weights, score=60.0, classes={0: "arrow", 1: "circle"})))
+    assert winner(lone(network(weights, score=91.0)))
+    # A smaller budget: the largest fall out, for whoever asks by that.
+    assert winner(lone(network(weights, score=50.0, size=2e4), most=3e4))
+    assert len(store.client.search_model_versions("name = 'laq-test-random-1'")) == 5
+    description = champion(store.client).description
+    assert description == "cell (quantized), for: circle, square"
+
+
+def test_another_version_that_comes_meanwhile_gets_the_alias_if_it_is_better(
+    store: Store, weights: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, late = MlflowClient.set_registered_model_alias, [90.0]
+
+    def meanwhile(self: MlflowClient, *args: Any) -> None:
+        if late:
+            self.create_model_version(
+                args[0], "file:///elsewhere", tags={**champion_tags, "laq.top1_sub_percent": str(late.pop())}
+            )
+        real(self, *args)
+
+    store.deliver(lone(network(weights, score=70.0)))
+    champion_tags = champion(store.client).tags
+    monkeypatch.setattr(MlflowClient, "set_registered_model_alias", meanwhile)
+    store.deliver(lone(network(weights, score=80.0)))
+    assert champion(store.client).source == "file:///elsewhere"
+    assert champion(store.client).tags["laq.top1_sub_percent"] == "90.0"
+
+
+def test_a_model_folder_is_little_more_than_its_packed_network(store: Store, weights: Path) -> None:
+    store.deliver(lone(network(weights)))
+    (model,) = models_of(store.client)
+    folder = Path(model.artifact_location.removeprefix("file://"))
+    files = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*") if path.is_file()}
+    assert sum(path.stat().st_size for path in files.values()) - weights.stat().st_size < 10_000
+    assert not any(name.endswith((".pkl", ".pt", ".pth")) for name in files)
+    assert files["data/network/network.safetensors"].read_bytes() == weights.read_bytes()
+    required = files["requirements.txt"].read_text().split()
+    assert all("==" in line for line in required)
+    assert {"laq", "torch"} <= {line.partition("==")[0] for line in required}
+
+
+def png(pixels: torch.Tensor) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(pixels.permute(1, 2, 0).numpy()).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def test_a_loaded_model_is_the_measured_network_bit_for_bit(store: Store, weights: Path) -> None:
+    store.deliver(lone(network(weights)))
+    (logged,) = models_of(store.client)
+    model = mlflow.pyfunc.load_model(logged.artifact_location)
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randint(0, 256, (6, 3, 32, 32), generator=generator, dtype=torch.uint8)
+    data = ImageSet(images, torch.tensor([1, 3] * 3), ("a", "circle", "b", "square", "c"))
+    measured = load(weights, build(DESIGN))
+    assert isinstance(measured, Classifier)
+    logits = predict(measured, data)[:, sorted(CLASSES)]
+    for entries in (
+        [png(image) for image in images],
+        [base64.b64encode(png(image)).decode() for image in images],
+        [image.permute(1, 2, 0).tolist() for image in images],
+    ):
+        found = model.predict(pd.DataFrame({"image": entries}))
+        expected = logits.double().softmax(1)
+        each = torch.tensor([[row[name] for name in CLASSES.values()] for row in found["probabilities"]])
+        assert each.dtype == torch.float32 or torch.equal(each, expected)
+        assert [row["circle"] for row in found["probabilities"]] == expected[:, 0].tolist()
+        assert list(found["class"]) == [list(CLASSES.values())[at] for at in logits.argmax(1)]
+        right = [
+            name == data.class_names[label] for name, label in zip(found["class"], data.labels, strict=True)
+        ]
+        assert 100 * np.mean(right) == pytest.approx(evaluate(measured, data, list(CLASSES)).top1_sub)
+    assert model.metadata.signature is not None
+    assert list(model.input_example.columns) == ["image"]
+
+
+RUBBISH: list[Any] = [
+    "not a picture", b"rubbish", [[1, 2], [3, 4]], [[[300, 0, 0]]], [[["x"] * 3]], 7, None, [], [[[1, 2, 3], [4]]],
+    np.zeros((0, 0, 3)), [[[float("nan")] * 3]], png(torch.zeros(3, 8, 8, dtype=torch.uint8))[:40],
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("entry", RUBBISH, ids=range(len(RUBBISH)))
+def test_what_is_no_picture_is_told_in_a_line(entry: Any) -> None:
+    with pytest.raises(LaqError, match="^image: an entry must be a picture's bytes.*; found ") as caught:
+        read_picture(entry)
+    assert len(str(caught.value).splitlines()) == 1
+    assert len(str(caught.value)) < 200
+
+
+def test_pictures_of_other_sizes_are_scaled_and_none_at_all_is_told(weights: Path, tmp_path: Path) -> None:
+    write_model(tmp_path / "model", network(weights))
+    model = _load_pyfunc(str(tmp_path / "model"))
+    large = np.full((64, 48, 3), 200)
+    (row,) = model.predict(pd.DataFrame({"image": [large]})).to_dict("records")
+    assert row["class"] in CLASSES.values()
+    assert sum(row["probabilities"].values()) == pytest.approx(1)
+    assert row["probability"] == max(row["probabilities"].values())
+    with pytest.raises(LaqError, match="image: no picture"):
+        model.predict(pd.DataFrame({"image": []}))
+
+
+def test_what_waits_is_sent_once_and_what_cannot_be_sent_is_told(
+    store: Store, weights: Path, tmp_path: Path
+) -> None:
+    tree = make_tree(weights)
+    outbox = Outbox()
+    outbox.put(tree)
+    outbox.put(tree)
+    assert (outbox.send(store), outbox.send(store)) == (3, 0)
+    check_once(store.client, tree)
+    gone = tmp_path / "gone.safetensors"
+    outbox.put(make_tree(gone, "another"))
+    with pytest.raises(LaqError, match="gone.safetensors is gone"):
+        outbox.send(store)
+    (path,) = outbox.folder.glob("*.json")
+    path.write_text("{", encoding="utf-8")
+    with pytest.raises(LaqError, match="not a result that waits to be sent"):
+        outbox.send(store)
+    assert path.exists()
+
+
+def told(work: Callable[[], Any]) -> str:
+    """The one line that ``work`` ends with."""
+    with pytest.raises(LaqError) as caught:
+        work()
+    message = str(caught.value)
+    assert len(message.splitlines()) == 1
+    assert message.startswith("MLflow at ")
+    return message
+
+
+@pytest.mark.parametrize(
+    ("uri", "reason"),
+    [
+        ("gopher://somewhere", "gopher"),
+        ("some/folder", "filesystem"),
+        ("postgresql+nothing://localhost/db", "nothing"),
+        ("http://laq:s3cret@127.0.0.1:1", "127.0.0.1"),
+        ("postgresql+psycopg2://laq:s3cret@127.0.0.1:1/db", ""),
+        ("postgresql+psycopg2://127.0.0.1:1/db?user=laq&password=s3cret", ""),
+        ("postgresql+psycopg2://laq:s3cr@t@127.0.0.1/db", "%40"),
+        ("http://127.0.0.1:port", ""),
+        ("sqlite:////proc/nowhere/mlflow.db", "/proc/nowhere"),
+    ],
+)
+def test_a_wrong_address_is_told_in_a_line_without_its_password(
+    project: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], uri: str, reason: str
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    message = told(Store)
+    assert reason in message
+    assert "cret" not in message
+    assert "cr@t" not in message
+    assert capfd.readouterr().err == ""
+
+
+def test_a_store_that_another_process_holds_is_told(
+    store: Store, weights: Path, project: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    tree = make_tree(weights)
+    holder = sqlite3.connect(project / "mlflow.db", isolation_level=None)
+    holder.execute("BEGIN EXCLUSIVE")
+    assert "database is locked" in told(lambda: store.deliver(tree))
+    assert "Traceback" not in capfd.readouterr().err
+    holder.execute("ROLLBACK")
+    holder.close()
+    store.deliver(tree)
+    check_once(store.client, tree)
+
+
+def test_a_damaged_store_is_told_and_left_as_it_is(
+    project: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    path = project / "mlflow.db"
+    path.write_bytes(b"rubbish" * 1000)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    assert "file is not a database" in told(Store)
+    assert path.read_bytes() == b"rubbish" * 1000
+    assert capfd.readouterr().err == ""
+
+
+def test_a_store_that_was_left_half_made_is_made_anew(
+    project: Path, monkeypatch: pytest.MonkeyPatch, weights: Path
+) -> None:
+    for name in ("mlflow.db.new", "mlflow.db.new-journal"):
+        (project / name).write_bytes(b"half")
+    tree = lone(network(weights))
+    assert Store().deliver(tree).sent == 1
+    assert not list(project.glob("*.new*"))
+    with sqlite3.connect(project / "mlflow.db") as connection:
+        assert connection.execute("PRAGMA journal_mode").fetchone() == ("wal",)
+
+
+@contextmanager
+def small_disk(folder: Path, size: str) -> Iterator[None]:
+    """A disk of a few MiB at ``folder``."""
+    folder.mkdir()
+    done = subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", folder], check=False)
+    if done.returncode:
+        pytest.skip("mounting a small disk is not permitted")
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", "--lazy", folder], check=True)
+
+
+@pytest.mark.parametrize("free", [0, 100_000, 900_000])
+def test_a_full_disk_is_told_and_with_room_again_nothing_is_lost(
+    project: Path, weights: Path, monkeypatch: pytest.MonkeyPatch, free: int
+) -> None:
+    tree, disk = make_tree(weights, bits=range(2, 9)), project / "disk"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{disk / 'mlflow.db'}")
+    with small_disk(disk, "10m"):
+        if free:
+            Store()
+        room = os.statvfs(disk).f_bavail * os.statvfs(disk).f_frsize
+        (disk / "other").write_bytes(bytes(room - free))
+        message = told(lambda: Store().deliver(tree))
+        assert "full" in message or "No space left" in message
+        (disk / "other").unlink()
+        store = Store()
+        store.deliver(tree)
+        check_once(store.client, tree)
+        store.client._tracking_client.store.engine.dispose()
+
+
+def test_a_full_disk_in_a_stage_is_told_in_a_line_with_exit_code_2(project: Path) -> None:
+    with small_disk(project / "data", "256k"):
+        result = CliRunner().invoke(main, ["dataset"])
+    assert result.exit_code == 2
+    assert [line for line in result.stderr.splitlines() if line.startswith("laq: ")] == [
+        "laq: data/dataset: No space left on device"
+    ]
+    assert "Traceback" not in result.output
+
+
+def test_a_file_in_the_place_of_a_folder_is_told_by_its_name(project: Path) -> None:
+    (project / "data").write_text("", encoding="utf-8")
+    result = CliRunner().invoke(main, ["dataset"])
+    assert result.exit_code == 2
+    assert result.stderr.splitlines()[-1] in {"laq: data: File exists", "laq: data: Not a directory"}
+
+
+SUBSET = Subset("random-1", "random", (1, 2), ("a", "b"), 2.0, 1.0, 1.5, 1.5)
+
+
+@pytest.fixture
+def results(weights: Path, monkeypatch: pytest.MonkeyPatch) -> Results:
+    """The rows of a subset at bits that differ by layer."""
+    same = {"subset": "random-1", "dataset": "glyphs", "network": "resnet20", "seconds": 0.5}
+    scores = {"top1_sub_percent": 90.0, "top1_all_percent": 80.0, "drop_sub_points": 1.0, "size_bytes": 9e4}
+    row: dict[str, Any] = {"variant": "original", "method": "float", "bits": 32, "mean_bits": 32.0}
+    mixed = {"variant": "quantized", "method": "gpfq_l0", "bits": "auto:3", "mean_bits": 2.9}
+    rows = [
+        {**r, **same, **scores, "levels": None, "compression": 4.0, "cell": r["variant"]}
+        for r in (row, mixed)
+    ]
+    origin = Origin()
+    monkeypatch.setattr(
+        origin,
+        "__dict__",
+        {
+            "inputs": (Input("glyphs", "0", "data", "images"),),
+            "design": DESIGN.to_json(),
+            "examples": (),
+            "tags": {},
+        },
+    )
+    params = load_params(ROOT / "params.yaml")
+    return Results(params, "key", [SUBSET], rows, [], {"quantized": weights}, origin=origin)
+
+
+def test_the_lines_of_results_stand_below_each_other(results: Results) -> None:
+    lines = track.describe(results).splitlines()[1:]
+    assert lines[1].startswith("  quantized            gpfq_l0 auto:3 bits")
+    assert len({line.index("top-1") for line in lines}) == 1
+
+
+def test_a_run_has_the_bits_that_were_asked_for_and_those_that_were_spent(results: Results) -> None:
+    _, cell = subset_records(results)
+    assert cell.name == "random-1, gpfq_l0, auto:3 bits"
+    assert (cell.params["bits"], cell.params["levels"]) == ("auto:3", "")
+    assert cell.metrics["quantized/mean_bits"] == 2.9
+
+
+@pytest.mark.parametrize(("text", "bits"), [("4", 4), ("auto:3", "auto:3"), ("3 last:8", "3 last:8")])
+def test_the_command_takes_what_params_yaml_takes(
+    monkeypatch: pytest.MonkeyPatch, text: str, bits: int | str
+) -> None:
+    orders: list[track.Order] = []
+    monkeypatch.setattr(track, "quantize", lambda _, order: orders.append(order))
+    monkeypatch.setattr(track, "describe", lambda _: "the outcome")
+    monkeypatch.setattr(track, "send_waiting", lambda: "what was sent")
+    monkeypatch.setattr(track, "inputs_are_there", lambda: True)
+    monkeypatch.chdir(ROOT)
+    result = CliRunner().invoke(main, ["quantize", "--bits", text])
+    assert (result.exit_code, result.output) == (0, "the outcome\nwhat was sent\n")
+    assert [order.bits for order in orders] == [bits]

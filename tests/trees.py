@@ -1,0 +1,104 @@
+"""Trees of runs like a study's, of one small network; as a program: deliver those that were saved."""
+
+import base64
+import io
+import sys
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+
+from laq.errors import LaqError
+from laq.files import digest
+from laq.network import Design, build
+from laq.quantization import Recipe, quantize, save
+from laq.track.record import Budget, Input, Packed, Record, Tree
+from laq.track.store import Store
+
+DESIGN = Design("resnet20", 5, 32, (0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
+CLASSES = {1: "circle", 3: "square"}
+LAYERS = 22
+
+
+@cache
+def packed_network(folder: Path, bits: int = 3) -> Path:
+    """A ResNet-20 with random weights, rounded and packed."""
+    path = folder / f"{bits}bit.safetensors"
+    images = torch.randint(0, 256, (4, 3, 32, 32), dtype=torch.uint8)
+    save(path, quantize(build(DESIGN, seed=1), images, Recipe(bits=bits, method="rtn")))
+    return path
+
+
+@cache
+def example() -> str:
+    """A picture as a server takes it."""
+    buffer = io.BytesIO()
+    Image.new("RGB", (32, 32), (200, 30, 30)).save(buffer, "PNG")
+    return base64.b64encode(buffer.getvalue()).decode()
+
+
+def network(weights: Path, name: str = "quantized", **changes: Any) -> Packed:
+    """The model-to-be of a run; ``changes`` are to ``subset``, ``score``, ``size`` and ``classes``."""
+    return Packed(
+        name=name,
+        weights=weights,
+        design=DESIGN.to_json(),
+        classes=changes.get("classes", CLASSES),
+        examples=[example()] * 2,
+        params={"subset": changes.get("subset", "random-1"), "bits": "3", "method": "gpfq"},
+        metrics={
+            "top1_sub_percent": changes.get("score", 80.0),
+            "size_bytes": changes.get("size", 9e4),
+        },
+    )
+
+
+def make_tree(
+    weights: Path, key: str = "result", subsets: int = 1, bits: Sequence[int] = (3,), score: float = 70
+) -> Tree:
+    """A study's runs: the root, subsets, and a cell with two networks for each bit-width."""
+    root = Record(digest(key), key, params={"seed": "0"}, metrics={"top1": 70.0}, note="# A study")
+    records = [root]
+    for number in range(1, subsets + 1):
+        name = f"random-{number}"
+        above = Record(digest([key, name]), name, root.key, documents={"subset.json": {"name": name}})
+        records += [above, *(_cell(weights, above, b, score) for b in bits)]
+    return Tree("laq-test", records, registry=Budget("laq-test", 1e5))
+
+
+def _cell(weights: Path, above: Record, bits: int, score: float) -> Record:
+    names = ("quantized", "finetuned_quantized")
+    return Record(
+        key=digest([above.key, bits]),
+        name=f"{above.name}, {bits} bits",
+        parent=above.key,
+        params={"bits": str(bits), "subset": above.name, **{f"setting_{i}": str(i) for i in range(15)}},
+        metrics={f"{name}/measure_{i}": float(i) for name in names for i in range(12)},
+        series={f"{name}/layers/{of}": [0.5] * LAYERS for name in names for of in ("bits", "error", "zeros")},
+        tags={"laq.level": "cell", **{f"laq.tag_{i}": str(i) for i in range(8)}},
+        inputs=[Input(of, digest(of)[:32], f"data/{of}", of) for of in ("images", "network", "subsets")],
+        documents={
+            "layers.json": {name: [{"layer": i, "bits": bits} for i in range(LAYERS)] for name in names}
+        },
+        networks=[network(weights, name, subset=above.name, score=score + bits) for name in names],
+        note="| method | bits |\n" * 20,
+    )
+
+
+def main(paths: Sequence[str]) -> int:
+    """Deliver saved trees one after another, as the command line does."""
+    try:
+        for path in paths:
+            done = Store().deliver(Tree.load(Path(path)))
+            sys.stdout.write(f"sent {done.sent}\n")
+    except LaqError as error:
+        sys.stderr.write(f"laq: {error}\n")
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
