@@ -2,6 +2,7 @@
 
 import base64
 import io
+import os
 import sys
 from collections.abc import Sequence
 from functools import cache
@@ -88,17 +89,27 @@ def _cell(weights: Path, above: Record, bits: int, score: float) -> Record:
     )
 
 
-def main(paths: Sequence[str]) -> int:
-    """Deliver saved trees one after another, as the command line does."""
+def deliver(path: str) -> int:
+    """Deliver a saved tree, as the command line does."""
     try:
-        for path in paths:
-            done = Store().deliver(Tree.load(Path(path)))
-            sys.stdout.write(f"sent {done.sent}\n")
+        sent = Store().deliver(Tree.load(Path(path))).sent
     except LaqError as error:
         sys.stderr.write(f"laq: {error}\n")
         return 2
+    sys.stdout.write(f"sent {sent}\n")
+    sys.stdout.flush()
     return 0
 
 
+def at_once(paths: Sequence[str]) -> int:
+    """Deliver each by a process of its own, begun when all modules are there; returns the worst end."""
+    children = []
+    for path in paths:
+        children.append(os.fork())
+        if not children[-1]:
+            os._exit(deliver(path))
+    return max(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children)
+
+
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(at_once(sys.argv[1:]) if sys.argv[2:] else deliver(sys.argv[1]))

@@ -505,9 +505,9 @@ def _reach(uri: str) -> None:
 
 def _make_database(path: Path) -> None:
     """Make a new sqlite store under another name first: one that was left half made is never usable."""
-    new = path.with_name(f"{path.name}.new")
-    for left in path.parent.glob(f"{new.name}*"):
+    for left in path.parent.glob(f"{path.name}.new*"):
         left.unlink()
+    new = path.with_name(f"{path.name}.new-{uuid.uuid4().hex[:8]}")  # MLflow keeps connections by name
     made = SqlAlchemyStore(f"{_SQLITE}{new}", (path.parent / "mlruns").as_uri())  # type: ignore[no-untyped-call]
     made.engine.dispose()
     with closing(sqlite3.connect(new)) as connection:
