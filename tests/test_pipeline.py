@@ -94,7 +94,7 @@ def test_a_model_of_the_study_is_the_measured_network_bit_for_bit(
     models = [client.get_logged_model(output.model_id) for output in cell.outputs.model_outputs]
     assert {model.name for model in models} == {"quantized", "finetuned_quantized"}
     monkeypatch.chdir(clone)
-    subset = next(s for s in read_json(Path("data/subsets.json"))["subsets"] if s["name"] == "random-1")
+    subset = next(s for s in read_json(Path("data/subsets.json")) if s["name"] == "random-1")
     images = read_images(Path("data/dataset"), "test").select(subset["classes"])
     pixels = [image.permute(1, 2, 0).numpy() for image in images.images]
     columns = sorted(subset["classes"])
@@ -172,7 +172,7 @@ def test_mlflow_run_logs_a_run_with_the_quantized_networks_below(own: Path) -> N
 def test_mlflow_run_needs_no_flag(own: Path) -> None:
     run(own, "mlflow", "run", ".", "-e", "quantize", "-P", "bits=8")
     runs = runs_in(own, "Default")
-    (parent,) = [r for r in runs if r.data.params["bits"] == "8" and r.data.params["subset"] == "all"]
+    (parent,) = [r for r in runs if r.data.params.get("bits") == "8" and r.data.params.get("subset") == "all"]
     children = [r for r in runs if r.data.tags.get("mlflow.parentRunId") == parent.info.run_id]
     assert parent.data.tags["laq.level"] == "quantize"
     assert {r.data.params["subset"] for r in children} == {"similar-1", "dissimilar-1", "random-1"}
@@ -202,6 +202,12 @@ def test_publishing_brings_the_provenance_and_deletes_nothing_else(own: Path) ->
     assert found["dirty"] is False
     assert found["inputs"]["dataset_md5"] == read_json(own / "data/dataset/manifest.json")["md5"]
     assert (own / "laq/cli.py").exists()
+
+
+def test_an_unknown_subset_is_told_with_those_that_are_known(clone: Path) -> None:
+    output = run(clone, "laq", "quantize", "--subset", "mine", code=2)
+    assert "laq: subset 'mine' is unknown; known: similar-1, dissimilar-1, random-1, all" in output
+    assert "Traceback" not in output
 
 
 def test_an_unreachable_store_is_told_in_a_line_and_loses_nothing(own: Path) -> None:
@@ -239,7 +245,6 @@ def test_an_experiment_changes_a_key_and_is_shown(own: Path) -> None:
         (["network"], "data/dataset/train: not found; run `dvc repro`"),
         (["report"], "data/study/measurements.csv: not found; run `dvc repro`"),
         (["report", "--publish", "out"], "data/study/inputs.json: not found"),
-        (["quantize", "--subset", "mine"], "data/dataset/manifest.json: not found"),
         (["quantize", "--bits", "1"], "found '1'; must be 2 to 24, or a text such as auto:3"),
     ],
 )

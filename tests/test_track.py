@@ -414,6 +414,15 @@ def test_a_wrong_address_is_told_in_a_line_without_its_password(
     assert capfd.readouterr().err == ""
 
 
+def test_a_wrong_setting_of_mlflow_is_told_in_a_line(
+    project: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "long")
+    with pytest.raises(LaqError, match="^MLFLOW_HTTP_REQUEST_TIMEOUT: found 'long'; must be a whole number$"):
+        Store()
+    assert capfd.readouterr().err == ""
+
+
 def test_a_store_that_another_process_holds_is_told(
     store: Store, weights: Path, project: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -477,6 +486,7 @@ def test_a_full_disk_is_told_and_with_room_again_nothing_is_lost(
         (disk / "other").write_bytes(bytes(room - free))
         message = told(lambda: Store().deliver(tree))
         assert "full" in message or "No space left" in message
+        assert not list(disk.glob("*.new*"))
         (disk / "other").unlink()
         store = Store()
         store.deliver(tree)

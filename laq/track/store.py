@@ -70,6 +70,7 @@ _ROOT: Final = "laq.root"  # the id of the run that a tree begins with
 _WRITER: Final = "laq.writer"
 _SQLITE: Final = "sqlite:///"
 _DATABASES: Final = ("sqlite", "postgresql", "mysql", "mssql")
+_SETTING_UP: Final = 7_561_077  # PostgreSQL knows locks by numbers
 _RUNS_AT_ONCE: Final = 100  # named in one search
 _THREADS: Final = 4  # a server answers several requests at a time
 _DATA: Final = "network"  # the folder of a model's own files
@@ -80,7 +81,6 @@ _PATIENCE: Final = {
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "30",
     "PGCONNECT_TIMEOUT": "10",
-    "PGOPTIONS": "-c lock_timeout=20s -c statement_timeout=60s",
 }
 # MLflow writes a line or a whole traceback of its own for what is told in one line here.
 _TALKATIVE: Final = {
@@ -133,8 +133,7 @@ class Store:
             raise LaqError(
                 f"MLflow at {self}: more than one @ in MLFLOW_TRACKING_URI; write %40 for one in a password"
             )
-        with telling(str(self)), self._alone():
-            _reach(self.uri)
+        with telling(str(self)), self._alone(), _reached(self.uri):
             self.client = MlflowClient(self.uri, os.environ.get("MLFLOW_REGISTRY_URI") or self.uri)
             self.client.search_experiments(max_results=1)
 
@@ -487,44 +486,59 @@ def _frame(examples: tuple[str, ...]) -> tuple[Model, dict[str, bytes]]:
 def _settle() -> None:
     """Make MLflow patient but not for ever, and keep it from talking."""
     for name, value in _PATIENCE.items():
-        os.environ.setdefault(name, value)
+        if not os.environ.setdefault(name, value).isdigit():
+            raise LaqError(f"{name}: found {os.environ[name]!r}; must be a whole number")
     os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")  # a request more for every run
     for name, level in _TALKATIVE.items():
         logging.getLogger(name).setLevel(level)
 
 
-def _reach(uri: str) -> None:
-    """Connect to a database once: MLflow itself tries ten times, for minutes and with many words."""
+@contextmanager
+def _reached(uri: str) -> Iterator[None]:
+    """Connect to a database first: MLflow itself tries ten times, for minutes and with many words."""
     if not uri.startswith(_DATABASES):
+        yield
         return
     if uri.startswith(_SQLITE) and not _database_file(uri).exists():
         _make_database(_database_file(uri))
     engine = sqlalchemy.create_engine(uri)
-    sqlalchemy.inspect(engine).get_table_names()
+    with engine.connect() as connection:
+        sqlalchemy.inspect(connection).get_table_names()
+        if engine.dialect.name == "postgresql":
+            # Two machines that set up a new database at once are in each other's way.
+            connection.execute(sqlalchemy.select(sqlalchemy.func.pg_advisory_lock(_SETTING_UP)))
+        yield
     engine.dispose()
 
 
 def _make_database(path: Path) -> None:
     """Make a new sqlite store under another name first: one that was left half made is never usable."""
-    for left in path.parent.glob(f"{path.name}.new*"):
-        left.unlink()
     new = path.with_name(f"{path.name}.new-{uuid.uuid4().hex[:8]}")  # MLflow keeps connections by name
-    made = SqlAlchemyStore(f"{_SQLITE}{new}", (path.parent / "mlruns").as_uri())  # type: ignore[no-untyped-call]
-    made.engine.dispose()
-    with closing(sqlite3.connect(new)) as connection:
-        # Otherwise readers and writers stop each other, and a commit waits for the disk thrice.
-        connection.execute("PRAGMA journal_mode=WAL")
-    new.rename(path)
+    try:
+        made = SqlAlchemyStore(f"{_SQLITE}{new}", (path.parent / "mlruns").as_uri())  # type: ignore[no-untyped-call]
+        made.engine.dispose()
+        with closing(sqlite3.connect(new)) as connection:
+            # Otherwise readers and writers stop each other, and a commit waits for the disk thrice.
+            connection.execute("PRAGMA journal_mode=WAL")
+        new.rename(path)
+    finally:
+        for left in path.parent.glob(f"{path.name}.new*"):
+            left.unlink()
 
 
 @event.listens_for(Engine, "connect")
-def _hasten(connection: Any, _: Any) -> None:
-    """Wait for the disk less: should the power fail, the last runs are missing, and sent again."""
+def _tune(connection: Any, _: Any) -> None:
+    """Settle how long a database may take."""
     if isinstance(connection, sqlite3.Connection):
         with closing(connection.execute("PRAGMA journal_mode")) as mode:
             wal = mode.fetchone() == ("wal",)
         if wal:
+            # Waits for the disk less: should the power fail, the last runs are missing, and sent again.
             connection.execute("PRAGMA synchronous=NORMAL").close()
+    elif type(connection).__module__.startswith("psycopg") and "PGOPTIONS" not in os.environ:
+        with closing(connection.cursor()) as cursor:
+            cursor.execute("SET statement_timeout = '60s'; SET lock_timeout = '20s'")
+        connection.commit()
 
 
 def _database_file(uri: str) -> Path:
