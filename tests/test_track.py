@@ -94,7 +94,7 @@ def test_a_tree_becomes_runs_below_each_other_with_their_numbers_and_models(
     listed = {file.path for file in store.client.list_artifacts(run.info.run_id)}
     assert listed == {"layers.json"}
     model = next(m for m in models_of(store.client) if m.source_run_id == run.info.run_id)
-    assert {metric.key for metric in model.metrics or ()} == {"top1_sub_percent", "size_bytes"}
+    assert {metric.key for metric in model.metrics or ()} == {"model/top1_sub_percent", "model/size_bytes"}
 
 
 def test_the_same_tree_twice_is_one_and_what_is_missing_is_sent(store: Store, weights: Path) -> None:

@@ -435,7 +435,9 @@ def _metrics(run: Run, record: Record, models: dict[str, str]) -> Iterator[Metri
     for later, packed in enumerate(record.networks):
         # Two networks of the same size would be the same metric twice, which takes MLflow long to find out.
         place = {"model_id": models[packed.name], "run_id": run.info.run_id}
-        yield from (Metric(k, float(v), now + later, 0, **place) for k, v in packed.metrics.items())
+        yield from (
+            Metric(f"model/{k}", float(v), now + later, 0, **place) for k, v in packed.metrics.items()
+        )
 
 
 def _slices(values: Sequence[Any], size: int) -> Iterator[Sequence[Any]]:
