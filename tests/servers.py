@@ -6,6 +6,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -80,29 +81,26 @@ def silent_server() -> Iterator[int]:
 
 
 @contextmanager
-def postgresql(folder: Path) -> Iterator[str]:
+def postgresql() -> Iterator[str]:
     """The address of a new, empty PostgreSQL with the user `laq`, password `s3cret`."""
     assert POSTGRESQL is not None
-    folder.mkdir()
-    (folder / "password").write_text("s3cret", encoding="utf-8")
+    # The server refuses to run as root, and others may not look into pytest's folders.
     user: Mapping[str, str] = {"user": "postgres"} if os.getuid() == 0 else {}
-    if user:  # the server refuses to run as root
-        for parent in (folder, *folder.parents):
-            if parent.stat().st_uid == 0 and parent.parent != parent:
-                parent.chmod(parent.stat().st_mode | 0o011)
-        shutil.chown(folder, "postgres")
-        shutil.chown(folder / "password", "postgres")
-    port, data = free_port(), folder / "data"
-    new = ["-U", "laq", "--pwfile", str(folder / "password"), "--auth=scram-sha-256", "--no-sync"]
-    subprocess.run(
-        [POSTGRESQL / "initdb", "-D", data, *new], check=True, cwd=folder, stdout=subprocess.DEVNULL, **user
-    )
-    control = [POSTGRESQL / "pg_ctl", "-D", data, "-l", folder / "postgresql.log", "-w"]
-    settings = f"-p {port} -c listen_addresses=127.0.0.1 -c unix_socket_directories= -c fsync=off"
-    subprocess.run(
-        [*control, "start", "-o", settings], check=True, cwd=folder, stdout=subprocess.DEVNULL, **user
-    )
-    try:
-        yield f"postgresql+psycopg2://laq:s3cret@127.0.0.1:{port}/postgres"
-    finally:
-        subprocess.run([*control, "stop", "-m", "immediate"], check=True, stdout=subprocess.DEVNULL, **user)
+    with tempfile.TemporaryDirectory(prefix="laq-postgresql-") as place:
+        folder, port = Path(place), free_port()
+        (folder / "password").write_text("s3cret", encoding="utf-8")
+        for path in (folder, folder / "password") if user else ():
+            shutil.chown(path, "postgres")
+        new = ["-U", "laq", "--pwfile", folder / "password", "--auth=scram-sha-256", "--no-sync"]
+        control = [POSTGRESQL / "pg_ctl", "-D", folder / "data", "-l", folder / "postgresql.log", "-w"]
+        settings = f"-p {port} -c listen_addresses=127.0.0.1 -c unix_socket_directories= -c fsync=off"
+        for command in (
+            [POSTGRESQL / "initdb", "-D", folder / "data", *new],
+            [*control, "start", "-o", settings],
+        ):
+            subprocess.run(command, check=True, cwd=folder, stdout=subprocess.DEVNULL, **user)
+        try:
+            yield f"postgresql+psycopg2://laq:s3cret@127.0.0.1:{port}/postgres"
+        finally:
+            stop = [*control, "stop", "-m", "immediate"]
+            subprocess.run(stop, check=True, cwd=folder, stdout=subprocess.DEVNULL, **user)

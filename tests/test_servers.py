@@ -85,7 +85,7 @@ def test_eight_processes_at_once_on_a_new_store_lose_and_double_nothing(
 def test_machines_at_once_on_a_new_postgresql_lose_and_double_nothing(tmp_path: Path, weights: Path) -> None:
     tree = make_tree(weights, subsets=2)
     path = saved(tree, tmp_path)
-    with postgresql(tmp_path / "pg") as store, ExitStack() as stack:
+    with postgresql() as store, ExitStack() as stack:
         # Each has a folder of its own for locks, as machines do.
         for name in "ab":
             (tmp_path / name).mkdir()
@@ -101,8 +101,8 @@ def test_machines_at_once_on_a_new_postgresql_lose_and_double_nothing(tmp_path: 
 
 
 @contextmanager
-def backend(kind: str, folder: Path) -> Iterator[str]:
-    with postgresql(folder / "pg") if kind == "postgresql" else nullcontext("") as store:
+def backend(kind: str) -> Iterator[str]:
+    with postgresql() if kind == "postgresql" else nullcontext("") as store:
         yield store
 
 
@@ -120,7 +120,7 @@ def test_a_server_killed_in_the_middle_is_told_and_catches_up_when_it_is_back(
 ) -> None:
     tree, port = make_tree(weights, subsets=3, bits=(2, 3, 4)), free_port()
     path, store = saved(tree, tmp_path), f"http://127.0.0.1:{port}"
-    with backend(kind, tmp_path) as database:
+    with backend(kind) as database:
         with (
             mlflow_server(tmp_path, port, database) as server,
             delivering(tmp_path, store, path) as process,

@@ -66,7 +66,10 @@ from laq.track.registry import crown, unless_gone, withdraw
 # `mlflow run` names its run here; starting and ending a run deletes the variable.
 OWN_RUN: Final = os.environ.get("MLFLOW_RUN_ID", "")
 _KEY: Final = "laq.key"
-_ROOT: Final = "laq.root"  # the id of the run that a tree begins with
+_ROOT: Final = "laq.root"  # the key of the result that a run is part of
+_TREE: Final = (
+    "laq.tree"  # the id of the run that its tree begins with: a result may be there twice for a while
+)
 _WRITER: Final = "laq.writer"
 _SQLITE: Final = "sqlite:///"
 _DATABASES: Final = ("sqlite", "postgresql", "mysql", "mssql")
@@ -291,7 +294,7 @@ class _Sender:
     def _below(self, root: Run) -> dict[str, Run]:
         """A tree's runs by key; if a request was carried out twice, the second run is deleted."""
         found = {self.tree.root.key: root}
-        for run in sorted(self._search(f"tags.`{_ROOT}` = '{root.info.run_id}'"), key=_age):
+        for run in sorted(self._search(f"tags.`{_TREE}` = '{root.info.run_id}'"), key=_age):
             if found.setdefault(run.data.tags[_KEY], run) is not run:
                 self._delete(run)
         return found
@@ -319,7 +322,7 @@ class _Sender:
 
         Runs that are deleted already may have got models since.
         """
-        below = self._search(f"tags.`{_ROOT}` = '{root.info.run_id}'", ViewType.ALL)
+        below = self._search(f"tags.`{_TREE}` = '{root.info.run_id}'", ViewType.ALL)
         for run in [*below, root]:
             self._delete(run)
 
@@ -339,10 +342,10 @@ class _Sender:
 
     def _create(self, record: Record, runs: Mapping[str, Run]) -> Run:
         """An empty run under its parent."""
-        tags = _tags(record)
+        tags = {**_tags(record), _ROOT: self.tree.root.key}
         if record.parent:
             tags[MLFLOW_PARENT_RUN_ID] = runs[record.parent].info.run_id
-            tags[_ROOT] = runs[self.tree.root.key].info.run_id
+            tags[_TREE] = runs[self.tree.root.key].info.run_id
         else:
             tags[_WRITER] = self.writer
         run = self.client.create_run(self.experiment, tags=tags)
