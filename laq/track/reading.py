@@ -80,7 +80,7 @@ class Archive:
         Raises:
             LaqError: the store has none of the study's cells.
         """
-        asked = f"tags.`laq.root` = '{study.run}' and tags.`laq.level` = 'cell'"
+        asked = f"tags.`laq.tree` = '{study.run}' and tags.`laq.level` = 'cell'"
         with telling(str(self.store)):
             rows = [row for run in self._runs(asked) for row in _rows(run.data.params, run.data.metrics)]
         if not rows:
