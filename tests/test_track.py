@@ -97,6 +97,16 @@ def test_a_tree_becomes_runs_below_each_other_with_their_numbers_and_models(
     assert {metric.key for metric in model.metrics or ()} == {"model/top1_sub_percent", "model/size_bytes"}
 
 
+def test_in_a_list_of_the_newest_runs_parents_come_before_their_children(store: Store, weights: Path) -> None:
+    tree = make_tree(weights, subsets=2, bits=(3, 8))
+    done = store.deliver(tree)
+    experiment = store.client.get_run(done.runs[tree.root.key]).info.experiment_id
+    listed = store.client.search_runs([experiment], order_by=["attributes.start_time DESC"])
+    places = {run.data.tags["laq.key"]: place for place, run in enumerate(listed)}
+    assert places[tree.root.key] == 0
+    assert all(places[record.parent] < places[record.key] for record in tree.records[1:])
+
+
 def test_the_same_tree_twice_is_one_and_what_is_missing_is_sent(store: Store, weights: Path) -> None:
     tree = make_tree(weights, subsets=2, bits=(3,))
     first = store.deliver(tree)

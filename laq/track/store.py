@@ -342,13 +342,16 @@ class _Sender:
 
     def _create(self, record: Record, runs: Mapping[str, Run]) -> Run:
         """An empty run under its parent."""
-        tags = {**_tags(record), _ROOT: self.tree.root.key}
+        tags, began = {**_tags(record), _ROOT: self.tree.root.key}, None
         if record.parent:
-            tags[MLFLOW_PARENT_RUN_ID] = runs[record.parent].info.run_id
+            parent = runs[record.parent].info
+            tags[MLFLOW_PARENT_RUN_ID] = parent.run_id
             tags[_TREE] = runs[self.tree.root.key].info.run_id
+            # MLflow lists the newest runs first, page by page: a parent comes before its children.
+            began = parent.start_time - 1
         else:
             tags[_WRITER] = self.writer
-        run = self.client.create_run(self.experiment, tags=tags)
+        run = self.client.create_run(self.experiment, began, tags)
         self.new.add(run.info.run_id)
         return run
 
