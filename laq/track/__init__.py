@@ -30,7 +30,7 @@ from laq.track.records import (
     tags,
 )
 from laq.track.results import Results, row_dicts
-from laq.track.store import OWN_RUN, Store
+from laq.track.store import OWN_RUN, Store, telling
 
 __all__ = ["Order", "describe", "inputs_are_there", "quantize", "run", "send_waiting"]
 
@@ -54,10 +54,11 @@ def run(params: Params) -> str:
 
 def _lead_on(store: Store, name: str, study: str) -> None:
     """Lead from the run that `mlflow run` started to the study's."""
-    experiment_id = store.client.get_run(study).info.experiment_id
-    store.client.set_tag(OWN_RUN, "laq.study_run", study)
-    place = f"#/experiments/{experiment_id}/runs/{study}"
-    store.client.set_tag(OWN_RUN, "mlflow.note.content", f"Ran the pipeline; its study is [{name}]({place}).")
+    with telling(str(store)):
+        experiment_id = store.client.get_run(study).info.experiment_id
+        note = f"Ran the pipeline; its study is [{name}](#/experiments/{experiment_id}/runs/{study})."
+        store.client.set_tag(OWN_RUN, "laq.study_run", study)
+        store.client.set_tag(OWN_RUN, "mlflow.note.content", note)
 
 
 def send_waiting() -> str:

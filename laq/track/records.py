@@ -1,6 +1,7 @@
 """Results as the tree of runs that they make: the root, its subsets, and their cells (method x bits)."""
 
 import getpass
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final
 
@@ -62,8 +63,15 @@ def tags(results: Results) -> dict[str, str]:
         "mlflow.source.name": "laq",
         "mlflow.source.type": "LOCAL",
         "mlflow.source.git.commit": origin.tags.get("laq.commit", ""),
-        "mlflow.user": getpass.getuser(),
+        "mlflow.user": _user(),
     }
+
+
+def _user() -> str:
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # a container may run as a number that has no name
+        return str(os.getuid())
 
 
 def subset_records(results: Results) -> Iterator[Record]:
