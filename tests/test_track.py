@@ -22,6 +22,7 @@ from mlflow.entities import LoggedModel, LoggedModelStatus, Run
 from mlflow.entities.model_registry import ModelVersion
 from PIL import Image
 
+from laq import network as network_room
 from laq import track
 from laq.cli import main
 from laq.dataset import ImageSet
@@ -481,6 +482,22 @@ def small_disk(folder: Path, size: str) -> Iterator[None]:
         yield
     finally:
         subprocess.run(["umount", "--lazy", folder], check=True)
+
+
+def test_weights_that_do_not_fit_on_the_disk_are_told_in_a_line(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    large = {"weight": torch.zeros(2**20)}
+    with small_disk(project / "disk", "1m"):
+        target = project / "disk" / "network.safetensors"
+        monkeypatch.setattr(network_room, "run", lambda _: network_room.save_tensors(target, large))
+        result = CliRunner().invoke(main, ["network"])
+        left = list((project / "disk").iterdir())
+    assert result.exit_code == 2
+    assert result.stderr.startswith("laq: weights cannot be written: ")
+    assert "No space left on device" in result.stderr
+    assert len(result.stderr.splitlines()) == 1
+    assert left == []
 
 
 @pytest.mark.parametrize("free", [0, 100_000, 900_000])
