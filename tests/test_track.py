@@ -20,6 +20,7 @@ from click.testing import CliRunner
 from mlflow import MlflowClient
 from mlflow.entities import LoggedModel, LoggedModelStatus, Run
 from mlflow.entities.model_registry import ModelVersion
+from mlflow.exceptions import MlflowException
 from PIL import Image
 
 from laq import network as network_room
@@ -106,6 +107,25 @@ def test_in_a_list_of_the_newest_runs_parents_come_before_their_children(store: 
     places = {run.data.tags["laq.key"]: place for place, run in enumerate(listed)}
     assert places[tree.root.key] == 0
     assert all(places[record.parent] < places[record.key] for record in tree.records[1:])
+
+
+@pytest.mark.parametrize(("reason", "sent"), [("UniqueViolation: dataset_pk", True), ("no space", False)])
+def test_data_that_two_tell_of_at_once_are_told_again(
+    store: Store, weights: Path, monkeypatch: pytest.MonkeyPatch, reason: str, *, sent: bool
+) -> None:
+    tree, calls, log_inputs = make_tree(weights), [], store.client.log_inputs
+
+    def first_time_too_late(*args: Any) -> None:
+        calls.append(args)
+        if len(calls) == 1:
+            raise MlflowException(reason)
+        log_inputs(*args)
+
+    monkeypatch.setattr(store.client, "log_inputs", first_time_too_late)
+    with nullcontext() if sent else pytest.raises(LaqError, match=reason):
+        assert store.deliver(tree).sent == len(tree.records)
+    told = [record for record in tree.records if record.inputs]
+    assert len(calls) == (1 + len(told) if sent else 1)
 
 
 def test_the_same_tree_twice_is_one_and_what_is_missing_is_sent(store: Store, weights: Path) -> None:

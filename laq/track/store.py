@@ -76,6 +76,8 @@ _DATABASES: Final = ("sqlite", "postgresql", "mysql", "mssql")
 _SETTING_UP: Final = 7_561_077  # PostgreSQL knows locks by numbers
 _RUNS_AT_ONCE: Final = 100  # named in one search
 _THREADS: Final = 4  # a server answers several requests at a time
+_ATTEMPTS: Final = 5
+_TWICE: Final = ("IntegrityError", "UniqueViolation")  # what databases say of a second one
 _DATA: Final = "network"  # the folder of a model's own files
 # How MLflow tells that a run or a model has been deleted.
 _GONE: Final = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE", "INVALID_STATE")
@@ -362,8 +364,7 @@ class _Sender:
         """
         run_id = run.info.run_id
         models = self._log_models(run, record)
-        if record.inputs:
-            self.client.log_inputs(run_id, [_input(data) for data in record.inputs])
+        self._log_inputs(run_id, [_input(data) for data in record.inputs])
         params = [Param(name, value) for name, value in record.params.items() if name not in run.data.params]
         tags = [RunTag(k, v) for k, v in _tags(record).items() if run.data.tags.get(k) != v]
         self.client.log_batch(run_id, list(_metrics(run, record, models)), params, tags)
@@ -384,6 +385,16 @@ class _Sender:
     def _upload(self, place: str, folder: str) -> None:
         """Send a folder's files; MLflow's client would first ask where the place is."""
         get_artifact_repository(place, tracking_uri=self.client.tracking_uri).log_artifacts(folder)  # type: ignore[no-untyped-call]
+
+    def _log_inputs(self, run_id: str, inputs: list[DatasetInput]) -> None:
+        """Tell of a run's data. New data that two tell of at once MLflow takes from one of them alone."""
+        for attempts_left in reversed(range(_ATTEMPTS if inputs else 0)):
+            try:
+                self.client.log_inputs(run_id, inputs)
+                return
+            except MlflowException as error:
+                if not attempts_left or not any(word in str(error) for word in _TWICE):
+                    raise
 
     def _log_models(self, run: Run, record: Record) -> dict[str, str]:
         """The ids of the run's models by name, each logged unless it is there whole."""
