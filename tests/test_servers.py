@@ -158,7 +158,7 @@ def test_a_killed_process_goes_on_where_it_was_and_nothing_is_there_twice(
     tmp_path: Path, weights: Path
 ) -> None:
     tree, store = (
-        make_tree(weights, subsets=8, bits=(2, 3, 4, 5, 6, 7, 8)),
+        make_tree(weights, subsets=6, bits=(2, 3, 4, 5, 6, 7, 8)),
         f"sqlite:///{tmp_path / 'mlflow.db'}",
     )
     path = saved(tree, tmp_path)
@@ -173,7 +173,7 @@ def test_a_killed_process_goes_on_where_it_was_and_nothing_is_there_twice(
     with delivering(tmp_path, store, path) as process:
         assert ended(process)[0] == 0
     check_once(MlflowClient(store), tree)
-    assert len(MlflowClient(store).search_model_versions()) == 8
+    assert len(MlflowClient(store).search_model_versions()) == 6
 
 
 def test_a_model_is_served_and_answers_pixels_base64_and_rubbish(tmp_path: Path, weights: Path) -> None:
