@@ -189,10 +189,10 @@ def compare(first: str | None, second: str | None) -> None:
 @click.argument("stage", required=False)
 def pipeline(stage: str | None) -> None:
     """Run `dvc repro`, up to STAGE if one is named; the whole of it ends with what `track` does."""
-    from laq import track as room
-
     _repro(stage)
     if stage is None:
+        from laq import track as room
+
         # DVC may have restored results whose runs this store has never seen.
         click.echo(room.run(load_params()))
 

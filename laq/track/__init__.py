@@ -20,14 +20,13 @@ from laq.subsets import read_subsets
 from laq.track.notes import root_note
 from laq.track.ordering import Order, describe, quantize
 from laq.track.outbox import Outbox
-from laq.track.record import Budget, Record, Tree
+from laq.track.record import Record, Tree
 from laq.track.records import (
     check_study,
-    experiment_name,
     flat,
     settings_of,
-    subset_records,
     tags,
+    tree_of,
 )
 from laq.track.results import Results, row_dicts
 from laq.track.store import OWN_RUN, Store, telling
@@ -79,8 +78,7 @@ def study_tree(params: Params) -> Tree:
     rows = row_dicts(table)
     weights = {row["cell"]: weights_file(STUDY, row["cell"]) for row in rows if row["method"] != "float"}
     results = Results(params, study_key(params), read_subsets(), rows, row_dicts(layers), weights, REPORT)
-    budget = Budget(f"laq-{params.name}", params.track.champion_bytes)
-    return Tree(experiment_name(params), [_root(results), *subset_records(results)], registry=budget)
+    return tree_of(results, _root(results))
 
 
 def study_key(params: Params) -> str:

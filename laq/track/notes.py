@@ -9,6 +9,7 @@ from laq.params import Track
 from laq.report.statistics import BASE_OF
 from laq.report.text import METHOD_NAMES, accuracies, findings, line
 from laq.subsets import Subset
+from laq.track.record import rank
 from laq.track.results import Results, Row
 
 LONGEST: Final = 8000  # of what MLflow keeps
@@ -18,7 +19,7 @@ _MOST_SUBSETS: Final = 24
 def best(rows: Iterable[Row], most_bytes: float) -> Row | None:
     """The quantized network, small enough, of the highest restricted top-1; among equals the smallest."""
     fitting = [row for row in rows if row["method"] != "float" and row["size_bytes"] <= most_bytes]
-    return max(fitting, key=lambda row: (row["top1_sub_percent"], -row["size_bytes"]), default=None)
+    return max(fitting, key=rank, default=None)
 
 
 def root_note(results: Results, summary: pd.DataFrame, title: str) -> str:

@@ -16,13 +16,12 @@ from laq.study import Bench, layer_rows, measurement_row, plan, read_seconds
 from laq.subsets import Subset, read_subsets
 from laq.track.notes import root_note
 from laq.track.outbox import Outbox
-from laq.track.record import Budget, Record, Tree
+from laq.track.record import Record
 from laq.track.records import (
     check_dataset,
-    experiment_name,
     settings_of,
-    subset_records,
     tags,
+    tree_of,
 )
 from laq.track.results import Results, Row, row_dicts
 from laq.track.store import OWN_RUN
@@ -50,7 +49,7 @@ def quantize(params: Params, order: Order) -> Results:
     methods = tuple(dict.fromkeys(("rtn", order.method)))
     study = params.study.model_copy(update={"bits": (order.bits,), "methods": methods})
     results = _measure(params.model_copy(update={"study": study}), subsets)
-    Outbox().put(_tree(results, order))
+    Outbox().put(tree_of(results, _root(results, order), OWN_RUN))
     return results
 
 
@@ -82,7 +81,7 @@ def _chosen(name: str) -> list[Subset]:
 def _measure(params: Params, subsets: Sequence[Subset]) -> Results:
     """Every cell of the order, kept as soon as it is done."""
     bench = Bench(params.study)
-    cells = [cell for subset in subsets for cell in plan([subset], params.study)]
+    cells = plan(subsets, params.study)
     done = {cell: bench.measure(cell) for cell in progress(cells, "quantize", unit="cell")}
     table = pd.DataFrame(
         {**measurement_row(cell, folder), "seconds": read_seconds(folder)} for cell, folder in done.items()
@@ -92,13 +91,6 @@ def _measure(params: Params, subsets: Sequence[Subset]) -> Results:
     layers = [row for cell, folder in done.items() for row in layer_rows(cell, folder)]
     weights = {cell.name: folder / WEIGHTS for cell, folder in done.items() if cell.recipe}
     return Results(params, digest([OWN_RUN, settings_of(params), rows]), subsets, rows, layers, weights)
-
-
-def _tree(results: Results, order: Order) -> Tree:
-    params = results.params
-    budget = Budget(f"laq-{params.name}", params.track.champion_bytes)
-    records = [_root(results, order), *subset_records(results)]
-    return Tree(experiment_name(params), records, OWN_RUN, budget)
 
 
 def _root(results: Results, order: Order) -> Record:

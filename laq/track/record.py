@@ -42,6 +42,11 @@ class Packed:
     metrics: Mapping[str, float]
 
 
+def rank(measured: Mapping[str, Any]) -> tuple[float, float]:
+    """What makes a network better than another: its restricted top-1, then how small it is."""
+    return measured["top1_sub_percent"], -measured["size_bytes"]
+
+
 @dataclass(frozen=True)
 class Record:
     """A run to be.

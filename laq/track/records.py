@@ -18,7 +18,7 @@ from laq.study import FOLDER as STUDY
 from laq.study import INPUTS
 from laq.subsets import Subset
 from laq.track.notes import cell_note, subset_note
-from laq.track.record import Packed, Record
+from laq.track.record import Budget, Packed, Record, Tree
 from laq.track.results import Results, Row
 
 # What a cell's run shows of each of its variants.
@@ -65,6 +65,13 @@ def tags(results: Results) -> dict[str, str]:
         "mlflow.source.git.commit": origin.tags.get("laq.commit", ""),
         "mlflow.user": _user(),
     }
+
+
+def tree_of(results: Results, root: Record, own_run: str = "") -> Tree:
+    """All runs of what was measured below ``root``; the best networks bear the experiment's name."""
+    name = experiment_name(results.params)
+    budget = Budget(name, results.params.track.champion_bytes)
+    return Tree(name, [root, *subset_records(results)], own_run, budget)
 
 
 def _user() -> str:

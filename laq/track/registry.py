@@ -11,7 +11,7 @@ from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 
 from laq.files import digest
-from laq.track.record import Budget, Packed, Record, Tree
+from laq.track.record import Budget, Packed, Record, Tree, rank
 
 CHAMPION: Final = "champion"
 _SCORE: Final = "laq.top1_sub_percent"
@@ -30,7 +30,7 @@ class _Candidate:
     @property
     def rank(self) -> tuple[float, float]:
         """The higher, the better."""
-        return self.packed.metrics["top1_sub_percent"], -self.packed.metrics["size_bytes"]
+        return rank(self.packed.metrics)
 
 
 def crown(client: MlflowClient, tree: Tree, runs: Mapping[str, Run]) -> list[str]:
