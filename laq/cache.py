@@ -15,12 +15,17 @@ from laq.files import digest, folder_digest, md5, project_root, replacing_folder
 _PACKAGE = Path(__file__).parent
 
 
+def place_of(kind: str, inputs: dict[str, Any]) -> Path:
+    """The folder where a result lies, or will once it is made."""
+    return project_root() / ".laq" / kind / digest(inputs)
+
+
 def cached(kind: str, inputs: dict[str, Any], fill: Callable[[Path], None]) -> Path:
     """The folder that ``fill`` filled for these ``inputs``, now or in an earlier run.
 
     ``inputs`` must name everything the result depends on (``code_digest`` for the code).
     """
-    folder = project_root() / ".laq" / kind / digest(inputs)
+    folder = place_of(kind, inputs)
     if not folder.exists():
         with replacing_folder(folder) as partial:
             fill(partial)

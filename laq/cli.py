@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -97,20 +98,42 @@ def subsets() -> None:
     room.run(load_params().subsets)
 
 
+def _workers(command: Callable[..., None]) -> Callable[..., None]:
+    """The options that say who does the work."""
+    jobs = click.option(
+        "--jobs",
+        type=click.IntRange(min=1),
+        envvar="LAQ_JOBS",
+        help="Processes on this machine.  [default: one per core; env: LAQ_JOBS]",
+    )
+    scheduler = click.option(
+        "--scheduler",
+        metavar="ADDRESS",
+        default="",
+        envvar="LAQ_SCHEDULER",
+        help="A Dask scheduler, tcp://HOST:PORT, whose workers do it instead.  [env: LAQ_SCHEDULER]",
+    )
+    return jobs(scheduler(command))
+
+
 @main.command()
-def finetune() -> None:
+@_workers
+def finetune(jobs: int | None, scheduler: str) -> None:
     """Fine-tune the network for each subset."""
     from laq import finetune as room
+    from laq.parallel import workers
 
-    room.run(load_params().finetune)
+    room.run(load_params().finetune, workers(jobs, scheduler))
 
 
 @main.command()
-def study() -> None:
+@_workers
+def study(jobs: int | None, scheduler: str) -> None:
     """Quantize for every subset, bit-width and method, and measure."""
     from laq import study as room
+    from laq.parallel import workers
 
-    room.run(load_params().study)
+    room.run(load_params().study, workers(jobs, scheduler))
 
 
 @main.command()

@@ -1,27 +1,47 @@
 """Stage ``finetune``: for each subset, the network trained further on its classes alone."""
 
 import shutil
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 from laq.cache import cached, code_digest
 from laq.dataset import FOLDER as DATASET
-from laq.dataset import ImageSet, read_images, read_manifest
+from laq.dataset import read_images, read_manifest
+from laq.errors import LaqError
 from laq.files import md5, replacing_folder
 from laq.network import FOLDER as NETWORK
 from laq.network import WEIGHTS, fit, load_network, read_design, save_tensors
+from laq.parallel import Workers, run_all
 from laq.params import Training
+from laq.progress import progress
 from laq.subsets import Subset, read_subsets
 
 FOLDER = Path("data/finetune")
 
 
-def run(params: Training) -> None:
-    """Write the weights of each subset's network, ``<subset>.safetensors``."""
-    images, subsets = read_images(DATASET, "train"), read_subsets()
+def run(params: Training, workers: Workers = Workers()) -> None:  # noqa: B008 (frozen)
+    """Write the weights of each subset's network, ``<subset>.safetensors``.
+
+    Raises:
+        LaqError: training failed for some; the others are kept.
+    """
+    made = finetune(read_subsets(), params, workers)
     with replacing_folder(FOLDER) as folder:
-        for place, subset in enumerate(subsets, 1):
-            title = f"finetune {place}/{len(subsets)} {subset.name}"
-            shutil.copyfile(_finetuned(subset, images, params, title), weights_of(folder, subset))
+        for subset, weights in made.items():
+            shutil.copyfile(weights, weights_of(folder, subset))
+
+
+def finetune(subsets: Sequence[Subset], params: Training, workers: Workers) -> dict[Subset, Path]:
+    """Fine-tune for each subset what is not yet; returns where the weights lie."""
+    made: dict[Subset, Path] = {}
+    with progress(None, "finetune", total=len(subsets), unit="subset") as bar:
+        for done in run_all(partial(_finetuned, params), subsets, workers):
+            if done.result is None:
+                raise LaqError(f"finetune {done.item.name}: {done.failure}")
+            made[done.item] = done.result
+            bar.update()
+    return {subset: made[subset] for subset in subsets}
 
 
 def weights_of(folder: Path, subset: Subset) -> Path:
@@ -29,12 +49,12 @@ def weights_of(folder: Path, subset: Subset) -> Path:
     return folder / f"{subset.name}.safetensors"
 
 
-def _finetuned(subset: Subset, images: ImageSet, params: Training, title: str) -> Path:
+def _finetuned(params: Training, subset: Subset) -> Path:
     """The fine-tuned weights, from an earlier run if nothing they depend on has changed."""
 
     def fill(folder: Path) -> None:
         network = load_network()
-        fit(network, images.select(subset.classes), params, title)
+        fit(network, read_images(DATASET, "train").select(subset.classes), params)
         save_tensors(folder / WEIGHTS, network.state_dict())
 
     inputs = {

@@ -13,7 +13,7 @@ import re
 from collections.abc import Iterator
 from math import inf
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, get_args
+from typing import Annotated, Any, Literal, Self, TypeVar, get_args
 
 import yaml
 from pydantic import (
@@ -44,6 +44,8 @@ BITS_TEXT = (
     r"(?: +first:(?P<first>\d+))?(?: +last:(?P<last>\d+))?"
 )
 _LONGEST_NAME = 60
+Base = Literal["original", "finetuned"]
+Calibration = Literal["subset", "all"]
 METHODS: tuple[Method, ...] = get_args(Method)
 RADIUS_RULES: tuple[RadiusRule, ...] = get_args(RadiusRule)
 
@@ -90,6 +92,11 @@ def _different(values: tuple[Any, ...]) -> tuple[Any, ...]:
     if len(set(values)) < len(values):
         raise ValueError(f"each may stand but once, found {list(values)}")
     return values
+
+
+_T = TypeVar("_T")
+Bits = Annotated[int | str, BeforeValidator(check_bits)]
+Several = Annotated[tuple[_T, ...], Field(min_length=1), AfterValidator(_different)]
 
 
 class Section(BaseModel):
@@ -196,27 +203,43 @@ class Band(Section):
 
 
 class Subsets(Section):
-    """Which classes to keep: so many subsets of each kind."""
+    """Which classes to keep: so many subsets of each kind and size."""
 
-    size: Annotated[int, Field(ge=2)]
+    sizes: Several[Annotated[int, Field(ge=2)]]
     similar: Count
     dissimilar: Count
     random: Count
+    even: Count = 0
     bands: tuple[Band, ...] = ()
     given: tuple[tuple[str | int, ...], ...] = ()
     log: str | None = None
     seed: Seed
 
 
-class Study(Section):
+class Design(Section):
+    """Cells: every combination of these. Methods that need no images leave out calibrations and seeds."""
+
+    bits: Several[Bits]
+    methods: Several[Method]
+    bases: Several[Base]
+    calibrations: Several[Calibration]
+    seeds: Several[Seed]
+
+
+class Further(Section):
+    """Cells beside those of the design; what is left out is as there."""
+
+    bits: Several[Bits] | None = None
+    methods: Several[Method] | None = None
+    bases: Several[Base] | None = None
+    calibrations: Several[Calibration] | None = None
+    seeds: Several[Seed] | None = None
+
+
+class Study(Design):
     """What to quantize how, for each subset."""
 
-    bits: Annotated[
-        tuple[Annotated[int | str, BeforeValidator(check_bits)], ...],
-        Field(min_length=1),
-        AfterValidator(_different),
-    ]
-    methods: Annotated[tuple[Method, ...], Field(min_length=1), AfterValidator(_different)]
+    also: tuple[Further, ...] = ()
     alphabet: AlphabetKind
     granularity: Granularity
     radius: Annotated[float | RadiusRule, BeforeValidator(_word_or_positive)]
@@ -224,12 +247,18 @@ class Study(Section):
     threshold: Annotated[float, Field(ge=0)]
     fuse: bool
     bias_correction: bool
-    calibration: Literal["subset", "all"]
     calibration_images: Positive
     retain_rate: Annotated[float, Field(gt=0, le=1)]
     batch_size: Positive
     ignore: tuple[str, ...]
-    seed: Seed
+    keep_networks: bool
+
+    @property
+    def designs(self) -> tuple[Design, ...]:
+        """The study's own design, then the further ones."""
+        own = {name: getattr(self, name) for name in Design.model_fields}
+        further = ({**own, **more.model_dump(exclude_none=True)} for more in self.also)
+        return tuple(Design.model_construct(**fields) for fields in (own, *further))
 
 
 class Report(Section):
@@ -255,7 +284,7 @@ class Quantize(Section):
     """What the command ``quantize`` does unless it is told otherwise."""
 
     subset: str
-    bits: Annotated[int | str, BeforeValidator(check_bits)]
+    bits: Bits
     method: Method
 
 

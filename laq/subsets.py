@@ -9,6 +9,7 @@ from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.stats import qmc
 
 from laq.divergence import FOLDER as DIVERGENCE
 from laq.errors import LaqError
@@ -17,7 +18,7 @@ from laq.params import Band, Subsets
 
 FILE = Path("data/subsets.json")
 Matrix = NDArray[np.float64]
-Kind = Literal["similar", "dissimilar"]
+Extreme = Literal["similar", "dissimilar"]
 
 
 @dataclass(frozen=True)
@@ -56,43 +57,58 @@ def choose_subsets(matrix: Matrix, names: Sequence[str], params: Subsets) -> lis
         LaqError: a subset is larger than the classes there are, a class is unknown, a band is out of
             reach, or none is asked for.
     """
-    if params.size > len(names):
-        raise LaqError(f"subsets.size: {params.size} classes wanted, there are {len(names)}")
+    if (size := max(params.sizes)) > len(names):
+        raise LaqError(f"subsets.sizes: {size} classes wanted, there are {len(names)}")
     chosen = [
-        describe(matrix, names, f"{kind}-{number}", classes)
-        for kind, group in _groups(matrix, names, params)
+        describe(matrix, names, f"{title}-{number}", kind, classes)
+        for title, kind, group in _groups(matrix, names, params)
         for number, classes in enumerate(group, 1)
     ]
     if not chosen:
-        raise LaqError("subsets: none asked for; give a count of similar, dissimilar or random above 0")
+        raise LaqError("subsets: none asked for; give a count of similar, dissimilar, random or even above 0")
     return chosen
 
 
-def _groups(matrix: Matrix, names: Sequence[str], params: Subsets) -> Iterator[tuple[str, list[list[int]]]]:
-    """The kinds of subsets, each with the classes of all its subsets."""
-    streams = [np.random.default_rng(s) for s in np.random.SeedSequence(params.seed).spawn(4)]
-    kinds: tuple[tuple[Kind, int], ...] = (("similar", params.similar), ("dissimilar", params.dissimilar))
-    for (kind, count), rng in zip(kinds, streams, strict=False):
-        yield kind, _greedy_subsets(matrix, params.size, kind, count, rng)
-    sizes = (len(names), params.size)
-    yield "random", [sorted(streams[2].choice(*sizes, replace=False).tolist()) for _ in range(params.random)]
-    yield "band", [c for band in params.bands for c in in_band(matrix, params.size, band, streams[3])]
-    yield "given", [[_class_number(names, entry) for entry in entries] for entries in params.given]
-    yield "log", [] if params.log is None else read_log(project_root() / params.log, names)
+Group = tuple[str, str, list[list[int]]]
+
+
+def _groups(matrix: Matrix, names: Sequence[str], params: Subsets) -> Iterator[Group]:
+    """What the subsets of a group are called, their kind, and the classes of each.
+
+    A group of more subsets begins with those of one of fewer: a small study is part of a large one.
+    """
+    streams = np.random.SeedSequence(params.seed).spawn(len(params.sizes))
+    for size, stream in zip(params.sizes, streams, strict=True):
+        of_size = str(size) if len(params.sizes) > 1 else ""
+        for kind, group in _groups_of(matrix, size, params, stream):
+            yield f"{kind}{of_size}", kind, group
+    yield "given", "given", [[_class_number(names, entry) for entry in entries] for entries in params.given]
+    yield "log", "log", [] if params.log is None else read_log(project_root() / params.log, names)
+
+
+def _groups_of(
+    matrix: Matrix, size: int, params: Subsets, stream: np.random.SeedSequence
+) -> Iterator[tuple[str, list[list[int]]]]:
+    """All kinds of subsets of one size, each from a random stream of its own."""
+    rngs = [np.random.default_rng(s) for s in stream.spawn(5)]
+    yield "similar", _greedy_subsets(matrix, size, "similar", params.similar, rngs[0])
+    yield "dissimilar", _greedy_subsets(matrix, size, "dissimilar", params.dissimilar, rngs[1])
+    draws = (rngs[2].choice(len(matrix), size, replace=False).tolist() for _ in range(params.random))
+    yield "random", [sorted(classes) for classes in draws]
+    yield "even", _even_subsets(matrix, size, params.even, rngs[4])
+    yield "band", [c for band in params.bands for c in in_band(matrix, size, band, rngs[3])]
 
 
 def _greedy_subsets(
-    matrix: Matrix, size: int, kind: Kind, count: int, rng: np.random.Generator
+    matrix: Matrix, size: int, kind: Extreme, count: int, rng: np.random.Generator
 ) -> list[list[int]]:
     """``count`` different subsets from random starts; those that lead to a known one are passed over."""
     if count > len(matrix):
         raise LaqError(
             f"subsets.{kind}: {count} wanted, each from a class of its own, there are {len(matrix)}"
         )
-    first = rng.choice(len(matrix), count, replace=False).tolist()
-    others = [start for start in rng.permutation(len(matrix)).tolist() if start not in first]
     found: dict[frozenset[int], list[int]] = {}
-    for start in first + others:
+    for start in rng.permutation(len(matrix)).tolist():
         if len(found) == count:
             break
         classes = greedy(matrix, start, size, kind)
@@ -102,7 +118,7 @@ def _greedy_subsets(
     return list(found.values())
 
 
-def greedy(matrix: Matrix, start: int, size: int, kind: Kind) -> list[int]:
+def greedy(matrix: Matrix, start: int, size: int, kind: Extreme) -> list[int]:
     """From ``start``, add the class with the smallest (largest) mean divergence to those chosen."""
     sign = 1 if kind == "similar" else -1
     chosen = [start]
@@ -111,6 +127,41 @@ def greedy(matrix: Matrix, start: int, size: int, kind: Kind) -> list[int]:
         cost[chosen] = np.inf
         chosen.append(int(cost.argmin()))
     return chosen
+
+
+def _even_subsets(matrix: Matrix, size: int, count: int, rng: np.random.Generator) -> list[list[int]]:
+    """Subsets whose mean divergences lie evenly, on a logarithmic axis, between the least and the largest.
+
+    In the order of van der Corput's sequence: any number of first ones fills the axis evenly.
+    """
+    if count == 0:
+        return []
+    starts = range(len(matrix))
+    ends = [
+        np.log([_mean_pair(matrix, greedy(matrix, start, size, kind)) for start in starts])
+        for kind in ("similar", "dissimilar")
+    ]
+    low, high = ends[0].min(), ends[1].max()
+    places = qmc.Halton(1, scramble=False).random(count + 1)[1:, 0]
+    targets = np.exp(low + (high - low) * places)
+    return [nearest_to(matrix, int(rng.integers(len(matrix))), size, target) for target in targets]
+
+
+def nearest_to(matrix: Matrix, start: int, size: int, target: float) -> list[int]:
+    """From ``start``, add the class that brings the mean pairwise divergence nearest to ``target``."""
+    chosen, total = [start], 0.0
+    while len(chosen) < size:
+        sums = total + matrix[:, chosen].sum(1)
+        pairs = len(chosen) * (len(chosen) + 1) / 2
+        far = np.abs(np.log(np.maximum(sums / pairs, np.finfo(float).tiny)) - np.log(target))
+        far[chosen] = np.inf
+        total = float(sums[far.argmin()])
+        chosen.append(int(far.argmin()))
+    return chosen
+
+
+def _mean_pair(matrix: Matrix, classes: Sequence[int]) -> float:
+    return float(matrix[np.ix_(classes, classes)][np.triu_indices(len(classes), 1)].mean())
 
 
 def in_band(matrix: Matrix, size: int, band: Band, rng: np.random.Generator) -> list[list[int]]:
@@ -144,7 +195,7 @@ def _band_walk(matrix: Matrix, start: int, size: int, band: Band, rng: np.random
     return chosen
 
 
-def describe(matrix: Matrix, names: Sequence[str], name: str, classes: Sequence[int]) -> Subset:
+def describe(matrix: Matrix, names: Sequence[str], name: str, kind: str, classes: Sequence[int]) -> Subset:
     """The subset ``classes`` with the statistics of its pairs' divergences.
 
     Raises:
@@ -155,7 +206,7 @@ def describe(matrix: Matrix, names: Sequence[str], name: str, classes: Sequence[
     pairs = matrix[np.ix_(classes, classes)][np.triu_indices(len(classes), 1)]
     return Subset(
         name=name,
-        kind=name.rpartition("-")[0],
+        kind=kind,
         classes=tuple(classes),
         class_names=tuple(names[c] for c in classes),
         max_divergence=float(pairs.max()),

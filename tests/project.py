@@ -4,6 +4,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from tests.conftest import ROOT, tiny_params, write_params
 
 BINARIES = Path(sys.executable).parent
 SUBSETS, BITS = 3, 2  # of the tiny study
+STARTS_WITHIN = 60  # seconds, after which a process that should have answered has not
 
 
 def environment() -> dict[str, str]:
@@ -53,3 +55,25 @@ def clone(tmp_path_factory: pytest.TempPathFactory) -> Path:
     first = run(folder, "dvc", "repro")
     assert stages_run(first) == list(yaml.safe_load((folder / "dvc.yaml").read_text())["stages"])
     return folder
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A Dask scheduler and two workers, each a process of its own; yields the scheduler's address."""
+    folder = tmp_path_factory.mktemp("cluster")
+    contact = folder / "scheduler.json"
+    options = {"cwd": folder, "env": environment() | {"PYTHONPATH": str(ROOT)}, "stderr": subprocess.DEVNULL}
+    common = ["--no-dashboard", "--scheduler-file", str(contact)]
+    programs = [[str(BINARIES / "dask"), "scheduler", "--port", "0", *common]]
+    programs += [[str(BINARIES / "dask"), "worker", "--nthreads", "1", "--no-nanny", *common]] * 2
+    processes = [subprocess.Popen(program, **options) for program in programs]
+    try:
+        from distributed import Client
+
+        with Client(scheduler_file=str(contact), timeout=STARTS_WITHIN) as client:
+            client.wait_for_workers(2, timeout=STARTS_WITHIN)
+            yield client.scheduler.address
+    finally:
+        for process in processes:
+            process.kill()
+            process.wait()

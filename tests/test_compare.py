@@ -21,11 +21,13 @@ from laq.track.store import Store
 from tests.conftest import tiny_params, write_params
 
 FLOAT = {"original": 90.0, "finetuned": 92.0}
+FREE = ("float", "rtn")  # of calibration images
 
 
 def row(classes: str, bits: str, top1: float, method: str = "gpfq", variant: str = "quantized") -> list[Any]:
     spent = 2.9 if bits == "auto:3" else float(bits)
-    return [f"random-{classes}", classes, variant, method, bits, spent, top1, 1024 * spent]
+    drawn = ["none", ""] if method in FREE else ["subset", "0"]
+    return [f"random-{classes}", classes, variant, method, bits, *drawn, spent, top1, 1024 * spent]
 
 
 def rows(*cells: list[Any]) -> pd.DataFrame:
@@ -60,10 +62,27 @@ def test_one_pair_has_a_difference_and_no_deviation() -> None:
 
 
 def test_the_same_classes_twice_make_two_pairs() -> None:
-    twice = rows(row("a, b", "3", 80.0), row("a, b", "3", 82.0))
+    twice = rows(row("a, b", "3", 80.0), row("a, b", "3", 82.0)).assign(subset=["random-1", "given-1"])
     table = match(twice, twice.assign(top1_sub_percent=[81.0, 84.0]))
     assert table.difference_points.tolist() == [1.0, 2.0]
     assert match(twice, twice[:1]).found.tolist() == ["both", "first"]
+
+
+def test_seeds_count_as_one_cell_of_their_mean() -> None:
+    drawn = rows(row("a, b", "3", 80.0), row("a, b", "3", 82.0)).assign(seed=["0", "1"])
+    (found,) = paired(match(drawn, rows(row("a, b", "3", 84.0)))).to_dict("records")
+    assert (found["n"], found["mean_first"], found["difference_mean"]) == (1, 81.0, 3.0)
+
+
+def test_calibrations_tell_cells_apart_where_a_study_has_several() -> None:
+    subset = rows(row("a, b", "3", 80.0))
+    everything = subset.assign(calibration="all", top1_sub_percent=77.0)
+    assert paired(match(subset, everything)).difference_mean.tolist() == [-3.0]
+    both = pd.concat([subset, everything])
+    table = match(both, everything)
+    assert paired(table).difference_mean.tolist() == [0.0]
+    assert "GPFQ, images of all classes | 3 | 1 | 77.00 | 77.00" in markdown(PAIR, table)
+    assert len(alone(table)) == 1
 
 
 def test_cells_without_a_partner_are_counted_by_what_the_other_lacks() -> None:
@@ -166,7 +185,14 @@ def cell(root: str, classes: str, bits: str, top1: float) -> Record:
         key=f"{root}-{classes}-{bits}",
         name=f"{classes}, {bits} bits",
         parent=root,
-        params={"subset": "random-1", "classes": classes, "method": "gpfq", "bits": bits},
+        params={
+            "subset": "random-1",
+            "classes": classes,
+            "method": "gpfq",
+            "bits": bits,
+            "calibration": "subset",
+            "calibration_seed": "0",
+        },
         metrics=metrics | spent,
         tags={"laq.level": "cell"},
     )

@@ -74,7 +74,7 @@ def test_the_study_is_tracked_as_runs_of_subsets_and_below_them_of_cells(clone: 
     table = pd.read_csv(clone / "data/study/measurements.csv").set_index("cell")
     cell = cell_of(clone, "gpfq")
     for variant in ("quantized", "finetuned_quantized"):
-        expected = table.loc[f"random-1.{variant}.gpfq-3bit", "top1_sub_percent"]
+        expected = table.loc[f"random-1.{variant}.gpfq-3bit.subset-0", "top1_sub_percent"]
         assert cell.data.metrics[f"{variant}/top1_sub_percent"] == pytest.approx(expected)
     folder = Path(cell.info.artifact_uri.removeprefix("file://"))
     assert {row["bits"] for row in read_json(folder / "layers.json")["quantized"]} == {3}
@@ -99,7 +99,7 @@ def test_a_model_of_the_study_is_the_measured_network_bit_for_bit(
     pixels = [image.permute(1, 2, 0).numpy() for image in images.images]
     columns = sorted(subset["classes"])
     for model in models:
-        weights = Path(f"data/study/networks/random-1.{model.name}.gpfq-3bit/network.safetensors")
+        weights = Path(f"data/study/networks/random-1.{model.name}.gpfq-3bit.subset-0/network.safetensors")
         measured = load(weights, build(read_design()))
         assert isinstance(measured, Classifier)
         expected = predict(measured, images)[:, columns].double().softmax(1)
@@ -163,7 +163,7 @@ def test_mlflow_run_logs_a_run_with_the_quantized_networks_below(own: Path) -> N
     assert (logged.data.params["bits"], logged.data.params["subset"]) == ("3", "random-1")
     table = pd.read_csv(own / "data/study/measurements.csv").set_index("cell")
     for variant in ("quantized", "finetuned_quantized"):
-        expected = table.loc[f"random-1.{variant}.gpfq-3bit", "top1_sub_percent"]
+        expected = table.loc[f"random-1.{variant}.gpfq-3bit.subset-0", "top1_sub_percent"]
         assert cell.data.metrics[f"{variant}/top1_sub_percent"] == pytest.approx(expected)
     assert len(cell.outputs.model_outputs) == 2
 
@@ -226,7 +226,7 @@ def test_changing_only_the_bits_reruns_only_study_and_report(own: Path) -> None:
     spent = table[(table.bits == "auto:4") & (table.method == "gpfq")].mean_bits
     assert spent.between(3.5, 4).all()
     layers = pd.read_csv(own / "data/study/layers.csv")
-    spread = layers[layers.cell == "random-1.quantized.gpfq-auto_4"].bits
+    spread = layers[layers.cell == "random-1.quantized.gpfq-auto_4.subset-0"].bits
     assert spread.min() < spread.max()
     assert "| original | gpfq | auto:4 |  |" in (own / "data/report/report.md").read_text()
 

@@ -1,23 +1,29 @@
 """A study: every cell planned once, with a name, a recipe and its bits, and a table of what came out."""
 
+import shutil
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import pytest
+from torch import Tensor, nn
 
 from laq import dataset, finetune, network, subsets
 from laq import study as room
 from laq.errors import LaqError
 from laq.files import write_json
-from laq.params import Params, Study, load_params
-from laq.quantization import choose_bits
+from laq.parallel import Workers
+from laq.params import Further, Params, Study, load_params
+from laq.quantization import QuantizedNetwork, Recipe, choose_bits, quantize_each
 from laq.study import plan, read_measurements
+from laq.study.jobs import jobs_of
 from laq.subsets import Subset
 from tests.conftest import ROOT, tiny_params, write_params
 
 SUBSET = Subset("random-1", "random", (1, 2), ("a", "b"), 2.0, 1.0, 1.5, 1.5)
+OTHER = Subset("random-2", "random", (7, 50), ("c", "d"), 2.0, 1.0, 1.5, 1.5)
 
 
 def study(**changes: Any) -> Study:
@@ -29,11 +35,45 @@ def test_a_plan_has_both_networks_as_they_are_and_by_bits_and_method() -> None:
     assert [cell.name for cell in cells][:5] == [
         "random-1.original.float",
         "random-1.quantized.rtn-3bit",
-        "random-1.quantized.qronos-3bit",
-        "random-1.quantized.rtn-auto_2.5",
-        "random-1.quantized.qronos-auto_2.5",
+        "random-1.quantized.qronos-3bit.subset-0",
+        "random-1.quantized.rtn-auto_2.5.subset-0",
+        "random-1.quantized.qronos-auto_2.5.subset-0",
     ]
     assert len({cell.name for cell in cells}) == len(cells) == 10
+
+
+def test_methods_that_learn_from_images_are_planned_for_each_calibration_and_seed() -> None:
+    many = study(bits=(3,), calibrations=("subset", "all"), seeds=(0, 7))
+    cells = {cell.name.removeprefix("random-1."): cell for cell in plan([SUBSET], many)}
+    calibrated = [f"gpfq-3bit.{images}-{seed}" for images in ("subset", "all") for seed in (0, 7)]
+    assert list(cells)[:6] == ["original.float", *(f"quantized.{c}" for c in ["rtn-3bit", *calibrated])]
+    assert [cells[f"quantized.{c}"].seed for c in calibrated] == [0, 7, 0, 7]
+    # Unless rounding learns too.
+    learning = [cell.name for cell in plan([SUBSET], many.model_copy(update={"radius": "error"}))]
+    assert "random-1.quantized.rtn-3bit.all-7" in learning
+
+
+def test_further_designs_add_cells_and_repeat_none() -> None:
+    also = (Further(seeds=(0, 1), bases=("original",)), Further(bits=("auto:3",), methods=("gpfq",)))
+    few, many = plan([SUBSET], study(bits=(3,))), plan([SUBSET], study(bits=(3,), also=also))
+    assert {cell.name for cell in many} - {cell.name for cell in few} == {
+        "random-1.quantized.gpfq-3bit.subset-1",
+        "random-1.quantized.gpfq-auto_3.subset-0",
+        "random-1.finetuned_quantized.gpfq-auto_3.subset-0",
+    }
+    assert len({cell.name for cell in many}) == len(many) == len(few) + 3
+
+
+def test_networks_that_are_for_no_subset_are_made_once_for_all() -> None:
+    cells = plan([SUBSET, OTHER], study(bits=(2, 3), calibrations=("subset", "all"), seeds=(0, 1)))
+    jobs = jobs_of(cells)
+    assert sorted(cell.name for job in jobs for cell in job.cells) == sorted(cell.name for cell in cells)
+    shared = [job for job in jobs if job.is_shared]
+    # As it is, rounded, and calibrated on all classes with two seeds; each bit-width for both subsets.
+    assert [len(job.networks) for job in shared] == [1, 2, 2, 2]
+    assert all(len(cells) == 2 for job in shared for cells in job.networks.values())
+    # Per subset: two seeds of the original; the fine-tuned as it is, rounded, and 2 calibrations x 2 seeds.
+    assert len(jobs) - len(shared) == 2 * (2 + 1 + 1 + 4)
 
 
 def test_recipes_are_what_the_parameters_say() -> None:
@@ -75,8 +115,7 @@ def ready_for_a_study(folder: Path) -> Params:
     read = load_params()
     dataset.run(read.dataset)
     network.run(read.network)
-    other = Subset("random-2", "random", (7, 50), ("c", "d"), 2.0, 1.0, 1.5, 1.5)
-    write_json(subsets.FILE, [asdict(SUBSET), asdict(other)])
+    write_json(subsets.FILE, [asdict(SUBSET), asdict(OTHER)])
     finetune.run(read.finetune)
     return read
 
@@ -90,23 +129,79 @@ def test_the_table_says_what_was_asked_for_and_what_it_came_to(
         asked.append((given[2], given[4]))
         return choose_bits(*given)
 
-    monkeypatch.setattr("laq.study.cells.choose_bits", choose)
+    monkeypatch.setattr("laq.study.jobs.choose_bits", choose)
     room.run(params.study)
     table = read_measurements().set_index("cell")
     assert len(table) == 2 * 2 * (1 + 3)
     assert set(table.bits) == {"32", "3", "auto:3", "4 last:8"}
     assert table.loc["random-1.original.float", "mean_bits"] == 32
     assert table.loc["random-1.quantized.rtn-3bit", ["mean_bits", "levels"]].tolist() == [3, 7]
-    assert table.loc["random-1.quantized.rtn-auto_3", "mean_bits"] <= 3
+    assert table.loc["random-1.quantized.rtn-auto_3.subset-0", "mean_bits"] <= 3
     mixed = table.loc["random-1.quantized.rtn-4_last_8"]
     assert 4 < mixed.mean_bits < 8
     assert pd.isna(mixed.levels)
     layers = pd.read_csv(room.FOLDER / room.LAYERS).set_index("cell")
     assert layers.loc["random-1.quantized.rtn-4_last_8", "bits"].tolist() == [4] * 21 + [8]
-    # Each subset's own classes and images; once, as the fine-tuned networks are the same, untrained.
-    assert len(asked) == 4
-    auto = asked[0], asked[2]
-    assert [classes for _, classes in auto] == [[1, 2], [7, 50]]
-    assert not auto[0][0].equal(auto[1][0])
+    # Each subset's own classes and images, whichever network.
+    auto = {tuple(classes): images for images, classes in asked}
+    assert {(1, 2), (7, 50)} <= auto.keys()
+    assert not auto[1, 2].equal(auto[7, 50])
+    before = len(asked)
     room.run(params.study)
-    assert len(asked) == 4
+    assert len(asked) == before
+
+
+def test_the_table_is_the_same_whoever_does_the_work_and_in_a_smaller_study(
+    project: Path, cluster: str
+) -> None:
+    params = ready_for_a_study(project).study.model_copy(
+        update={"bits": (2, 3), "methods": ("rtn", "gpfq"), "calibrations": ("subset", "all")}
+    )
+    tables = []
+    for workers in (Workers(), Workers(jobs=2), Workers(scheduler=cluster)):
+        shutil.rmtree(project / ".laq")
+        room.run(params, workers)
+        tables.append((room.FOLDER / room.MEASUREMENTS).read_bytes())
+    assert tables[0] == tables[1] == tables[2]
+    large = read_measurements().set_index("cell")
+    shutil.rmtree(project / ".laq")
+    write_json(subsets.FILE, [asdict(OTHER)])
+    room.run(params.model_copy(update={"bits": (3,)}))
+    small = read_measurements().set_index("cell")
+    assert len(small) == 2 + 2 * 3
+    pd.testing.assert_frame_equal(small, large.loc[small.index])
+
+
+def test_a_cell_that_raises_is_told_and_tried_again_while_the_others_are_kept(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    params = ready_for_a_study(project).study.model_copy(update={"bits": (2, 3), "methods": ("rtn", "gpfq")})
+    calls = []
+
+    def failing(
+        network: nn.Module, images: Tensor, recipes: Sequence[Recipe]
+    ) -> tuple[QuantizedNetwork, ...]:
+        calls.append(recipes)
+        if any((recipe.bits, recipe.method) == (2, "gpfq") for recipe in recipes):
+            raise RuntimeError("no memory")
+        return quantize_each(network, images, recipes)
+
+    monkeypatch.setattr("laq.study.jobs.quantize_each", failing)
+    with pytest.raises(LaqError) as caught:
+        room.run(params)
+    lines = str(caught.value).splitlines()
+    assert lines[0].startswith("4 of 20 cells failed, twice each; the others are kept")
+    assert sorted(lines[1:]) == [
+        f"random-{number}.{variant}.gpfq-2bit.subset-0: RuntimeError: no memory"
+        for number in (1, 2)
+        for variant in ("finetuned_quantized", "quantized")
+    ]
+    assert not room.FOLDER.exists()
+    calls.clear()
+    with pytest.raises(LaqError):
+        room.run(params)
+    assert {(recipe.bits, recipe.method) for recipes in calls for recipe in recipes} == {(2, "gpfq")}
+    monkeypatch.undo()
+    monkeypatch.chdir(project)
+    room.run(params)
+    assert len(read_measurements()) == 20

@@ -13,7 +13,7 @@ from laq.params import Band, Subsets
 from laq.subsets import choose_subsets, describe, greedy, in_band, read_log
 from tests.conftest import PREDECESSOR, needs
 
-PARAMS = Subsets(size=4, similar=2, dissimilar=2, random=2, seed=0)
+PARAMS = Subsets(sizes=(4,), similar=2, dissimilar=2, random=2, seed=0)
 NAMES = [f"class_{i}" for i in range(12)]
 
 
@@ -36,7 +36,7 @@ def test_statistics_equal_every_row_of_the_predecessors_logs() -> None:
     rows = list(logged())
     for log, row in rows:
         classes = [names.index(c) for c in ast.literal_eval(row["Subset_Classes"])]
-        s = describe(matrix, names, "log-1", classes)
+        s = describe(matrix, names, "log-1", "log", classes)
         found = [s.max_divergence, s.min_divergence, s.mean_divergence, s.median_divergence]
         expected = [float(row[k]) for k in ("Max_KL", "Min_KL", "Avg_KL", "Median_KL")]
         assert found == pytest.approx(expected, rel=1e-9), log
@@ -103,13 +103,17 @@ def test_adding_one_kind_does_not_change_another() -> None:
 def test_band_subsets_have_their_mean_divergence_in_the_band(bounds: tuple[float, float]) -> None:
     band = Band(count=3, minimum=bounds[0], maximum=bounds[1])
     for classes in in_band(divergences(), 4, band, np.random.default_rng(0)):
-        assert bounds[0] <= describe(divergences(), NAMES, "band-1", classes).mean_divergence <= bounds[1]
+        assert (
+            bounds[0]
+            <= describe(divergences(), NAMES, "band-1", "band", classes).mean_divergence
+            <= bounds[1]
+        )
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"size": 13}, "subsets.size: 13 classes wanted, there are 12"),
+        ({"sizes": (13,)}, "subsets.sizes: 13 classes wanted, there are 12"),
         ({"similar": 13}, "subsets.similar: 13 wanted"),
         ({"given": (("apple", 1),)}, "unknown class 'apple'; classes are 0 to 11 or names such as class_0"),
         ({"given": ((99, 1),)}, "unknown class 99"),
@@ -132,12 +136,12 @@ def test_a_log_without_the_column_is_refused(tmp_path: Path) -> None:
 
 
 def test_greedy_subsets_of_one_kind_are_all_different() -> None:
-    params = PARAMS.model_copy(update={"size": 9, "similar": 3, "dissimilar": 3})
+    params = PARAMS.model_copy(update={"sizes": (9,), "similar": 3, "dissimilar": 3})
     subsets = choose_subsets(divergences(), NAMES, params)
     for kind in ("similar", "dissimilar"):
         assert len({frozenset(s.classes) for s in subsets if s.kind == kind}) == 3
     with pytest.raises(LaqError, match="subsets.similar: 2 wanted, but all starts lead to 1 different ones"):
-        choose_subsets(divergences(), NAMES, PARAMS.model_copy(update={"size": 12}))
+        choose_subsets(divergences(), NAMES, PARAMS.model_copy(update={"sizes": (12,)}))
 
 
 @pytest.mark.parametrize("cell", ["5", "[1", "[[1], [2]]"])

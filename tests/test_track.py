@@ -566,8 +566,22 @@ def results(weights: Path, monkeypatch: pytest.MonkeyPatch) -> Results:
     """The rows of a subset at bits that differ by layer."""
     same = {"subset": "random-1", "dataset": "glyphs", "network": "resnet20", "seconds": 0.5}
     scores = {"top1_sub_percent": 90.0, "top1_all_percent": 80.0, "drop_sub_points": 1.0, "size_bytes": 9e4}
-    row: dict[str, Any] = {"variant": "original", "method": "float", "bits": 32, "mean_bits": 32.0}
-    mixed = {"variant": "quantized", "method": "gpfq_l0", "bits": "auto:3", "mean_bits": 2.9}
+    row: dict[str, Any] = {
+        "variant": "original",
+        "method": "float",
+        "bits": 32,
+        "mean_bits": 32.0,
+        "calibration": "none",
+        "seed": None,
+    }
+    mixed = {
+        "variant": "quantized",
+        "method": "gpfq_l0",
+        "bits": "auto:3",
+        "mean_bits": 2.9,
+        "calibration": "subset",
+        "seed": 0,
+    }
     rows = [
         {**r, **same, **scores, "levels": None, "compression": 4.0, "cell": r["variant"]}
         for r in (row, mixed)
@@ -595,7 +609,7 @@ def test_the_lines_of_results_stand_below_each_other(results: Results) -> None:
 
 def test_a_run_has_the_bits_that_were_asked_for_and_those_that_were_spent(results: Results) -> None:
     _, cell = subset_records(results)
-    assert cell.name == "random-1, gpfq_l0, auto:3 bits"
+    assert cell.name == "random-1, gpfq_l0, auto:3 bits, subset-0"
     assert (cell.params["bits"], cell.params["levels"]) == ("auto:3", "")
     assert cell.metrics["quantized/mean_bits"] == 2.9
 

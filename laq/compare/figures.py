@@ -20,6 +20,8 @@ _DOTS: Final = {"first": (0, (1, 4)), "second": (2.5, (1, 4))}
 
 def draw(path: Path, table: pd.DataFrame, pair: Pair) -> None:
     """Mean ± standard deviation of restricted top-1 over all subsets of each study, by method."""
+    # Where there are several calibrations, the table has them all, and the picture the label-aware one.
+    table = table[table.calibration != "all"] if "subset" in set(table.calibration) else table
     quantized = table[table.method != "float"]
     keys = [*_study_keys(pair), *method_keys(set(quantized.method))]
     columns, lines = (len(keys) + 1) // 2, len(SIDES) * quantized.method.nunique()

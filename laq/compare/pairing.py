@@ -11,12 +11,13 @@ from laq.params import METHODS
 from laq.report.figures import in_order
 from laq.report.statistics import BASE_OF
 from laq.report.text import METHOD_NAMES
+from laq.study import NO_IMAGES
 from laq.track.reading import Tracked
 
 SIDES: Final = ("first", "second")
 # What makes two cells the same; `nth` tells subsets of the same classes apart.
-_CELL: Final = ["variant", "method", "bits", "classes", "nth"]
-_GROUP: Final = ["variant", "method", "bits"]
+_CELL: Final = ["variant", "method", "bits", "calibration", "classes", "nth"]
+_GROUP: Final = ["variant", "method", "bits", "calibration"]
 _VARIANTS: Final = [variant for pair in BASE_OF.items() for variant in reversed(pair)]
 # What shared cells are measured on, whichever subsets there are beside theirs.
 _INPUTS: Final = ("images", "network")
@@ -51,11 +52,11 @@ class Pair:
 
 
 def match(first: pd.DataFrame, second: pd.DataFrame) -> pd.DataFrame:
-    """Every cell of either study once, with what each measured.
+    """Every cell of either study once, with what each measured, the mean over seeds.
 
     ``found`` says whose cell it is: both, first or second. ``difference_points`` is second − first.
     """
-    sides = [side.assign(nth=side.groupby(_CELL[:-1]).cumcount()) for side in (first, second)]
+    sides = [_numbered(side) for side in _comparable(first, second)]
     table = sides[0].merge(
         sides[1], "outer", _CELL, suffixes=("_first", "_second"), indicator="found", validate="1:1"
     )
@@ -69,6 +70,24 @@ def match(first: pd.DataFrame, second: pd.DataFrame) -> pd.DataFrame:
     )
 
 
+def _comparable(first: pd.DataFrame, second: pd.DataFrame) -> list[pd.DataFrame]:
+    """Both with the mean over seeds for each cell.
+
+    Where neither has several calibrations, that they differ does not keep cells apart: it is what differs
+    between the studies.
+    """
+    sides = [first, second]
+    if all(side.calibration[side.calibration != NO_IMAGES].nunique() < 2 for side in sides):
+        sides = [side.assign(calibration="") for side in sides]
+    keys = ["subset", *_CELL[:-1]]
+    return [side.drop(columns="seed").groupby(keys, sort=False).mean().reset_index() for side in sides]
+
+
+def _numbered(side: pd.DataFrame) -> pd.DataFrame:
+    """Subsets of the same classes told apart."""
+    return side.assign(nth=side.groupby(_CELL[:-1]).cumcount())
+
+
 def _sorted(table: pd.DataFrame) -> pd.DataFrame:
     """By network, then bits, then method, round-to-nearest first."""
     bits, methods = in_order(table), ["float", *METHODS]
@@ -79,7 +98,7 @@ def _sorted(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def paired(table: pd.DataFrame) -> pd.DataFrame:
-    """Per variant, method and bits: n pairs, the means of both, and mean and deviation of the difference."""
+    """Per variant, method, bits and calibration: n pairs, both means, the difference and its deviation."""
     grouped = table[table.found == "both"].groupby(_GROUP, sort=False)
     return grouped.agg(
         n=("nth", "size"),
@@ -93,7 +112,7 @@ def paired(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def each(table: pd.DataFrame) -> pd.DataFrame:
-    """Per variant, method and bits: n cells, mean, deviation and size of each study by itself."""
+    """Per variant, method, bits and calibration: each study's own n cells, mean, deviation and size."""
     measures = {
         f"{name}_{side}": (f"{column}_{side}", how)
         for side in SIDES

@@ -9,6 +9,7 @@ import pandas as pd
 from laq.compare.pairing import SIDES, Pair, alone, each, paired
 from laq.report.statistics import BASE_OF
 from laq.report.text import METHOD_NAMES, line
+from laq.study import IMAGES_OF
 
 _ABOUT_PAIRS: Final = """\
 Restricted top-1 in percent, choosing among the subset's classes: means over the n cells that both
@@ -91,7 +92,9 @@ def _side(row: Mapping[Hashable, Any], side: str) -> tuple[object, str, str]:
 
 
 def _place(row: Mapping[Hashable, Any]) -> tuple[str, str, str]:
-    return BASE_OF.get(row["variant"], row["variant"]), METHOD_NAMES[row["method"]], row["bits"]
+    images = IMAGES_OF.get(row["calibration"])
+    method = METHOD_NAMES[row["method"]] + (f", images of {images}" if images else "")
+    return BASE_OF.get(row["variant"], row["variant"]), method, row["bits"]
 
 
 def _spread(mean: float, std: float, sign: str = "") -> str:

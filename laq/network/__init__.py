@@ -10,7 +10,7 @@ from laq.dataset import FOLDER as DATASET
 from laq.dataset import ImageSet, read_images, read_manifest
 from laq.errors import LaqError
 from laq.files import digest, project_root, read_json, replacing_folder, write_json
-from laq.network.evaluation import Scores, collecting_features, evaluate, predict
+from laq.network.evaluation import Scores, collecting_features, evaluate, predict, score
 from laq.network.training import fit
 from laq.network.weights import load_foreign_weights, load_tensors, save_tensors
 from laq.network.zoo import Classifier, Design, build
@@ -32,6 +32,7 @@ __all__ = [
     "read_design",
     "run",
     "save_tensors",
+    "score",
 ]
 
 FOLDER = Path("data/network")

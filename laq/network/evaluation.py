@@ -26,12 +26,18 @@ class Scores:
 def evaluate(network: nn.Module, data: ImageSet, classes: Sequence[int]) -> Scores:
     """Score ``network`` on the images of ``classes``, from one forward pass."""
     chosen = data.select(classes)
-    logits = predict(network, chosen)
+    return score(predict(network, chosen), chosen.labels, classes)
+
+
+def score(logits: Tensor, labels: Tensor, classes: Sequence[int]) -> Scores:
+    """The scores of the images of ``classes``, among others with these ``logits`` (n, c) and labels (n,)."""
     columns = torch.tensor(sorted(classes))
-    among = torch.searchsorted(columns, chosen.labels)
+    rows = torch.isin(labels, columns)
+    logits, labels = logits[rows], labels[rows]
+    among = torch.searchsorted(columns, labels)
     return Scores(
-        top1_all=top_k(logits, chosen.labels, 1),
-        top5_all=top_k(logits, chosen.labels, 5),
+        top1_all=top_k(logits, labels, 1),
+        top5_all=top_k(logits, labels, 5),
         top1_sub=top_k(logits[:, columns], among, 1),
         top5_sub=top_k(logits[:, columns], among, 5),
     )

@@ -30,19 +30,23 @@ class BasicBlock(nn.Module):
 
 
 class CifarResNet(nn.Module):
-    """A ResNet of 6n + 2 layers for small images: (b, 3, h, w) → logits (b, classes)."""
+    """A ResNet of 6n + 2 layers for small images: (b, 3, h, w) → logits (b, classes).
 
-    def __init__(self, depth: int, classes: int) -> None:
+    ``width`` multiplies the number of channels, as in wide ResNets (Zagoruyko and Komodakis 2016).
+    """
+
+    def __init__(self, depth: int, classes: int, width: int = 1) -> None:
         super().__init__()
-        self.conv1 = nn.Conv2d(3, WIDTHS[0], 3, 1, 1, bias=False)
-        self.bn1 = nn.BatchNorm2d(WIDTHS[0])
+        first, second, third = (width * channels for channels in WIDTHS)
+        self.conv1 = nn.Conv2d(3, first, 3, 1, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(first)
         self.relu = nn.ReLU(inplace=True)
         blocks = (depth - 2) // 6
-        self.layer1 = nn.Sequential(*_stage(WIDTHS[0], WIDTHS[0], blocks, 1))
-        self.layer2 = nn.Sequential(*_stage(WIDTHS[0], WIDTHS[1], blocks, 2))
-        self.layer3 = nn.Sequential(*_stage(WIDTHS[1], WIDTHS[2], blocks, 2))
+        self.layer1 = nn.Sequential(*_stage(first, first, blocks, 1))
+        self.layer2 = nn.Sequential(*_stage(first, second, blocks, 2))
+        self.layer3 = nn.Sequential(*_stage(second, third, blocks, 2))
         self.pool = nn.AdaptiveAvgPool2d(1)
-        self.fc = nn.Linear(WIDTHS[2], classes)
+        self.fc = nn.Linear(third, classes)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the logits."""

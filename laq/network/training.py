@@ -19,19 +19,20 @@ from laq.progress import progress
 
 
 def fit(
-    network: nn.Module, data: ImageSet, config: Training, title: str, checkpoint: Path | None = None
+    network: nn.Module, data: ImageSet, config: Training, title: str = "", checkpoint: Path | None = None
 ) -> None:
     """Train ``network`` in place by cross-entropy; leave it in evaluation mode.
 
     Every epoch draws its order and augmentation from ``(config.seed, epoch)``, so a run that was
     killed and continues from ``checkpoint`` ends with the weights of one that was not. The file is
-    the caller's to remove, once the weights are safe.
+    the caller's to remove, once the weights are safe. Without ``title`` no bar is shown.
     """
     optimizer = _optimizer(network, config)
     steps = -(-len(data) // config.batch_size)
     schedule = _schedule(optimizer, config, steps)
     done = _resume(checkpoint, network, optimizer, schedule)
-    with progress(None, title, total=config.epochs * steps, initial=done * steps, unit="batch") as bar:
+    total, before = config.epochs * steps, done * steps
+    with progress(None, title, total=total, initial=before, unit="batch", disable=not title) as bar:
         for epoch in range(done, config.epochs):
             with seeded(_epoch_seed(config.seed, epoch)):
                 loss = _epoch(network, _batches(data, config, epoch), optimizer, schedule, bar)

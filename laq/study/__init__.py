@@ -12,21 +12,25 @@ from laq.dataset import read_manifest
 from laq.files import md5, need, replacing_file, replacing_folder, write_json
 from laq.network import FOLDER as NETWORK
 from laq.network import WEIGHTS, read_design
+from laq.parallel import Workers
 from laq.params import Study
-from laq.progress import progress
-from laq.study.cells import Bench, Cell, plan, read_layers, read_measurement, read_seconds, study_code
+from laq.study.cells import Cell, plan
+from laq.study.jobs import Bench, measure_all, read_layers, read_measurement, read_seconds, study_code
 from laq.subsets import FILE as SUBSETS
 from laq.subsets import read_subsets
 
 __all__ = [
     "FOLDER",
+    "IMAGES_OF",
     "INPUTS",
     "LAYERS",
     "MEASUREMENTS",
+    "NO_IMAGES",
     "SECONDS",
     "Bench",
     "Cell",
     "layer_rows",
+    "measure_all",
     "measurement_row",
     "plan",
     "read_measurements",
@@ -42,22 +46,25 @@ LAYERS = "layers.csv"
 INPUTS = "inputs.json"
 # Beside the folder: what lies in there is the same bytes whenever it is made.
 SECONDS = Path("data/seconds.csv")
+# The calibration of methods that learn from no images.
+NO_IMAGES = "none"
+IMAGES_OF = {"subset": "the subset", "all": "all classes"}
 
 
-def run(params: Study) -> None:
+def run(params: Study, workers: Workers = Workers()) -> None:  # noqa: B008 (frozen)
     """Write ``measurements.csv`` (a row per cell), ``layers.csv``, weights and the inputs' hashes.
 
-    And, beside them, ``seconds.csv``: what quantizing took when it was done. Each cell is kept as soon
+    And, beside them, ``seconds.csv``: what choosing codes took when it was done. Each cell is kept as soon
     as it is done: a killed run continues where it stopped.
     """
-    bench, cells = Bench(params), plan(read_subsets(), params)
-    folders = {cell: bench.measure(cell) for cell in progress(cells, "study", unit="cell")}
+    bench = Bench(params)
+    folders = measure_all(plan(read_subsets(), params), bench, workers)
     with replacing_folder(FOLDER) as folder:
         _write_table(folder / MEASUREMENTS, (measurement_row(*done) for done in folders.items()))
         _write_table(folder / LAYERS, (r for done in folders.items() for r in layer_rows(*done)))
         write_json(folder / INPUTS, _hashes(bench))
         for cell, source in folders.items():
-            if cell.recipe is not None:
+            if (source / WEIGHTS).exists():
                 weights_file(folder, cell.name).parent.mkdir(parents=True)
                 shutil.copyfile(source / WEIGHTS, weights_file(folder, cell.name))
     with replacing_file(SECONDS) as partial:
@@ -67,7 +74,7 @@ def run(params: Study) -> None:
 
 def read_measurements(path: Path = FOLDER / MEASUREMENTS) -> pd.DataFrame:
     """The table of all cells; ``bits`` are what was asked for, as texts."""
-    types: dict[Any, Any] = {"levels": "Int64", "bits": str}
+    types: dict[Any, Any] = {"levels": "Int64", "seed": "Int64", "bits": str}
     return pd.read_csv(need(path), dtype=types)
 
 
@@ -83,7 +90,6 @@ def measurement_row(cell: Cell, source: Path) -> dict[str, Any]:
         "dataset": read_manifest(DATASET)["name"],
         "network": read_design().architecture,
         **_key(cell),
-        "bits": cell.bits,
         "kind": s.kind,
         "subset_size_classes": len(s.classes),
         "median_divergence_nats": s.median_divergence,
@@ -96,17 +102,24 @@ def measurement_row(cell: Cell, source: Path) -> dict[str, Any]:
 
 def layer_rows(cell: Cell, source: Path) -> list[dict[str, Any]]:
     """The rows of the cell's layers; none for a network that is not quantized."""
-    return [{**_key(cell), **layer} for layer in read_layers(source)]
+    return [{"cell": cell.name, **layer} for layer in read_layers(source)]
 
 
 def _key(cell: Cell) -> dict[str, Any]:
-    method = "float" if cell.recipe is None else cell.recipe.method
-    return {"cell": cell.name, "subset": cell.subset.name, "variant": cell.variant, "method": method}
+    return {
+        "cell": cell.name,
+        "subset": cell.subset.name,
+        "variant": cell.variant,
+        "method": cell.method,
+        "bits": cell.bits,
+        "calibration": cell.calibration or NO_IMAGES,
+        "seed": cell.seed,
+    }
 
 
 def _write_table(path: Path, rows: Iterable[dict[str, Any]]) -> None:
     table = pd.DataFrame(list(rows))
-    whole = {name: "Int64" for name in ("levels", "weights") if name in table}
+    whole = {name: "Int64" for name in ("levels", "weights", "seed") if name in table}
     table.astype(whole).round(6).to_csv(path, index=False)
 
 

@@ -76,7 +76,8 @@ def study_tree(params: Params) -> Tree:
     table = read_measurements(REPORT / TABLE).merge(pd.read_csv(need(SECONDS)), "left", "cell")
     layers = pd.read_csv(need(STUDY / LAYERS), dtype={"levels": "Int64"})
     rows = row_dicts(table)
-    weights = {row["cell"]: weights_file(STUDY, row["cell"]) for row in rows if row["method"] != "float"}
+    files = {row["cell"]: weights_file(STUDY, row["cell"]) for row in rows}
+    weights = {cell: file for cell, file in files.items() if file.exists()}
     results = Results(params, study_key(params), read_subsets(), rows, row_dicts(layers), weights, REPORT)
     return tree_of(results, _root(results))
 

@@ -8,11 +8,11 @@ import pandas as pd
 from laq.errors import LaqError
 from laq.files import digest
 from laq.network import WEIGHTS
+from laq.parallel import Workers
 from laq.params import Method, Params
-from laq.progress import progress
 from laq.report import headline
 from laq.report.statistics import summarise, with_drops
-from laq.study import Bench, layer_rows, measurement_row, plan, read_seconds
+from laq.study import Bench, layer_rows, measure_all, measurement_row, plan, read_seconds
 from laq.subsets import Subset, read_subsets
 from laq.track.notes import root_note
 from laq.track.outbox import Outbox
@@ -47,7 +47,16 @@ def quantize(params: Params, order: Order) -> Results:
     check_dataset(params)
     subsets = _chosen(order.subset)
     methods = tuple(dict.fromkeys(("rtn", order.method)))
-    study = params.study.model_copy(update={"bits": (order.bits,), "methods": methods})
+    study = params.study.model_copy(
+        update={
+            "bits": (order.bits,),
+            "methods": methods,
+            "calibrations": params.study.calibrations[:1],
+            "seeds": params.study.seeds[:1],
+            "also": (),
+            "keep_networks": True,
+        }
+    )
     results = _measure(params.model_copy(update={"study": study}), subsets)
     Outbox().put(tree_of(results, _root(results, order), OWN_RUN))
     return results
@@ -80,13 +89,11 @@ def _chosen(name: str) -> list[Subset]:
 
 def _measure(params: Params, subsets: Sequence[Subset]) -> Results:
     """Every cell of the order, kept as soon as it is done."""
-    bench = Bench(params.study)
-    cells = plan(subsets, params.study)
-    done = {cell: bench.measure(cell) for cell in progress(cells, "quantize", unit="cell")}
+    done = measure_all(plan(subsets, params.study), Bench(params.study), Workers())
     table = pd.DataFrame(
         {**measurement_row(cell, folder), "seconds": read_seconds(folder)} for cell, folder in done.items()
     )
-    table["levels"] = table.levels.astype("Int64")
+    table = table.astype({"levels": "Int64", "seed": "Int64"})
     rows = row_dicts(with_drops(table))
     layers = [row for cell, folder in done.items() for row in layer_rows(cell, folder)]
     weights = {cell.name: folder / WEIGHTS for cell, folder in done.items() if cell.recipe}

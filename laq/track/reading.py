@@ -10,6 +10,7 @@ import pandas as pd
 
 from laq.errors import LaqError
 from laq.report.statistics import BASE_OF
+from laq.study import NO_IMAGES
 from laq.study.cells import FLOAT_BITS
 from laq.track.notes import LONGEST
 from laq.track.store import OWN_RUN, Store, telling
@@ -17,7 +18,8 @@ from laq.track.store import OWN_RUN, Store, telling
 # By what they are called, and how far they lie back.
 AGES: Final = {"latest": 0, "previous": 1}
 COLUMNS: Final = (
-    "subset", "classes", "variant", "method", "bits", "mean_bits", "top1_sub_percent", "size_bytes",
+    "subset", "classes", "variant", "method", "bits", "calibration", "seed",
+    "mean_bits", "top1_sub_percent", "size_bytes",
 )  # fmt: skip
 _RUN_ID: Final = re.compile("[0-9a-f]{4,32}")
 _MOST_NAMED: Final = 6
@@ -75,7 +77,7 @@ class Archive:
         )
 
     def cells(self, study: Tracked) -> pd.DataFrame:
-        """What was measured: a row per subset, variant, method and bits as asked for.
+        """What was measured: a row per subset, variant, method, bits as asked for, calibration and seed.
 
         Raises:
             LaqError: the store has none of the study's cells.
@@ -86,7 +88,7 @@ class Archive:
         if not rows:
             raise LaqError(f"study {study.label}: {self} has none of its cells; `laq track` sends them")
         # Every cell of a subset tells of the networks as they are.
-        return pd.DataFrame(rows, columns=list(COLUMNS)).drop_duplicates(list(COLUMNS[:5]), ignore_index=True)
+        return pd.DataFrame(rows, columns=list(COLUMNS)).drop_duplicates(list(COLUMNS[:7]), ignore_index=True)
 
     def __str__(self) -> str:
         return f"experiment {self.experiment} at {self.store}"
@@ -144,17 +146,14 @@ def _rows(params: Mapping[str, str], metrics: Mapping[str, float]) -> Iterator[d
     """A cell's variants as rows; classes in the order of their names, whatever they were chosen in."""
     classes = ", ".join(sorted(params["classes"].split(", ")))
     place = {"subset": params["subset"], "classes": classes}
+    recipe = (params["method"], params["bits"], params["calibration"], params["calibration_seed"])
     for variant, base in BASE_OF.items():
-        for name, method, bits in (
-            (base, "float", str(FLOAT_BITS)),
-            (variant, params["method"], params["bits"]),
-        ):
+        for name, made in ((base, ("float", str(FLOAT_BITS), NO_IMAGES, "")), (variant, recipe)):
             if f"{name}/top1_sub_percent" in metrics:
                 yield {
                     **place,
                     "variant": name,
-                    "method": method,
-                    "bits": bits,
+                    **dict(zip(("method", "bits", "calibration", "seed"), made, strict=True)),
                     "mean_bits": metrics.get(f"{name}/mean_bits", float(FLOAT_BITS)),
                     "top1_sub_percent": metrics[f"{name}/top1_sub_percent"],
                     "size_bytes": metrics[f"{name}/size_bytes"],

@@ -11,7 +11,7 @@ from laq.dataset import FOLDER as DATASET
 from laq.dataset import read_manifest
 from laq.errors import LaqError
 from laq.files import digest, read_json
-from laq.params import Params, bits_name
+from laq.params import Design, Params, bits_name
 from laq.report import subset_picture
 from laq.report.statistics import BASE_OF
 from laq.study import FOLDER as STUDY
@@ -98,23 +98,32 @@ def subset_records(results: Results) -> Iterator[Record]:
             documents={"subset.json": vars(subset)},
             note=subset_note(subset, rows, results.params.track),
         )
-        for method, bits in dict.fromkeys((r["method"], r["bits"]) for r in rows if r["method"] != "float"):
-            cell = [r for r in rows if r["method"] == "float" or (r["method"], r["bits"]) == (method, bits)]
+        for recipe in dict.fromkeys(_recipe(row) for row in rows if row["method"] != "float"):
+            cell = [row for row in rows if row["method"] == "float" or _recipe(row) == recipe]
             yield _cell_record(results, subset, cell, key)
 
 
+def _recipe(row: Row) -> tuple[str, str, str, str]:
+    """What tells a subset's cells apart: method, bits, calibration and what drew its images."""
+    seed: str = "" if pd.isna(row["seed"]) else str(row["seed"])
+    return row["method"], str(row["bits"]), row["calibration"], seed
+
+
 def _cell_record(results: Results, subset: Subset, rows: Sequence[Row], parent: str) -> Record:
-    """The run of one method and bit-width for one subset: all variants of the network."""
+    """The run of one method, bit-width and calibration for one subset: all variants of the network."""
     last = rows[-1]
+    method, bits, calibration, seed = _recipe(last)
     quantized = [row for row in rows if row["method"] != "float"]
     layers = {row["variant"]: _layers_of(results, row) for row in quantized}
     return Record(
-        key=digest([parent, last["method"], last["bits"]]),
-        name=f"{subset.name}, {last['method']}, {last['bits']} bits",
+        key=digest([parent, *_recipe(last)]),
+        name=f"{subset.name}, {method}, {bits} bits" + (f", {calibration}-{seed}" if seed else ""),
         parent=parent,
         params={
-            "method": last["method"],
-            "bits": str(last["bits"]),
+            "method": method,
+            "bits": bits,
+            "calibration": calibration,
+            "calibration_seed": seed,
             "levels": "" if pd.isna(last["levels"]) else str(last["levels"]),
             **_subset_params(subset),
             "network": last["network"],
@@ -133,7 +142,7 @@ def _cell_record(results: Results, subset: Subset, rows: Sequence[Row], parent: 
             "layers.json": layers,
             "bits.json": {v: {row["layer"]: row["bits"] for row in some} for v, some in layers.items()},
         },
-        networks=[_packed(results, subset, row) for row in quantized],
+        networks=[_packed(results, subset, row) for row in quantized if row["cell"] in results.weights],
         note=cell_note(subset, rows),
     )
 
@@ -144,7 +153,7 @@ def _subset_params(subset: Subset) -> dict[str, str]:
 
 def _settings(params: Params) -> dict[str, str]:
     """How networks are quantized, but for what tells cells apart."""
-    study = params.study.model_dump(mode="json", exclude={"bits", "methods"})
+    study = params.study.model_dump(mode="json", exclude={*Design.model_fields, "also"})
     return {name: str(value) for name, value in study.items()}
 
 
@@ -167,12 +176,17 @@ def _scores(rows: Sequence[Row]) -> dict[str, float]:
 def _overview(rows: Sequence[Row]) -> dict[str, float]:
     """The subset's restricted top-1 by method and bits, and that of its networks as they are."""
     return {
-        f"top1_sub/{row['variant']}"
-        + ("" if row["method"] == "float" else f"/{row['method']}-{bits_name(row['bits'])}"): row[
+        f"top1_sub/{row['variant']}" + ("" if row["method"] == "float" else f"/{_short(row)}"): row[
             "top1_sub_percent"
         ]
         for row in rows
     }
+
+
+def _short(row: Row) -> str:
+    """The recipe of a cell among its subset's, in the name of a metric."""
+    method, bits, calibration, seed = _recipe(row)
+    return f"{method}-{bits_name(bits)}" + (f".{calibration}-{seed}" if seed else "")
 
 
 def _divergences(subset: Subset) -> dict[str, float]:

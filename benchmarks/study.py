@@ -1,0 +1,88 @@
+"""How many cells a minute the study measures: sharing what cells have in common, and each alone.
+
+Run it in a project whose pipeline has made `data/` up to its subsets (`dvc repro subsets`), on an idle
+machine::
+
+    python benchmarks/study.py --subsets 3 --alone 8
+
+*Shared* is what `laq finetune` and `laq study` do, from nothing, with one process and with two. *Alone* is
+the naive order: a cell has its network fine-tuned, if it is on that one, the network's own scores measured,
+and is quantized and scored, all for itself; a sample of cells, drawn evenly, stands for all.
+"""
+
+import os
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import click
+import numpy as np
+
+from laq.finetune import finetune
+from laq.parallel import Workers
+from laq.params import Params, load_params
+from laq.progress import progress
+from laq.provenance import commit
+from laq.study import Bench, Cell, measure_all, plan
+from laq.subsets import Subset, read_subsets
+
+
+@click.command()
+@click.option("--subsets", "count", default=3, show_default=True, help="The first so many of the study's.")
+@click.option("--alone", default=8, show_default=True, help="So many cells in the naive order.")
+def main(count: int, alone: int) -> None:
+    """Print cells per minute of each order, and the ratios."""
+    params, subsets = load_params(), _spread(read_subsets(), count)
+    cells = plan(subsets, params.study)
+    one, two = (seconds(lambda jobs=jobs: shared(params, subsets, jobs)) for jobs in (1, 2))
+    sample = [cells[place] for place in np.linspace(0, len(cells) - 1, alone).astype(int)]
+    times = [seconds(lambda cell=cell: by_itself(params, cell)) for cell in progress(sample, "alone")]
+    naive = len(cells) * float(np.mean(times))
+    click.echo(f"{len(cells)} cells of {len(subsets)} subsets, commit {commit()['commit']}")
+    for name, took in (("shared, 1 process", one), ("shared, 2 processes", two), ("each alone", naive)):
+        click.echo(f"{name:<20} {60 * len(cells) / took:8.1f} cells a minute, {took:8.1f} s in all")
+    click.echo(f"shared / alone, both in 1 process: {naive / one:.1f}")
+    click.echo(f"2 processes / 1: {one / two:.2f}")
+    spread = f"{min(times):.1f} to {max(times):.1f}"
+    click.echo(f"alone: mean of {len(times)} cells, {spread} s each")
+
+
+def _spread(subsets: Sequence[Subset], count: int) -> list[Subset]:
+    """So many subsets, from the first to the last."""
+    return [subsets[place] for place in np.linspace(0, len(subsets) - 1, count).astype(int)]
+
+
+def seconds(work: Callable[[], Any]) -> float:
+    """What it takes, with nothing kept from earlier."""
+    with TemporaryDirectory() as empty:
+        os.environ["DVC_ROOT"] = empty  # results are kept there
+        begin = time.perf_counter()
+        work()
+        took = time.perf_counter() - begin
+        del os.environ["DVC_ROOT"]
+    return took
+
+
+def shared(params: Params, subsets: Sequence[Subset], jobs: int) -> None:
+    """As the study does it."""
+    weights = finetune(subsets, params.finetune, Workers(jobs))
+    bench = Bench(params.study, _by_name(weights))
+    measure_all(plan(subsets, params.study), bench, Workers(jobs))
+
+
+def by_itself(params: Params, cell: Cell) -> None:
+    """Everything that one cell needs, for it alone."""
+    known = finetune([cell.subset], params.finetune, Workers()) if cell.base == "finetuned" else {}
+    bench = Bench(params.study, _by_name(known))
+    for one in (Cell(cell.subset, cell.base), cell):
+        measure_all([one], bench, Workers())
+
+
+def _by_name(weights: dict[Subset, Path]) -> dict[str, Path]:
+    return {subset.name: path for subset, path in weights.items()}
+
+
+if __name__ == "__main__":
+    main()

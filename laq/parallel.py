@@ -1,0 +1,121 @@
+"""The same work on many things: by processes here, or by those of a Dask cluster; one code path, joblib's.
+
+Every piece is computed by one thread, wherever it is, so its result does not depend on where that was.
+"""
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Generic, TypeVar
+
+import joblib
+import torch
+from joblib.externals.loky.process_executor import TerminatedWorkerError
+
+from laq.errors import LaqError
+from laq.files import project_root
+
+_Item = TypeVar("_Item")
+_Result = TypeVar("_Result")
+
+
+@dataclass(frozen=True)
+class Workers:
+    """Who does the work: ``jobs`` processes here, or the workers of the Dask scheduler at an address.
+
+    The latter see the project's folder under the same path (a shared file system) and have the same
+    packages.
+    """
+
+    jobs: int = 1
+    scheduler: str = ""
+
+
+def workers(jobs: int | None, scheduler: str) -> Workers:
+    """What was asked for, or else a process for every core that this one may use."""
+    return Workers(jobs or joblib.cpu_count(), scheduler)
+
+
+@dataclass(frozen=True)
+class Done(Generic[_Item, _Result]):
+    """A piece of work: its result, or else why there is none."""
+
+    item: _Item
+    result: _Result | None
+    failure: str = ""
+
+
+def run_all(
+    function: Callable[[_Item], _Result], items: Sequence[_Item], workers: Workers
+) -> Iterator[Done[_Item, _Result]]:
+    """Call ``function`` with each of ``items``, those first first; yields what is done as it is done.
+
+    An exception in one is told and stops none of the others.
+
+    Raises:
+        LaqError: there is no scheduler at the address, or a process here was killed.
+    """
+    with _backend(workers) as jobs:
+        attempt = partial(_attempt, function, Path.cwd(), project_root())
+        parallel = joblib.Parallel(n_jobs=jobs, return_as="generator_unordered", batch_size=1)
+        try:
+            for place, result, failure in parallel(
+                joblib.delayed(attempt)(*numbered) for numbered in enumerate(items)
+            ):
+                yield Done(items[place], result, failure)
+        except TimeoutError as error:
+            raise LaqError(f"--scheduler {workers.scheduler}: it has no workers ({error})") from error
+        except TerminatedWorkerError as error:
+            raise LaqError(
+                "a process that worked was killed, perhaps for lack of memory; what is finished is kept: "
+                f"run it again, with fewer --jobs than {workers.jobs} if there is too little memory"
+            ) from error
+
+
+@contextmanager
+def _backend(workers: Workers) -> Iterator[int]:
+    """Where joblib sends the work; yields the number of processes."""
+    if not workers.scheduler:
+        with joblib.parallel_config("loky", inner_max_num_threads=1):
+            yield workers.jobs
+        return
+    with _client(workers.scheduler) as client, joblib.parallel_config("dask", client=client):
+        yield -1
+
+
+@contextmanager
+def _client(address: str) -> Iterator[object]:
+    try:
+        from distributed import Client  # noqa: PLC0415 (optional, and slow to import)
+    except ImportError as error:
+        raise LaqError(
+            f"--scheduler {address} needs the package distributed: pip install 'laq[dask]'"
+        ) from error
+    try:
+        client = Client(address, timeout="10s")  # type: ignore[no-untyped-call]
+    except (OSError, ValueError) as error:
+        raise LaqError(f"--scheduler {address}: no Dask scheduler answers there ({error})") from error
+    with client:
+        yield client
+
+
+def _attempt(
+    function: Callable[[_Item], _Result], folder: Path, root: Path, place: int, item: _Item
+) -> tuple[int, _Result | None, str]:
+    """Do one piece of work where the caller stands, on one thread."""
+    threads = torch.get_num_threads()
+    os.chdir(folder)
+    if project_root() != root:
+        os.environ["DVC_ROOT"] = str(root)
+    try:
+        torch.set_num_threads(1)
+        return place, function(item), ""
+    except LaqError as error:
+        return place, None, str(error)
+    except Exception as error:  # noqa: BLE001 (whatever it is, it is told, and the others go on)
+        return place, None, f"{type(error).__name__}: {error}"
+    finally:
+        torch.set_num_threads(threads)
