@@ -264,7 +264,9 @@ def _columns(table: pd.DataFrame) -> Iterator[_Column]:
         if pd.api.types.is_numeric_dtype(table[name]):
             yield _Column(head, _number_cells(table[name], spread), numeric=True)
         else:
-            texts = ["" if pd.isna(value) else escape(_HEADS.get(str(value), str(value))) for value in table[name]]
+            texts = [
+                "" if pd.isna(value) else escape(_HEADS.get(str(value), str(value))) for value in table[name]
+            ]
             yield _Column(head, [f"<td>{text}</td>" for text in texts], numeric=False)
 
 
