@@ -132,12 +132,15 @@ def _embedded(content: Any) -> str:
 
 
 def _data(contents: PageContents) -> dict[str, Any]:
-    subsets, classes = contents.subsets, len(contents.class_names)
-    unknown = set(contents.table.subset) - {subset.name for subset in subsets}
+    measured, classes = set(contents.table.subset), len(contents.class_names)
+    unknown = measured - {subset.name for subset in contents.subsets}
     if unknown:
-        raise LaqError(f"page: subset {min(unknown)} of the table is not among the {len(subsets)} subsets")
+        raise LaqError(
+            f"page: subset {min(unknown)} of the table is not among the {len(contents.subsets)} subsets"
+        )
     if contents.matrix.shape != (classes, classes):
         raise LaqError(f"page: divergences {contents.matrix.shape} do not fit {classes} class names")
+    subsets = [subset for subset in contents.subsets if subset.name in measured]
     return {
         "classes": list(contents.class_names),
         "order": _order(contents.matrix),

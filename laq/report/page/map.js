@@ -69,8 +69,8 @@ function markClasses(pen, places) { // all pairs but theirs fade
 
 function nameClasses(pen, marked) {
   const cell = side / DATA.order.length;
-  const places = cell >= 15 ? DATA.order.map((_, place) => place) : marked;
   const gap = 17;
+  const places = cell >= gap ? DATA.order.map((_, place) => place) : marked;
   const lines = spread(places.map((place) => (place + 0.5) * cell), gap);
   pen.font = `14px ${getComputedStyle(document.body).fontFamily}`;
   pen.textBaseline = "middle";
@@ -95,7 +95,10 @@ function spread(wanted, gap) { // as near to where they are wanted as a gap betw
   return runs.flatMap((run) => run.map((_, i) => topOf(run, gap) + i * gap));
 }
 
-const topOf = (run, gap) => run.reduce((sum, at) => sum + at, 0) / run.length - gap * (run.length - 1) / 2;
+function topOf(run, gap) { // where a run's first one goes, that all of it be seen
+  const middle = run.reduce((sum, at) => sum + at, 0) / run.length;
+  return Math.max(Math.min(middle - gap * (run.length - 1) / 2, side - gap * (run.length - 0.5)), gap / 2);
+}
 
 function crossHair(pen) {
   const cell = side / DATA.order.length;
