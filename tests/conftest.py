@@ -90,6 +90,15 @@ def store(project: Path, empty_database: Path, monkeypatch: pytest.MonkeyPatch) 
 
 
 @pytest.fixture(scope="session")
+def chromium() -> str:
+    """The browser that pages are opened in."""
+    found = shutil.which("chromium")
+    if found is None:
+        pytest.skip("chromium is not there to open pages")
+    return found
+
+
+@pytest.fixture(scope="session")
 def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A packed network."""
     from tests.trees import packed_network

@@ -13,13 +13,15 @@ from laq.params import FILE as PARAMS
 from laq.params import Report, bits_name, load_params
 from laq.provenance import commit
 from laq.report.figures import draw_against_bits, draw_against_divergence
+from laq.report.page import read_contents, write_page
 from laq.report.statistics import correlate, summarise, with_drops
-from laq.report.text import markdown
+from laq.report.text import findings, markdown
 from laq.study import FOLDER as STUDY
 from laq.study import INPUTS, LAYERS, read_measurements, study_code
 
 FOLDER = Path("data/report")
 METRICS = "metrics.json"
+PAGE = "page.html"
 SUMMARY = "summary.csv"
 TABLE = "measurements.csv"
 TEXT = "report.md"
@@ -28,7 +30,7 @@ PROVENANCE = "provenance.json"
 
 
 def run(params: Report) -> None:
-    """Write ``metrics.json``, ``report.md``, the tables and the pictures."""
+    """Write ``metrics.json``, ``report.md``, the tables, the pictures and ``page.html``."""
     table = with_drops(read_measurements())
     summary, correlations, title = summarise(table), correlate(table, params), title_of(table)
     with replacing_folder(FOLDER) as folder:
@@ -40,6 +42,8 @@ def run(params: Report) -> None:
         draw_against_divergence(folder / "accuracy_vs_divergence.png", table, title)
         draw_against_bits(folder / "accuracy_vs_bits.png", table, title)
         _draw_subsets(folder, table)
+        tables = {"Summary": summary, "Correlations": correlations}
+        write_page(folder / PAGE, read_contents(title, table, tables, findings(summary)))
 
 
 def subset_picture(subset: str) -> Path:

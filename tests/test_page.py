@@ -1,0 +1,433 @@
+"""The page in a real browser: its numbers are the table's, and it asks nobody for anything."""
+
+import html
+import json
+import re
+import subprocess
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy import stats
+
+from laq.errors import LaqError
+from laq.report.page import PageContents, write_page
+from laq.report.statistics import with_drops
+from laq.subsets import Subset, describe
+
+NAMES = [
+    '<b>a</b> & "b"',
+    "</script><script>boo()</script>",
+    "it's",
+    "long_" * 12,
+    *(f"class_{c}" for c in range(8)),
+]
+SETTINGS = [("rtn", "none"), ("gpfq", "subset"), ("gpfq", "all")]
+POINTS = """[...document.querySelectorAll("#plot .mark")]
+    .map((one) => [one.dataset.subset, Number(one.dataset.x), Number(one.dataset.y)])"""
+PROBE = """<script type="module">
+const seen = await (async () => {{ {script} }})();
+document.documentElement.dataset.seen = JSON.stringify(seen);
+</script></body>"""
+
+
+def divergences() -> np.ndarray:
+    lying = np.random.default_rng(0).normal(size=(len(NAMES), 3))
+    return 5 * ((lying[:, None] - lying[None]) ** 2).sum(-1)
+
+
+def subsets() -> list[Subset]:
+    rng, matrix = np.random.default_rng(1), divergences()
+    kinds = [("similar", 4), ("dissimilar", 4), ("random", 3)]
+    members = [[0, 1, 3]] + [rng.choice(12, 3 + n % 2, replace=False).tolist() for n in range(10)]
+    names = [f"{kind}-{n + 1}" for kind, count in kinds for n in range(count)]
+    return [describe(matrix, NAMES, name, classes) for name, classes in zip(names, members, strict=True)]
+
+
+def measured() -> pd.DataFrame:
+    """A study with two seeds, two bit-widths, two networks, and images that calibration comes from."""
+    rng = np.random.default_rng(2)
+    rows = []
+
+    def row(subset: Subset, variant: str, base: float, **setting: Any) -> None:
+        scores = {f"top1_{side}_percent": round(base * part, 1) for side, part in (("sub", 1), ("all", 0.8))}
+        who = {"dataset": "glyphs", "network": "resnet20", "subset": subset.name, "kind": subset.kind}
+        size = {
+            "subset_size_classes": len(subset.classes),
+            "median_divergence_nats": subset.median_divergence,
+        }
+        rows.append({**who, **size, "variant": variant, **setting, **scores})
+
+    for subset in subsets():
+        for base, variant in [("original", "quantized"), ("finetuned", "finetuned_quantized")]:
+            accuracy = rng.uniform(80, 99)
+            row(subset, base, accuracy, method="float", bits="32", mean_bits=32.0, calibration="none")
+            for bits in (4, 2):
+                for method, calibration in SETTINGS:
+                    for seed in (0, 1):
+                        how = {"method": method, "bits": str(bits), "mean_bits": float(bits), "seed": seed}
+                        loss = rng.uniform(0, 40 / bits) + (30 if method == "rtn" else 0)
+                        row(subset, variant, accuracy - loss, calibration=calibration, **how)
+    return with_drops(pd.DataFrame(rows))
+
+
+def summary(table: pd.DataFrame) -> pd.DataFrame:
+    grouped = table.groupby(["variant", "method", "bits", "calibration"], sort=False)
+    numbers = grouped[["top1_sub_percent", "drop_sub_points"]].agg(["mean", "std"])
+    numbers.columns = [f"{name}_{what}" for name, what in numbers.columns]
+    return numbers.assign(n=grouped.size()).reset_index().round(4)
+
+
+def contents() -> PageContents:
+    table = measured()
+    tables = {"Summary": summary(table), "p & q": pd.DataFrame({"name": NAMES, "p": [None, *range(11)]})}
+    text = "Of **all**:\n\n- one <i>\n- `two` a\\*=4\n\n## Then"
+    return PageContents("resnet20 on glyphs", table, subsets(), divergences(), NAMES, tables, text)
+
+
+@dataclass(frozen=True)
+class Browser:
+    """Opens pages, and takes no message on the console for an answer."""
+
+    path: str
+    folder: Path
+
+    def see(self, page: str, script: str, fragment: str = "") -> Any:
+        """What the body of an async function, ``script``, returns in the page, as JSON."""
+        file = self.folder / "page.html"
+        file.write_text(page.replace("</body>", PROBE.format(script=script)), encoding="utf-8")
+        dumped = self.dump(f"{file.as_uri()}#{fragment}")
+        found = re.search(r'<html[^>]* data-seen="([^"]*)"', dumped)
+        assert found is not None, dumped[:300]
+        return json.loads(html.unescape(found[1]))
+
+    def dump(self, address: str) -> str:
+        options = ["--headless=new", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr"]
+        profile = [f"--user-data-dir={self.folder}", "--virtual-time-budget=5000", "--dump-dom"]
+        done = subprocess.run(
+            [self.path, *options, *profile, address], capture_output=True, text=True, check=True
+        )
+        assert [line for line in done.stderr.splitlines() if "CONSOLE" in line] == []
+        return done.stdout
+
+
+@pytest.fixture
+def browser(chromium: str, tmp_path: Path) -> Browser:
+    return Browser(chromium, tmp_path)
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory: pytest.TempPathFactory) -> str:
+    path = tmp_path_factory.mktemp("page") / "page.html"
+    write_page(path, contents())
+    return path.read_text(encoding="utf-8")
+
+
+def rows_of(asked: dict[str, str]) -> pd.DataFrame:
+    """The rows that the page is asked for, means over seeds, by subset."""
+    table = measured()
+    variant = "quantized" if asked.get("variant", "original") == "original" else "finetuned_quantized"
+    calibration = "none" if asked["method"] == "rtn" else asked.get("calibration", "subset")
+    wanted = {
+        "bits": asked["bits"],
+        "method": asked["method"],
+        "variant": variant,
+        "calibration": calibration,
+    }
+    kept = table.loc[(table[list(wanted)] == pd.Series(wanted)).all(axis=1)]
+    kept = kept[kept.kind.isin(asked["kind"].split(","))] if "kind" in asked else kept
+    kept = kept[kept.subset_size_classes == int(asked["size"])] if "size" in asked else kept
+    return kept.groupby("subset")[["median_divergence_nats", asked.get("y", "drop_sub_points")]].mean()
+
+
+CASES: list[dict[str, str]] = [
+    {"bits": "2", "method": "gpfq"},
+    {"bits": "4", "method": "gpfq", "calibration": "all", "y": "top1_sub_percent"},
+    {"bits": "4", "method": "rtn", "variant": "finetuned", "y": "top1_all_percent"},
+    {"bits": "2", "method": "gpfq", "variant": "finetuned", "kind": "random,similar", "size": "4"},
+    {"bits": "2", "method": "rtn", "kind": "dissimilar"},
+]
+
+
+def fragment(asked: dict[str, str]) -> str:
+    return "&".join(f"{key}={value}" for key, value in asked.items())
+
+
+def check_points(points: list[tuple[str, float, float]], asked: dict[str, str]) -> None:
+    expected = rows_of(asked)
+    assert 2 < len(points) == len(expected)
+    assert [x for _, x, _ in points] == sorted(x for _, x, _ in points)
+    for name, x, y in points:
+        assert (x, y) == pytest.approx(tuple(expected.loc[name]), abs=0.0051), name
+
+
+def test_the_fragment_chooses_exactly_the_tables_rows(page: str, browser: Browser) -> None:
+    go = f"""const found = [];
+    for (const address of {json.dumps([fragment(case) for case in CASES])}) {{
+        location.hash = address;
+        await new Promise((done) => addEventListener("hashchange", done, {{ once: true }}));
+        const told = document.querySelector("#status").textContent;
+        found.push([{POINTS}, document.querySelector("#plot").dataset.rho, told, location.hash]);
+    }}
+    return found;"""
+    for (points, rho, told, address), asked in zip(browser.see(page, go), CASES, strict=True):
+        check_points(points, asked)
+        expected = stats.spearmanr([x for _, x, _ in points], [y for _, _, y in points]).statistic
+        assert float(rho) == pytest.approx(expected)
+        assert f"rho of the points shown {expected:.2f}".replace("-", "−") in told
+        assert (
+            asked.items()
+            <= dict(part.split("=") for part in address[1:].replace("%2C", ",").split("&")).items()
+        )
+
+
+@pytest.mark.parametrize("asked", ["", "bits=99&method=none&kind=&subset=x&y=z&size=7"])
+def test_what_is_not_there_is_passed_over(page: str, browser: Browser, asked: str) -> None:
+    found = browser.see(page, f"return [{POINTS}, document.querySelector('#status').textContent]", asked)
+    points, told = found
+    if "kind=" in asked:
+        assert points == []
+        assert told.startswith("0 subsets")
+    else:
+        check_points(points, {"bits": "2", "method": "gpfq"})
+    assert "original network, GPFQ, 2 bits: " in told
+
+
+def test_a_link_opens_the_view_it_was_copied_from(page: str, browser: Browser) -> None:
+    script = (
+        f"return [{POINTS}, [...document.querySelectorAll('select')].map((one) => [one.name, one.value])]"
+    )
+    points, chosen = browser.see(page, script, fragment(CASES[2]) + "&subset=random-2")
+    check_points(points, CASES[2])
+    assert dict(chosen) == {**CASES[2], "calibration": "none", "size": "", "subset": "random-2"}
+
+
+def test_float_is_a_setting_too(page: str, browser: Browser) -> None:
+    script = f"return [{POINTS}, document.querySelector('#status').textContent]"
+    points, told = browser.see(page, script, "method=float&y=top1_sub_percent")
+    floats = measured().query("variant == 'original'").set_index("subset").top1_sub_percent
+    assert {name: y for name, _, y in points} == pytest.approx(floats.to_dict())
+    assert "not quantized" in told
+
+
+READ = """const read = () => ({
+    name: document.querySelector("#panel h3")?.textContent ?? null,
+    classes: [...document.querySelectorAll("#panel li")].map((one) => one.textContent),
+    scores: [...document.querySelectorAll("#panel table:first-of-type tbody td")].map((one) => one.textContent),
+    marked: document.querySelector("#map").dataset.marked, hash: location.hash,
+});
+const plot = document.querySelector("#plot");
+const at = (name) => plot.querySelector(`[data-subset="${name}"]`);
+const key = (name) => document.activeElement.dispatchEvent(new KeyboardEvent("keydown", { key: name, bubbles: true }));
+"""
+
+
+def test_a_tap_tells_of_a_subset_and_marks_its_classes(page: str, browser: Browser) -> None:
+    tap = """const box = at("similar-1").getBoundingClientRect();
+    const near = { clientX: box.x + box.width / 2 + 1, clientY: box.y + box.height / 2, bubbles: true };
+    plot.dispatchEvent(new MouseEvent("click", near));
+    const tapped = read();
+    plot.dispatchEvent(new MouseEvent("click", { clientX: 0, clientY: 0 }));
+    return [tapped, read()];"""
+    tapped, left = browser.see(page, READ + tap, "bits=4&method=gpfq")
+    assert tapped["name"] == "similar-1"
+    classes = [NAMES[0], NAMES[1], NAMES[3]]
+    assert tapped["classes"] == classes
+    assert sorted(tapped["marked"].split("|")) == sorted(classes)
+    assert "subset=similar-1" in tapped["hash"]
+    table = measured().query("subset == 'similar-1'")
+    before = table.query("variant == 'original'").iloc[0]
+    chosen = "variant == 'quantized' and bits == '4' and method == 'gpfq' and calibration == 'subset'"
+    after = table.query(chosen)[["top1_sub_percent", "top1_all_percent"]].mean()
+    for shown, score in zip((tapped["scores"][:3], tapped["scores"][3:6]), after.index, strict=True):
+        expected = (before[score], after[score], before[score] - after[score])
+        assert [float(value) for value in shown] == pytest.approx(expected, abs=0.0551)
+    assert left["name"] is None
+    assert (left["marked"], "subset=" in left["hash"]) == ("", False)
+
+
+def test_hovering_shows_what_tapping_keeps(page: str, browser: Browser) -> None:
+    hover = """const box = at("random-1").getBoundingClientRect();
+    const place = { clientX: box.x + box.width / 2, clientY: box.y + box.height / 2, pointerType: "mouse" };
+    plot.dispatchEvent(new PointerEvent("pointermove", place));
+    const over = read().name;
+    plot.dispatchEvent(new PointerEvent("pointerleave"));
+    return [over, read().name];"""
+    assert browser.see(page, READ + hover, "subset=similar-1") == ["random-1", "similar-1"]
+
+
+def test_the_plot_and_the_map_are_walked_by_keys(page: str, browser: Browser) -> None:
+    walk = f"""at({POINTS}[0][0]).focus();
+    key("ArrowRight"); key("ArrowRight"); key("ArrowLeft"); key("Enter");
+    const chosen = read();
+    document.querySelector("#map").focus();
+    key("ArrowRight"); key("ArrowDown"); key("ArrowDown");
+    return [chosen.hash, {POINTS}[1][0], document.querySelector("#pair").textContent];"""
+    address, second, told = browser.see(page, READ + walk)
+    assert f"subset={second}" in address
+    order = json.loads(embedded(page))["order"]
+    row, column = order[2], order[1]
+    value = float(re.search(r": ([\d.]+) nats$", told)[1])  # type: ignore[index]
+    assert told.startswith(f"{NAMES[row]} and {NAMES[column]}: ")
+    assert value == pytest.approx(divergences()[row, column], rel=0.005)
+
+
+def test_the_tables_are_the_data_frames_and_sort(page: str, browser: Browser) -> None:
+    sort = """const cells = () => [...document.querySelectorAll("section table")].slice(-2).map((table) =>
+        [...table.rows].map((row) => [...row.cells].map((cell) => cell.textContent)));
+    const heads = [...document.querySelectorAll("section table thead")].slice(-2);
+    const click = (table, column) => heads[table].rows[0].cells[column].firstChild.click();
+    const before = cells();
+    click(0, 4); click(1, 1); click(1, 1);
+    return [before, cells(), heads[1].rows[0].cells[1].getAttribute("aria-sort")];"""
+    before, after, way = browser.see(page, sort)
+    expected = summary(measured())
+    head, *rows = before[0]
+    assert head == [
+        "variant",
+        "method",
+        "bits",
+        "calibration",
+        "top-1, restricted (%)",
+        "drop, restricted (points)",
+        "n",
+    ]
+    for shown, row in zip(rows, expected.to_dict("records"), strict=True):
+        assert shown[:4] == [row[name] for name in ("variant", "method", "bits", "calibration")]
+        mean, deviation = (float(part) for part in shown[4].split(" ± "))
+        assert (mean, deviation) == pytest.approx(
+            (row["top1_sub_percent_mean"], row["top1_sub_percent_std"]), abs=0.0051
+        )
+        assert shown[6] == str(row["n"])
+    assert [row[4] for row in after[0][1:]] == [
+        r[4] for r in sorted(rows, key=lambda r: float(r[4].split()[0]))
+    ]
+    assert [row[0] for row in after[1][1:]] == [*NAMES[:0:-1], NAMES[0]]
+    assert way == "descending"
+
+
+FRAME = """<!doctype html><body style="margin:0"><iframe {how} srcdoc="{page}"></iframe>
+<script>addEventListener("message", ({{ data }}) => {{ document.documentElement.dataset.seen = data; }});</script></body>"""
+TELL = """<script type="module">
+document.querySelector("[name=subset]").value = "similar-1";
+document.querySelector("[name=subset]").dispatchEvent(new Event("change", { bubbles: true }));
+const sizes = (query, of) => Math.min(...[...document.querySelectorAll(query)].map(of));
+parent.postMessage(JSON.stringify({
+    width: innerWidth, scrolled: document.documentElement.scrollWidth, points: document.querySelectorAll("#plot .mark").length,
+    named: document.querySelectorAll("#panel li").length,
+    font: sizes("body *:not(script, noscript, .frame)", (one) => parseFloat(getComputedStyle(one).fontSize)),
+    touch: sizes("select, th button, fieldset label", (one) => one.getBoundingClientRect().height),
+    columns: new Set([...document.querySelectorAll(".beside > *")].map((one) => one.getBoundingClientRect().left)).size,
+}), "*");
+</script></body>"""
+
+
+@pytest.mark.parametrize("how", ["width=360 height=800", "width=360 height=800 sandbox=allow-scripts"])
+def test_it_fits_a_phone_and_another_page(page: str, browser: Browser, how: str) -> None:
+    # A window is never as narrow as a phone, a frame is; MLflow shows artifacts in a sandboxed one.
+    (browser.folder / "frame.html").write_text(
+        FRAME.format(how=how + ' style="border:0"', page=html.escape(page.replace("</body>", TELL))),
+        encoding="utf-8",
+    )
+    dumped = browser.dump((browser.folder / "frame.html").as_uri())
+    found = json.loads(html.unescape(re.search(r'data-seen="([^"]*)"', dumped)[1]))  # type: ignore[index]
+    assert found["width"] == 360
+    assert found["scrolled"] <= 360
+    assert found["points"] == len(subsets())
+    assert found["named"] == 3
+    assert found["font"] >= 14
+    assert found["touch"] >= 44
+    assert found["columns"] == 1
+
+
+def embedded(page: str) -> str:
+    return page.split('<script type="application/json" id="data">')[1].split("</script>", maxsplit=1)[0]
+
+
+def test_nothing_is_asked_of_anybody(page: str, browser: Browser) -> None:
+    assert (
+        re.findall(
+            r"https?:|url\(|@import|\bimport\b|fetch\(|src=|<link(?! rel=\"icon\" href=\"data:,\")", page
+        )
+        == []
+    )
+    assert browser.see(page, "return performance.getEntriesByType('resource').map((one) => one.name)") == []
+
+
+def test_an_error_on_the_console_is_seen(page: str, browser: Browser) -> None:
+    with pytest.raises(AssertionError, match="boo"):
+        browser.see(page, "console.error('boo'); return 1;")
+
+
+def test_machines_read_the_numbers(page: str) -> None:
+    data = json.loads(embedded(page))
+    assert data["classes"] == NAMES
+    number = next(n for n, s in enumerate(data["settings"]) if (s["bits"], s["method"]) == ("4", "rtn"))
+    assert data["settings"][number]["variant"] == "original"
+    assert data["settings"][data["settings"][number]["base"]]["method"] == "float"
+    scores = dict(zip(data["subsets"]["name"], data["scores"]["drop_sub_points"][number], strict=True))
+    assert scores == pytest.approx(
+        rows_of({"bits": "4", "method": "rtn"}).drop_sub_points.to_dict(), abs=0.0051
+    )
+    assert np.array(data["matrix"]) == pytest.approx(divergences(), rel=1e-3)
+
+
+def test_it_can_be_read_without_scripts(page: str) -> None:
+    plain = re.sub(r"<script.*?</script>", "", page, flags=re.DOTALL)
+    assert "<noscript>" in plain
+    assert (
+        "<p>Of <strong>all</strong>:</p>\n<ul><li>one &lt;i&gt;</li><li><code>two</code> a*=4</li></ul>"
+        in plain
+    )
+    assert "<h3>Then</h3>" in plain
+    assert "<h2>p &amp; q</h2>" in plain
+    assert html.escape(NAMES[1]) in plain
+    assert "boo()</script>" not in plain
+
+
+def test_drawn_characters_are_not_taken_for_photographs(page: str) -> None:
+    assert "Dataset: glyphs, the built-in dataset of drawn characters (no photographs)." in page
+    assert "n = 11 subsets of 3 or 4 classes" in page
+    assert "cifar" not in page.lower()
+
+
+def test_the_same_study_is_the_same_bytes(page: str, tmp_path: Path) -> None:
+    write_page(tmp_path / "page.html", contents())
+    assert (tmp_path / "page.html").read_text(encoding="utf-8") == page
+
+
+def test_a_table_without_calibration_was_calibrated_on_the_subsets(tmp_path: Path) -> None:
+    plain = measured().query("calibration != 'all'").drop(columns=["calibration", "seed"])
+    write_page(tmp_path / "page.html", replace(contents(), table=plain))
+    data = json.loads(embedded((tmp_path / "page.html").read_text(encoding="utf-8")))
+    found = {(s["method"], s["calibration"]) for s in data["settings"]}
+    assert found == {("float", "none"), ("rtn", "subset"), ("gpfq", "subset")}
+
+
+def test_a_study_of_a_hundred_subsets_fits_in_two_megabytes(tmp_path: Path) -> None:
+    table, many = measured(), subsets()
+    copies = [(f"random-{n}", n % len(many)) for n in range(100)]
+    more = [table[table.subset == many[s].name].assign(subset=name) for name, s in copies]
+    settings = [(bits, part) for bits in ("2", "3", "4", "5", "6", "8") for part in more]
+    grown = pd.concat([part.assign(bits=part.bits.replace({"2": bits})) for bits, part in settings])
+    names = [f"class_{n}" for n in range(100)]
+    matrix = np.random.default_rng(0).uniform(0.1, 99, (100, 100))
+    matrix = (matrix + matrix.T) * (1 - np.eye(100))
+    big = replace(contents(), table=grown, matrix=matrix, class_names=names)
+    write_page(
+        tmp_path / "page.html", replace(big, subsets=[replace(many[s], name=name) for name, s in copies])
+    )
+    data = json.loads(embedded((tmp_path / "page.html").read_text(encoding="utf-8")))
+    assert sum(value is not None for line in data["scores"]["drop_sub_points"] for value in line) > 3600
+    assert (tmp_path / "page.html").stat().st_size < 1_000_000
+
+
+def test_what_does_not_fit_together_is_told(tmp_path: Path) -> None:
+    with pytest.raises(LaqError, match="subset similar-1 of the table is not among the 10 subsets"):
+        write_page(tmp_path / "page.html", replace(contents(), subsets=subsets()[1:]))
+    with pytest.raises(LaqError, match=r"divergences \(12, 12\) do not fit 11 class names"):
+        write_page(tmp_path / "page.html", replace(contents(), class_names=NAMES[1:]))
+    assert list(tmp_path.iterdir()) == []
