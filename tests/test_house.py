@@ -15,7 +15,7 @@ from tests.conftest import ROOT
 
 # A room imports those before it.
 ORDER = [
-    "errors", "progress", "provenance", "files", "cache", "params", "quantization", "dataset", "network",
+    "errors", "progress", "provenance", "files", "cache", "parallel", "params", "quantization", "dataset", "network",
     "embeddings", "divergence", "subsets", "finetune", "study", "report", "track", "compare", "cli",
     "__main__", "environment",
 ]  # fmt: skip

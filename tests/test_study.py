@@ -16,7 +16,7 @@ from laq.errors import LaqError
 from laq.files import write_json
 from laq.parallel import Workers
 from laq.params import Further, Params, Study, load_params
-from laq.quantization import QuantizedNetwork, Recipe, choose_bits, quantize_each
+from laq.quantization import QuantizedNetwork, Recipe, choose_bits_each, quantize_each
 from laq.study import plan, read_measurements
 from laq.study.jobs import jobs_of
 from laq.subsets import Subset
@@ -125,11 +125,11 @@ def test_the_table_says_what_was_asked_for_and_what_it_came_to(
 ) -> None:
     params, asked = ready_for_a_study(project), []
 
-    def choose(*given: Any) -> dict[str, int]:
+    def choose(*given: Any) -> tuple[dict[str, int], ...]:
         asked.append((given[2], given[4]))
-        return choose_bits(*given)
+        return choose_bits_each(*given)
 
-    monkeypatch.setattr("laq.study.jobs.choose_bits", choose)
+    monkeypatch.setattr("laq.study.jobs.choose_bits_each", choose)
     room.run(params.study)
     table = read_measurements().set_index("cell")
     assert len(table) == 2 * 2 * (1 + 3)

@@ -24,7 +24,7 @@ from laq.progress import progress
 from laq.quantization import (
     QuantizedNetwork,
     Recipe,
-    choose_bits,
+    choose_bits_each,
     float32_bytes,
     layer_names,
     parse_bits,
@@ -232,17 +232,21 @@ def _networks(
         yield groups[0], None
         return
     images = bench.calibration_images(job.cells[0])
-    recipes = [_with_bits(cells[0], network, images) for cells in groups]
+    recipes = _recipes([cells[0] for cells in groups], network, images)
     yield from zip(groups, quantize_each(network, images, recipes), strict=True)
 
 
-def _with_bits(cell: Cell, network: Classifier, images: torch.Tensor) -> Recipe:
-    """The cell's recipe, the bits of each layer chosen."""
-    assert cell.recipe
-    if isinstance(cell.bits, int):
-        return cell.recipe
-    bits = choose_bits(parse_bits(cell.bits), network, images, cell.recipe, sorted(cell.subset.classes))
-    return replace(cell.recipe, bits=bits)
+def _recipes(cells: Sequence[Cell], network: Classifier, images: torch.Tensor) -> list[Recipe]:
+    """The recipes, the bits of each layer chosen; what alike recipes need for that is measured once."""
+    chosen: dict[str, Recipe] = {}
+    mixed = [cell for cell in cells if isinstance(cell.bits, str)]
+    for recipe in dict.fromkeys(cell.recipe for cell in mixed if cell.recipe):
+        alike = [cell for cell in mixed if cell.recipe == recipe]
+        precisions = [parse_bits(cell.bits) for cell in alike]
+        classes = sorted(alike[0].subset.classes)
+        maps = choose_bits_each(precisions, network, images, recipe, classes)
+        chosen |= {cell.name: replace(recipe, bits=bits) for cell, bits in zip(alike, maps, strict=True)}
+    return [chosen.get(cell.name) or cell.recipe for cell in cells if cell.recipe]
 
 
 def _fill(
