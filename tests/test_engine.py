@@ -1,8 +1,11 @@
 """Whole networks: every layer quantized, from the inputs that it really gets."""
 
 import copy
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -19,12 +22,14 @@ from laq.quantization import (
     layer_names,
     make_alphabet,
     quantize,
+    quantize_each,
 )
 from laq.quantization.alphabet import ERROR_RADII
 from laq.quantization.inputs import Inputs, choose_form
+from laq.quantization.methods import Solved, solve
 from laq.quantization.patches import Patches, Sampler, cut_patches
 from laq.quantization.pool import worker_pool
-from laq.quantization.shelf import Shelf
+from laq.quantization.shelf import IMAGES, Shelf
 from tests.conftest import Branching
 from tests.test_gpfq import column_loop
 
@@ -98,10 +103,16 @@ def test_lockstep_equals_layer_by_layer_on_every_zoo_network(architecture: str) 
 
 def as_layerwise(network: nn.Module, images: Tensor, recipe: Recipe) -> QuantizedNetwork:
     """Quantize as if torch.fx had failed."""
+    with untraceable():
+        return quantize(network, images, recipe)
+
+
+@contextmanager
+def untraceable() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("laq.quantization.engine.trace", lambda _: "no luck")
-        with pytest.warns(UserWarning, match="cannot trace .* two passes"):
-            return quantize(network, images, recipe)
+        with pytest.warns(UserWarning, match="cannot trace .* of its own"):
+            yield
 
 
 def tricky() -> nn.Module:
@@ -264,13 +275,151 @@ def test_what_does_not_fit_into_memory_goes_through_files(
     assert list(tmp_path.iterdir()) == []
 
 
+def various(network: nn.Module, **shared: Any) -> list[Recipe]:
+    """Recipes that differ in all that those of one pass may differ in."""
+    names = layer_names(network)
+    return [
+        Recipe(bits=3, **shared),
+        Recipe(bits={name: 2 + i % 3 for i, name in enumerate(names)}, bias_correction=True, **shared),
+        Recipe(bits=2, method="rtn", alphabet="midrise", granularity="layer", radius=1.0, **shared),
+        Recipe(method="gpfq_l0", threshold=0.9, percentile=0.99, form="covariance", **shared),
+        Recipe(method="sgpfq", retain_rate=0.4, form="residual", seed=5, **shared),
+    ]
+
+
+def assert_equal(result: QuantizedNetwork, expected: QuantizedNetwork) -> None:
+    """All but the seconds, to the bit."""
+    assert result.recipe == expected.recipe
+    assert (result.folded, result.calibration) == (expected.folded, expected.calibration)
+    assert result.relative_error == expected.relative_error
+    state = expected.network.state_dict()
+    assert result.network.state_dict().keys() == state.keys()
+    assert all(torch.equal(t, state[name]) for name, t in result.network.state_dict().items())
+    for ours, theirs in zip(result.layers, expected.layers, strict=True):
+        assert torch.equal(ours.codes, theirs.codes), ours.name
+        assert torch.equal(ours.alphabet.step, theirs.alphabet.step)
+        for field in ("name", "bits", "levels", "relative_error", "flops"):
+            assert getattr(ours, field) == getattr(theirs, field)
+
+
+def assert_each_as_alone(network: nn.Module, images: Tensor, recipes: Sequence[Recipe]) -> None:
+    results = quantize_each(network, images, recipes)
+    for result, recipe in zip(results, recipes, strict=True):
+        assert_equal(result, quantize(network, images, recipe))
+
+
+@pytest.mark.parametrize("architecture", ["resnet20", "googlenet"])
+def test_several_recipes_in_one_pass_give_what_each_gives_alone(architecture: str) -> None:
+    network = classifier(architecture)
+    recipes = various(network, fuse=True, batch_size=2, ignore=("body.fc",))
+    assert_each_as_alone(network, pixels(3), recipes[:3] if architecture == "googlenet" else recipes)
+
+
+@pytest.mark.parametrize("memory_gib", [4.0, 0.0])
+@pytest.mark.parametrize("traced", [True, False])
+def test_so_they_do_layer_by_layer_in_place_and_through_files(traced: bool, memory_gib: float) -> None:  # noqa: FBT001
+    network, images = tricky(), noise(5)
+    before = images.clone()
+    with nullcontext() if traced else untraceable():
+        assert_each_as_alone(network, images, various(network, batch_size=2, memory_gib=memory_gib))
+    assert torch.equal(images, before)
+
+
+def test_so_they_do_with_any_number_of_threads() -> None:
+    network, before, results = classifier("resnet20"), torch.get_num_threads(), []
+    for threads in (1, 3):
+        torch.set_num_threads(threads)
+        results.append(quantize_each(network, pixels(5), various(network, batch_size=2)))
+        assert torch.get_num_threads() == threads
+    torch.set_num_threads(before)
+    for one, three in zip(*results, strict=True):
+        assert_equal(three, one)
+
+
+@pytest.mark.parametrize("traced", [True, False])
+def test_the_analog_network_runs_once_for_all_recipes(traced: bool) -> None:  # noqa: FBT001
+    network, images = tricky(), noise(5)
+    runs = []
+    for recipes in (various(network, batch_size=2), various(network, batch_size=2)[:1]):
+        seen: dict[nn.Module, int] = {}  # images by copy of the layer; the analog one's is called first
+
+        def count(layer: nn.Module, args: tuple[Tensor], _: Any, seen: dict[nn.Module, int] = seen) -> None:
+            seen[layer] = seen.get(layer, 0) + len(args[0])
+
+        counted = copy.deepcopy(network)
+        counted.get_submodule("depthwise").register_forward_hook(count)
+        with nullcontext() if traced else untraceable():
+            quantize_each(counted, images, recipes)
+        assert len(seen) == 1 + len(recipes)
+        runs.append(next(iter(seen.values())))
+    assert runs[0] == runs[1]
+    if traced:
+        assert runs[0] == len(images)
+
+
+def test_recipes_of_one_pass_agree_in_what_it_depends_on() -> None:
+    network, images = tricky(), noise(2)
+    for option, other in (("batch_size", 3), ("ignore", ("head",)), ("fuse", True), ("memory_gib", 1.5)):
+        recipes = [Recipe(), Recipe(bits=2), replace(Recipe(), **{option: other})]  # type: ignore[arg-type]
+        with pytest.raises(
+            QuantizationError, match=f"^{option}: recipes of one pass must agree; found "
+        ) as e:
+            quantize_each(network, images, recipes)
+        assert str(e.value).endswith(f"{getattr(Recipe(), option)!r} and {other!r}")
+    assert quantize_each(network, images, []) == ()
+    with pytest.raises(QuantizationError, match="bits: no entry for depthwise, head, shared"):
+        quantize_each(network, images, [Recipe(), Recipe(bits={"first": 3})])
+
+
+@pytest.mark.parametrize("traced", [True, False])
+def test_a_recipe_that_fails_leaves_nothing_behind(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    traced: bool,  # noqa: FBT001
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    network, images, threads = Tricky().train(), torch.randn(5, 4, 8, 8), torch.get_num_threads()
+    state, before = copy.deepcopy(network.state_dict()), images.clone()
+
+    def fail_in_the_middle(name: str, W: Tensor, inputs: Inputs, recipe: Recipe) -> Solved:
+        if (name, recipe.bits) == ("shared", 3):
+            raise QuantizationError("enough")
+        return solve(name, W, inputs, recipe)
+
+    monkeypatch.setattr("laq.quantization.engine.solve", fail_in_the_middle)
+    recipes = [Recipe(bits=bits, memory_gib=0.0) for bits in (2, 3, 4)]
+    with nullcontext() if traced else untraceable(), pytest.raises(QuantizationError, match="enough"):
+        quantize_each(network, images, recipes)
+    assert network.training
+    assert torch.get_num_threads() == threads
+    assert torch.equal(images, before)
+    assert all(torch.equal(t, state[name]) for name, t in network.state_dict().items())
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_shared_memory_counts_once_and_a_part_is_filed_without_the_rest(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    x, large = torch.arange(20.0), torch.arange(100_000.0)
+    with Shelf(memory=120) as shelf:
+        shelf.put((0, 0), {"x": x, "same": x, "views": (x.view(4, 5), [x[:10]])})  # 80 bytes
+        shelf.put((0, 1), {"x": large[:10], "y": None})  # 40 more
+        assert list(tmp_path.glob("*/*")) == []
+        shelf.put((1, IMAGES), {"images": large[10:20]})
+        (file,) = tmp_path.glob("*/*")
+        assert file.stat().st_size < large.nbytes / 50
+        assert torch.equal(shelf.take((1, IMAGES))["images"], large[10:20])
+        assert not file.exists()
+
+
 def test_activations_are_forgotten_after_their_last_use(monkeypatch: pytest.MonkeyPatch) -> None:
     kept: list[int] = []
     put = Shelf.put
 
-    def counted(shelf: Shelf, chunk: int, values: dict[str, object]) -> None:
+    def counted(shelf: Shelf, key: tuple[int, int], values: dict[str, object]) -> None:
         kept.append(len(values))
-        put(shelf, chunk, values)
+        put(shelf, key, values)
 
     monkeypatch.setattr(Shelf, "put", counted)
     quantize(classifier("resnet20"), pixels(), Recipe(bits=3))

@@ -10,7 +10,7 @@ Free of everything else in ``laq``: networks and tensors in, networks and codes 
 
 from laq.quantization.allocation import choose_bits
 from laq.quantization.alphabet import Alphabet, AlphabetSpec, make_alphabet
-from laq.quantization.engine import layer_names, quantize
+from laq.quantization.engine import layer_names, quantize, quantize_each
 from laq.quantization.export import export_onnx
 from laq.quantization.packing import Cut, float32_bytes, keep_rows, load, load_quantized, read_metadata, save
 from laq.quantization.precision import parse_bits
@@ -43,6 +43,7 @@ __all__ = [
     "make_alphabet",
     "parse_bits",
     "quantize",
+    "quantize_each",
     "read_metadata",
     "save",
 ]

@@ -1,4 +1,4 @@
-"""``quantize``: a network, calibration images and a recipe in, a quantized copy out."""
+"""``quantize``: a network, calibration images and recipes in, quantized copies out."""
 
 import copy
 import time
@@ -10,7 +10,7 @@ from functools import partial
 from hashlib import sha256
 from itertools import accumulate
 from math import isfinite
-from typing import Protocol
+from typing import Any, Final, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -19,18 +19,22 @@ from laq.quantization.execution import OUTPUTS, Execution, Networks, Pair, Stop
 from laq.quantization.fusion import fold_batch_norms
 from laq.quantization.inputs import Inputs
 from laq.quantization.layerwise import Layerwise
-from laq.quantization.lockstep import Lockstep, trace
+from laq.quantization.lockstep import Lockstep
 from laq.quantization.methods import solve
 from laq.quantization.patches import Layer, Patches, Sampler, cut_patches, grouped_weights, has_shifts
-from laq.quantization.pool import worker_pool
+from laq.quantization.pool import Pool, worker_pool
+from laq.quantization.program import trace
 from laq.quantization.recipe import QuantizationError, QuantizedLayer, QuantizedNetwork, Recipe
 from laq.quantization.shelf import Shelf
+
+_SHARED: Final = ("batch_size", "ignore", "fuse", "memory_gib")  # options that a pass depends on
+_Walked = list[tuple[QuantizedLayer, ...]]  # layer after layer, by recipe
 
 
 class _Digest(Protocol):
     """A hash from ``hashlib``."""
 
-    def update(self, data: bytes, /) -> None: ...
+    def update(self, data: Any, /) -> None: ...
 
 
 def quantize(network: nn.Module, images: Tensor | Iterable[Tensor], recipe: Recipe) -> QuantizedNetwork:
@@ -50,24 +54,60 @@ def quantize(network: nn.Module, images: Tensor | Iterable[Tensor], recipe: Reci
             their own; images, weights or outputs are not finite; a pattern in ``recipe.ignore``
             matches no layer, or they leave none; ``recipe.bits`` is a map that lacks a layer.
     """
-    with torch.no_grad(), worker_pool() as pool, Shelf(recipe.memory / 2) as shelf:
-        names = _names_to_quantize(network, recipe)
+    return quantize_each(network, images, [recipe])[0]
+
+
+def quantize_each(
+    network: nn.Module, images: Tensor | Iterable[Tensor], recipes: Sequence[Recipe]
+) -> tuple[QuantizedNetwork, ...]:
+    """Quantize ``network`` by several recipes in one pass, which computes its own activations once.
+
+    Each result is what ``quantize`` gives, to the bit. Activations of all quantized networks are in
+    hand at a time: more of them than of one may have to wait in files.
+
+    Args:
+        network: as for ``quantize``.
+        images: as for ``quantize``.
+        recipes: how; alike in ``batch_size``, ``ignore``, ``fuse`` and ``memory_gib``. None give none.
+
+    Raises:
+        QuantizationError: as ``quantize`` does; the recipes differ in an option of these.
+    """
+    if not recipes:
+        return ()
+    _check_alike(recipes)
+    shared, digest = recipes[0], sha256()
+    with torch.no_grad(), worker_pool() as pool, Shelf(shared.memory / 2) as shelf:
+        names = _names_to_quantize(network, recipes)
         analog = copy.deepcopy(network).eval()
-        folded = fold_batch_norms(analog) if recipe.fuse else ()
-        graph = trace(analog)
-        networks = Networks(analog, copy.deepcopy(analog), frozenset(names))
-        if isinstance(graph, str):
-            warnings.warn(
-                f"torch.fx cannot trace the network ({graph}): each layer takes two passes over the network",
-                stacklevel=2,
-            )
-            execution: Execution = Layerwise(networks, pool, shelf)
-        else:
-            execution = Lockstep(graph, networks, pool, shelf)
-        digest = sha256()
-        layers = _walk(execution, _chunks(network, images, recipe.batch_size, digest), recipe)
-    result = QuantizedNetwork(networks.quantized, (), 0.0, recipe, folded, digest.hexdigest())
-    return _with_errors(result, layers, execution)
+        folded = fold_batch_norms(analog) if shared.fuse else ()
+        execution = _execution(analog, names, len(recipes), pool, shelf)
+        walked = _walk(execution, _chunks(network, images, shared.batch_size, digest), recipes)
+    _check_all_run(execution)
+    networks = zip(execution.networks.quantized, recipes, strict=True)
+    results = (QuantizedNetwork(made, (), 0.0, r, folded, digest.hexdigest()) for made, r in networks)
+    return tuple(_with_errors(result, k, walked, execution) for k, result in enumerate(results))
+
+
+def _check_alike(recipes: Sequence[Recipe]) -> None:
+    for option in _SHARED:
+        values = [getattr(recipe, option) for recipe in recipes]
+        if any(value != values[0] for value in values):
+            found = " and ".join(dict.fromkeys(map(repr, values)))
+            raise QuantizationError(f"{option}: recipes of one pass must agree; found {found}")
+
+
+def _execution(analog: nn.Module, names: set[str], copies: int, pool: Pool, shelf: Shelf) -> Execution:
+    """What runs the analog network and ``copies`` of it side by side."""
+    graph = trace(analog)
+    networks = Networks(analog, tuple(copy.deepcopy(analog) for _ in range(copies)), frozenset(names))
+    if not isinstance(graph, str):
+        return Lockstep(graph, networks, pool, shelf)
+    warnings.warn(
+        f"torch.fx cannot trace the network ({graph}): each layer takes a pass of its own",
+        stacklevel=4,  # whoever called quantize
+    )
+    return Layerwise(networks, pool, shelf)
 
 
 def layer_names(network: nn.Module) -> list[str]:
@@ -86,16 +126,18 @@ def check_patterns(option: str, patterns: Iterable[str], names: Sequence[str]) -
             raise QuantizationError(f"{option}: {pattern!r} matches no layer; layers: {', '.join(names)}")
 
 
-def _names_to_quantize(network: nn.Module, recipe: Recipe) -> set[str]:
+def _names_to_quantize(network: nn.Module, recipes: Sequence[Recipe]) -> set[str]:
     if isinstance(network, Layer):
         raise QuantizationError("the network is a layer itself; put it into an nn.Sequential")
     names = layer_names(network)
-    check_patterns("ignore", recipe.ignore, names)
-    chosen = {name for name in names if not any(fnmatchcase(name, p) for p in recipe.ignore)}
+    ignore = recipes[0].ignore
+    check_patterns("ignore", ignore, names)
+    chosen = {name for name in names if not any(fnmatchcase(name, p) for p in ignore)}
     if not chosen:
         raise QuantizationError("no layer to quantize: the network has none, or ignore covers them all")
-    if not isinstance(recipe.bits, int) and (missing := chosen - recipe.bits.keys()):
-        raise QuantizationError(f"bits: no entry for {', '.join(sorted(missing))}")
+    for recipe in recipes:
+        if not isinstance(recipe.bits, int) and (missing := chosen - recipe.bits.keys()):
+            raise QuantizationError(f"bits: no entry for {', '.join(sorted(missing))}")
     for name in sorted(chosen):
         _check(name, network.get_submodule(name))
     return chosen
@@ -122,26 +164,31 @@ def _chunks(
             bad = int((~torch.isfinite(batch.flatten(1)).all(1)).nonzero()[0])
             raise QuantizationError(f"calibration image {count + bad} holds values that are not finite")
         count += len(batch)
-        digest.update(batch.detach().cpu().contiguous().numpy().tobytes())
+        digest.update(batch.detach().cpu().contiguous().numpy())
         yield batch.to(device)
     if count == 0:
         raise QuantizationError("no calibration images: give at least one")
 
 
-def _walk(execution: Execution, chunks: Iterator[Tensor], recipe: Recipe) -> list[QuantizedLayer]:
-    """Quantize layer after layer; errors are yet to be filled in."""
-    layers = []
-    for stop in execution.stops(chunks):
-        begin = time.perf_counter()
-        layer = _quantize_layer(execution, stop, recipe)
-        layers.append(replace(layer, seconds=time.perf_counter() - begin))
-    return layers
+def _walk(execution: Execution, chunks: Iterator[Tensor], recipes: Sequence[Recipe]) -> _Walked:
+    """Quantize layer after layer, each by all recipes; errors are yet to be filled in."""
+    return [
+        tuple(_timed(execution, stop, k, recipe) for k, recipe in enumerate(recipes))
+        for stop in execution.stops(chunks)
+    ]
 
 
-def _quantize_layer(execution: Execution, stop: Stop, recipe: Recipe) -> QuantizedLayer:
-    """Choose a layer's codes and set the quantized network's weights, and bias if that is corrected."""
-    name, pairs = stop
-    layer, target = execution.networks.layers(name)
+def _timed(execution: Execution, stop: Stop, k: int, recipe: Recipe) -> QuantizedLayer:
+    begin = time.perf_counter()
+    layer = _quantize_layer(execution, stop, k, recipe)
+    return replace(layer, seconds=time.perf_counter() - begin)
+
+
+def _quantize_layer(execution: Execution, stop: Stop, k: int, recipe: Recipe) -> QuantizedLayer:
+    """Choose a layer's codes and set network ``k``'s weights, and bias if that is corrected."""
+    name, pairs = stop[0], stop[1][k]
+    layer, *targets = execution.networks.layers(name)
+    target = targets[k]
     assert isinstance(layer, Layer)
     W = grouped_weights(layer)
     sampler = Sampler(recipe.retain_rate, recipe.seed, name)
@@ -175,19 +222,21 @@ def _shift_bias(layer: nn.Module, shift: Tensor) -> None:
         layer.get_parameter("bias").add_(shift)
 
 
-def _with_errors(
-    result: QuantizedNetwork, layers: list[QuantizedLayer], execution: Execution
-) -> QuantizedNetwork:
-    """Fill in the layers with their measured errors, and see that there is one for every layer."""
-    errors = execution.errors
-    if missed := execution.networks.names - errors.keys():
+def _check_all_run(execution: Execution) -> None:
+    if missed := execution.networks.names - execution.errors.keys():
         raise QuantizationError(
             f"layers never run, so not quantized: {', '.join(sorted(missed))}; "
             "name them in ignore if they may keep their weights"
         )
+
+
+def _with_errors(result: QuantizedNetwork, k: int, walked: _Walked, execution: Execution) -> QuantizedNetwork:
+    """Fill in network ``k``'s layers with their measured errors."""
+    errors = {name: by_network[k] for name, by_network in execution.errors.items()}
     for name, error in errors.items():
         if not (isfinite(error.size) and isfinite(error.error)):
             where = name if name == OUTPUTS else f"outputs of layer {name}"
             raise QuantizationError(f"{where} are not finite; check weights and images")
+    layers = (layers[k] for layers in walked)
     done = tuple(replace(layer, relative_error=errors[layer.name].relative) for layer in layers)
     return replace(result, layers=done, relative_error=errors[OUTPUTS].relative)

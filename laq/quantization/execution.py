@@ -1,22 +1,22 @@
-"""Running the analog and the partly quantized network side by side, from one layer to the next."""
+"""Running the analog and the partly quantized networks side by side, from one layer to the next."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import reduce
+from functools import partial, reduce
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from laq.quantization.pool import Pool
-from laq.quantization.shelf import Shelf
+from laq.quantization.shelf import IMAGES, Shelf
 
 OUTPUTS = "the network's outputs"
 
 
 class Pair(NamedTuple):
-    """A value of the analog network and its counterpart of the quantized one."""
+    """A value of the analog network and its counterpart of a quantized one."""
 
     analog: Any
     quantized: Any
@@ -27,11 +27,6 @@ class Error(NamedTuple):
 
     size: float = 0.0
     error: float = 0.0
-
-    @classmethod
-    def of(cls, outputs: Pair) -> "Error":
-        """The error of a layer's or a network's two outputs."""
-        return cls(_square(outputs.analog), _square(outputs.analog - outputs.quantized))
 
     def plus(self, other: "Error") -> "Error":
         """That of both sets of images."""
@@ -47,55 +42,72 @@ def _square(values: Tensor) -> float:
     return float(torch.linalg.vector_norm(values, dtype=torch.float64)) ** 2
 
 
-def total(errors: Iterable[Error]) -> Error:
-    """The error over all images."""
-    return reduce(Error.plus, errors, Error())
+def errors_of(outputs: Iterable[Tensor]) -> tuple[Error, ...]:
+    """The errors of a layer's or a network's outputs, the analog one first, then each quantized one."""
+    rest = iter(outputs)
+    analog = next(rest)
+    size = _square(analog)
+    return tuple(Error(size, _square(analog - quantized)) for quantized in rest)
 
 
-Stop = tuple[str, Sequence[Callable[[], Pair]]]
+def totals(errors: Iterable[tuple[Error, ...]]) -> tuple[Error, ...]:
+    """Those over all images, which come in parts."""
+    return tuple(reduce(Error.plus, parts, Error()) for parts in zip(*errors, strict=True))
+
+
+Stop = tuple[str, Sequence[Sequence[Callable[[], Pair]]]]
 
 
 @dataclass(frozen=True)
 class Networks:
-    """The analog and the quantized network, and the names of the layers to quantize."""
+    """The analog and the quantized networks, and the names of the layers to quantize."""
 
     analog: nn.Module
-    quantized: nn.Module
+    quantized: tuple[nn.Module, ...]
     names: frozenset[str]
 
-    def both(self) -> Pair:
-        """The two networks."""
-        return Pair(self.analog, self.quantized)
+    def all(self) -> tuple[nn.Module, ...]:
+        """The analog network, then the quantized ones."""
+        return (self.analog, *self.quantized)
 
-    def layers(self, name: str) -> Pair:
-        """A layer of both."""
-        return Pair(*(network.get_submodule(name) for network in self.both()))
+    def layers(self, name: str) -> tuple[nn.Module, ...]:
+        """A layer of all."""
+        return tuple(network.get_submodule(name) for network in self.all())
 
 
 class Execution(ABC):
     """Goes from layer to layer, with all images.
 
-    ``errors`` holds each layer's error as soon as the next one is reached, and the network's under
-    ``OUTPUTS`` in the end. ``counts`` are the images per chunk.
+    What the networks have in hand is on the shelf by chunk and by their numbers in ``Networks.all``: each
+    has tensors of its own, so that an operation in place reaches no other.
+
+    ``errors`` holds, for each quantized network, the layers' errors as soon as the next one is reached,
+    and the networks' under ``OUTPUTS`` in the end. ``counts`` are the images per chunk.
     """
 
     def __init__(self, networks: Networks, pool: Pool, shelf: Shelf) -> None:
         self.networks = networks
         self.pool = pool
         self.shelf = shelf
-        self.errors: dict[str, Error] = {}
+        self.errors: dict[str, tuple[Error, ...]] = {}
         self.counts: list[int] = []
 
     @abstractmethod
     def stops(self, chunks: Iterable[Tensor]) -> Iterator[Stop]:
-        """Each layer's name and its inputs, chunk by chunk, in the order of execution.
+        """Each layer's name and, for each quantized network, its inputs, chunk by chunk.
 
-        The quantized layer must have its weights before the next one is asked for.
+        In the order of execution. The quantized layers must have their weights before the next stop is
+        asked for.
         """
 
     def _keep(self, chunks: Iterable[Tensor]) -> range:
         """Put the images on the shelf; returns the chunks' numbers."""
         for chunk, images in enumerate(chunks):
             self.counts.append(len(images))
-            self.shelf.put(chunk, {"images": images})
+            self.shelf.put((chunk, IMAGES), {"images": images})
         return range(len(self.counts))
+
+    def _by_network(self, pair: Callable[[int, int], Pair]) -> list[list[Callable[[], Pair]]]:
+        """``pair`` of every chunk, for each quantized network's number."""
+        numbers = range(1, len(self.networks.all()))
+        return [[partial(pair, chunk, n) for chunk in range(len(self.counts))] for n in numbers]

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from torch import fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from laq.quantization.lockstep import trace
+from laq.quantization.program import trace
 from laq.quantization.recipe import QuantizationError
 
 

@@ -1,14 +1,15 @@
-"""For networks that cannot be traced: both networks run from their input for every layer."""
+"""For networks that cannot be traced: all networks run from their input for every layer."""
 
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
 
-from laq.quantization.execution import OUTPUTS, Error, Execution, Pair, Stop, total
+from laq.quantization.execution import OUTPUTS, Error, Execution, Pair, Stop, errors_of, totals
 from laq.quantization.recipe import QuantizationError
+from laq.quantization.shelf import IMAGES
 
 
 class _ReachedError(Exception):
@@ -20,17 +21,19 @@ class _ReachedError(Exception):
 
 
 class Layerwise(Execution):
-    """The same stops, inputs and errors as in lockstep, at the cost of two passes per layer."""
+    """The same stops, inputs and errors as in lockstep, at the cost of a pass per layer and network."""
 
     def stops(self, chunks: Iterable[Tensor]) -> Iterator[Stop]:
         """Run every chunk up to each layer in turn."""
         numbers = self._keep(chunks)
         for name in self._order():
-            with _stopping_at(self.networks.analog, name), _stopping_at(self.networks.quantized, name):
-                list(self.pool.map(partial(self._reach, name), numbers))
-            yield name, [partial(self._inputs, chunk) for chunk in numbers]
-            self.errors[name] = total(self.pool.map(partial(self._layer_error, name), numbers))
-        self.errors[OUTPUTS] = total(self.pool.map(self._output_error, numbers))
+            with ExitStack() as stack:
+                for network in self.networks.all():
+                    stack.enter_context(_stopping_at(network, name))
+                self.pool.run(partial(self._reach, name), numbers)
+            yield name, self._by_network(self._pair)
+            self.errors[name] = totals(self.pool.map(partial(self._layer_errors, name), numbers))
+        self.errors[OUTPUTS] = totals(self.pool.map(self._output_errors, numbers))
 
     def _order(self) -> list[str]:
         """The layers' names in the order of their first calls, with the first images."""
@@ -47,23 +50,24 @@ class Layerwise(Execution):
         return list(order)
 
     def _images(self, chunk: int) -> Tensor:
-        images: Tensor = self.shelf.look(chunk)["images"]
+        """A copy: an operation in place must not reach the images."""
+        images: Tensor = self.shelf.look((chunk, IMAGES))["images"]
         return images.clone()
 
     def _reach(self, name: str, chunk: int) -> None:
-        images = self.shelf.take(chunk)["images"]
-        inputs = tuple(_input(network, name, images.clone()) for network in self.networks.both())
-        self.shelf.put(chunk, {"images": images, "inputs": inputs})
+        images = self.shelf.look((chunk, IMAGES))["images"]
+        for number, network in enumerate(self.networks.all()):
+            self.shelf.put((chunk, number), {"inputs": _input(network, name, images.clone())})
 
-    def _inputs(self, chunk: int) -> Pair:
-        return Pair(*self.shelf.look(chunk)["inputs"])
+    def _pair(self, chunk: int, number: int) -> Pair:
+        return Pair(*(self.shelf.look((chunk, side))["inputs"] for side in (0, number)))
 
-    def _layer_error(self, name: str, chunk: int) -> Error:
-        pairs = zip(self.networks.layers(name), self._inputs(chunk), strict=True)
-        return Error.of(Pair(*(layer(x) for layer, x in pairs)))
+    def _layer_errors(self, name: str, chunk: int) -> tuple[Error, ...]:
+        layers = enumerate(self.networks.layers(name))
+        return errors_of(layer(self.shelf.take((chunk, number))["inputs"]) for number, layer in layers)
 
-    def _output_error(self, chunk: int) -> Error:
-        return Error.of(Pair(*(network(self._images(chunk)) for network in self.networks.both())))
+    def _output_errors(self, chunk: int) -> tuple[Error, ...]:
+        return errors_of(network(self._images(chunk)) for network in self.networks.all())
 
 
 def _input(network: nn.Module, name: str, images: Tensor) -> Tensor:

@@ -2,25 +2,29 @@
 
 import os
 import tempfile
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from threading import Lock
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Final, Self
 
 import torch
 from torch import Tensor
 
 Values = dict[str, Any]
+Key = tuple[int, int]  # a chunk and a network
+IMAGES: Final = -1  # in place of a network: what all of them are given
 
 
 class Shelf:
-    """Keeps a dictionary of activations per chunk; at most ``memory`` bytes of them outside of files."""
+    """Keeps dictionaries of activations; at most ``memory`` bytes of them outside of files."""
 
     def __init__(self, memory: float) -> None:
         self._memory = memory
-        self._held: dict[int, Values] = {}
-        self._sizes: dict[int, int] = {}
+        self._held: dict[Key, Values] = {}
+        self._sizes: dict[Key, int] = {}
+        self._used = 0
         self._lock = Lock()
         self._folder = tempfile.TemporaryDirectory(prefix="laq-", ignore_cleanup_errors=True)
 
@@ -30,42 +34,59 @@ class Shelf:
     def __exit__(self, kind: type[BaseException] | None, error: object, trace: TracebackType | None) -> None:
         self._folder.cleanup()
 
-    def put(self, chunk: int, values: Values) -> None:
-        """Keep a chunk's activations."""
+    def put(self, key: Key, values: Values) -> None:
+        """Keep activations where there are none."""
         size = _bytes(values)
         with self._lock:
-            fits = sum(self._sizes.values()) + size <= self._memory
+            fits = self._used + size <= self._memory
             if fits:
-                self._held[chunk], self._sizes[chunk] = values, size
+                self._held[key], self._sizes[key] = values, size
+                self._used += size
         if not fits:  # in one file: tensors that share memory go on sharing it
-            torch.save(values, self._file(chunk))
+            torch.save(_apart(values), self._file(key))
 
-    def look(self, chunk: int) -> Values:
-        """A chunk's activations, which stay."""
-        held = self._held.get(chunk)
+    def look(self, key: Key) -> Values:
+        """The activations, which stay."""
+        held = self._held.get(key)
         if held is not None:
             return held
-        values: Values = torch.load(self._file(chunk), weights_only=True)
+        values: Values = torch.load(self._file(key), weights_only=True)
         return values
 
-    def take(self, chunk: int) -> Values:
-        """A chunk's activations, which are gone from here."""
-        values = self.look(chunk)
+    def take(self, key: Key) -> Values:
+        """The activations, which are gone from here."""
+        values = self.look(key)
         with self._lock:
-            self._held.pop(chunk, None)
-            self._sizes.pop(chunk, None)
+            self._held.pop(key, None)
+            self._used -= self._sizes.pop(key, 0)
         with suppress(FileNotFoundError):
-            os.unlink(self._file(chunk))  # noqa: PTH108 (this room knows no pathlib)
+            os.unlink(self._file(key))  # noqa: PTH108 (this room knows no pathlib)
         return values
 
-    def _file(self, chunk: int) -> str:
-        return f"{self._folder.name}/{chunk}.pt"
+    def _file(self, key: Key) -> str:
+        return f"{self._folder.name}/{key[0]}.{key[1]}.pt"
+
+
+def _apart(values: Values) -> Values:
+    """A lone part of a larger tensor without the rest, which would go to the file with it."""
+    if len(values) > 1:
+        return values
+    return {name: v.clone() if isinstance(v, Tensor) else v for name, v in values.items()}
 
 
 def _bytes(values: Any) -> int:
-    """What the tensors in nested ``values`` take."""
+    """What the tensors in nested ``values`` take; memory that several share counts once."""
+    parts, whole = Counter[int](), dict[int, int]()
+    for tensor in _tensors(values):
+        memory = tensor.untyped_storage()
+        parts[memory.data_ptr()] += tensor.nbytes
+        whole[memory.data_ptr()] = memory.nbytes()
+    return sum(min(size, whole[memory]) for memory, size in parts.items())
+
+
+def _tensors(values: Any) -> Iterator[Tensor]:
     if isinstance(values, Tensor):
-        return values.nbytes
-    if isinstance(values, Mapping):
-        return sum(map(_bytes, values.values()))
-    return sum(map(_bytes, values)) if isinstance(values, tuple | list) else 0
+        yield values
+    elif isinstance(values, Mapping | tuple | list):
+        for value in values.values() if isinstance(values, Mapping) else values:
+            yield from _tensors(value)
