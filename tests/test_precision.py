@@ -11,16 +11,10 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
-from laq.quantization import QuantizationError, QuantizedNetwork, Recipe, quantize
-from laq.quantization.allocation import (
-    Sensitivities,
-    allocate,
-    choose_bits,
-    code_bits,
-    label_aware_bits,
-    sensitivities,
-)
+from laq.quantization import QuantizationError, QuantizedNetwork, Recipe, quantize, quantize_each
+from laq.quantization.allocation import allocate, choose_bits, choose_bits_each, code_bits, label_aware_bits
 from laq.quantization.precision import Budget, Precision, Slope, bits_per_layer, parse_bits
+from laq.quantization.sensitivity import Sensitivities, sensitivities
 
 NAMES = ["stem", "layer1.0", "layer1.1", "layer2.0", "head"]
 Losses = dict[str, dict[int, float]]
@@ -303,3 +297,44 @@ def test_label_aware_bits_end_to_end(fuse: bool) -> None:  # noqa: FBT001
     assert len(set(bits.values())) > 1
     roomy = choose_bits(Precision(Budget(mean=8), choices=(2, 8)), network, images, recipe, [0, 3])
     assert roomy == dict.fromkeys(bits, 8)
+
+
+class Late(Small):
+    """Changes in place, in the end, what was in hand at a layer."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.first(x)
+        z = self.head(self.second(y).mean((2, 3)))
+        return z + y.mul_(3).mean((2, 3))[:, :6]
+
+
+@pytest.mark.parametrize("memory_gib", [4.0, 0.0])
+def test_runs_from_a_layer_on_lose_what_runs_from_the_images_lose(
+    monkeypatch: pytest.MonkeyPatch, memory_gib: float
+) -> None:
+    network, images = Late(), pictures()
+    made = quantize_each(network, images, [Recipe(bits=b, memory_gib=memory_gib) for b in (2, 4)])
+    from_layers = sensitivities(network, images, iter(made), [1, 4])
+    monkeypatch.setattr("laq.quantization.sensitivity.trace", lambda _: "no luck")
+    assert sensitivities(network, images, made, [1, 4]) == from_layers
+    assert list(from_layers.losses) == ["first", "second", "head"]
+    assert sensitivities(network, images, []) == Sensitivities({}, {})
+
+
+def test_several_budgets_are_measured_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    network, images, recipe = Small(), pictures(), Recipe(bias_correction=True)
+    precisions = [*map(parse_bits, ("auto:3", 5, "auto:4 last:8")), Precision(Budget(mean=5), choices=(7, 4))]
+    alone = [choose_bits(p, network, images, recipe, [0, 3]) for p in precisions]
+    measured: list[int] = []
+
+    def counted(*args: Any) -> Sensitivities:
+        measured.append(len(args[2]))
+        return sensitivities(*args)
+
+    monkeypatch.setattr("laq.quantization.allocation.sensitivities", counted)
+    assert list(choose_bits_each(precisions, network, images, recipe, [0, 3])) == alone
+    assert measured == [7]
+    assert choose_bits_each([], network, images, recipe) == ()
+    with pytest.raises(QuantizationError, match="2 given for 3 layers: first, second, head"):
+        choose_bits_each([parse_bits("auto:3"), parse_bits([8, 4])], network, images, recipe)
+    assert len(measured) == 1

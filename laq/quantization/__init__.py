@@ -8,7 +8,7 @@ Free of everything else in ``laq``: networks and tensors in, networks and codes 
     result.network, result.layers[0].relative_error
 """
 
-from laq.quantization.allocation import choose_bits
+from laq.quantization.allocation import choose_bits, choose_bits_each
 from laq.quantization.alphabet import Alphabet, AlphabetSpec, make_alphabet
 from laq.quantization.engine import layer_names, quantize, quantize_each
 from laq.quantization.export import export_onnx
@@ -34,6 +34,7 @@ __all__ = [
     "QuantizedNetwork",
     "Recipe",
     "choose_bits",
+    "choose_bits_each",
     "export_onnx",
     "float32_bytes",
     "keep_rows",

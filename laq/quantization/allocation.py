@@ -8,24 +8,18 @@ What users write becomes a ``Precision``, and that the map of layers to bits tha
 
 import copy
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from math import isfinite
-from typing import Final
+from dataclasses import replace
 
 import numpy as np
-import torch
-import torch.nn.functional as F  # noqa: N812 (torch's own convention)
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from laq.quantization.alphabet import AlphabetKind, AlphabetSpec
-from laq.quantization.engine import quantize
+from laq.quantization.engine import quantize, quantize_each
 from laq.quantization.fusion import fold_batch_norms
-from laq.quantization.pool import worker_pool
 from laq.quantization.precision import HIGHEST, Budget, Precision, bits_per_layer
-from laq.quantization.recipe import QuantizationError, QuantizedNetwork, Recipe
-
-_BATCH: Final = 16  # images that a core takes at once; changes memory and rounding, nothing else
+from laq.quantization.recipe import QuantizationError, Recipe
+from laq.quantization.sensitivity import Sensitivities, sensitivities
 
 
 def choose_bits(
@@ -37,8 +31,8 @@ def choose_bits(
 ) -> dict[str, int]:
     """The bits of every layer that ``quantize`` would quantize, for ``Recipe.bits``.
 
-    Only a budget takes time: ``network`` is quantized with each of ``precision.choices``, and run once
-    per layer and choice.
+    Only a budget takes time: ``network`` is quantized with all of ``precision.choices`` in one pass,
+    and run once per layer and choice, from that layer on where it can be traced.
 
     Args:
         precision: what to choose by.
@@ -50,98 +44,56 @@ def choose_bits(
     Raises:
         QuantizationError: as ``quantize``, ``bits_per_layer`` and ``label_aware_bits`` do.
     """
-    if not isinstance(precision.plan, Budget):
+    return choose_bits_each([precision], network, images, recipe, classes)[0]
+
+
+def choose_bits_each(
+    precisions: Sequence[Precision],
+    network: nn.Module,
+    images: Tensor,
+    recipe: Recipe,
+    classes: Sequence[int] | None = None,
+) -> tuple[dict[str, int], ...]:
+    """What ``choose_bits`` gives for each of ``precisions``; budgets share what is measured.
+
+    Args:
+        precisions: what to choose by, each for itself.
+        network: as for ``choose_bits``, like the others.
+        images: calibration inputs (n, ...).
+        recipe: how the network will be quantized.
+        classes: indices of the logits that count; None for all.
+
+    Raises:
+        QuantizationError: as ``choose_bits`` does.
+    """
+    choices = dict.fromkeys(b for p in precisions if isinstance(p.plan, Budget) for b in p.choices)
+    names, measured = list[str](), Sensitivities({}, {})
+    if not all(isinstance(p.plan, Budget) for p in precisions):
         first = quantize(network, images[:1], replace(recipe, bits=HIGHEST, method="rtn", radius=1.0))
-        return bits_per_layer(precision, [layer.name for layer in first.layers])
+        names = [layer.name for layer in first.layers]
+    fixed = [None if isinstance(p.plan, Budget) else bits_per_layer(p, names) for p in precisions]
+    if choices:
+        measured = _measure(network, images, recipe, choices, classes)
+    return tuple(
+        label_aware_bits(p, measured.among(p.choices), recipe.alphabet) if bits is None else bits
+        for p, bits in zip(precisions, fixed, strict=True)
+    )
+
+
+def _measure(
+    network: nn.Module,
+    images: Tensor,
+    recipe: Recipe,
+    choices: Iterable[int],
+    classes: Sequence[int] | None,
+) -> Sensitivities:
     if recipe.fuse:
         network = copy.deepcopy(network).eval()
         fold_batch_norms(network)
     # Weights alone are compared: they must be those of the network as it is, without shifted biases.
     recipe = replace(recipe, fuse=False, bias_correction=False)
-    trials = (quantize(network, images, replace(recipe, bits=bits)) for bits in precision.choices)
-    return label_aware_bits(precision, sensitivities(network, images, trials, classes), recipe.alphabet)
-
-
-@dataclass(frozen=True)
-class Sensitivities:
-    """What fewer bits cost, by layer in the order of execution.
-
-    Attributes:
-        losses: by layer and bits, ≥ 0, in any unit that adds up.
-        weights: how many weights each layer has.
-    """
-
-    losses: dict[str, dict[int, float]]
-    weights: dict[str, int]
-
-
-def sensitivities(
-    network: nn.Module,
-    images: Tensor,
-    trials: Iterable[QuantizedNetwork],
-    classes: Sequence[int] | None = None,
-) -> Sensitivities:
-    """What each layer's quantized weights cost on the classes that matter, one layer at a time.
-
-    The loss is KL(p ‖ q) in nats, averaged over the images: p and q are the class probabilities, among
-    ``classes`` only, of the network and of the same with one layer's weights replaced by a trial's.
-    Every trial costs one run of the network per layer.
-
-    Args:
-        network: images (b, ...) → logits (b, all classes); run in evaluation mode and left as it was.
-        images: calibration inputs (b, ...).
-        trials: ``network`` quantized with several bits, without folding batch norms or correcting
-            biases. A generator keeps but one of them in memory.
-        classes: indices of the logits that count; None for all.
-
-    Raises:
-        QuantizationError: the outputs are not finite.
-    """
-    probe = _Probe(copy.deepcopy(network).eval(), images, classes)
-    losses: dict[str, dict[int, float]] = {}
-    weights: dict[str, int] = {}
-    for trial in trials:
-        for layer in trial.layers:
-            loss = probe.loss(layer.name, trial.network.get_submodule(layer.name).get_parameter("weight"))
-            if not isfinite(loss):
-                raise QuantizationError(f"layer {layer.name}: outputs at {layer.bits} bits are not finite")
-            losses.setdefault(layer.name, {})[layer.bits] = loss
-            weights[layer.name] = layer.codes.numel()
-    return Sensitivities(losses, weights)
-
-
-class _Probe:
-    """Compares a network, which it owns, to itself with a layer's weights replaced."""
-
-    def __init__(self, network: nn.Module, images: Tensor, classes: Sequence[int] | None) -> None:
-        self.network = network
-        self.device = next(network.parameters()).device
-        self.batches = torch.split(images, _BATCH)
-        self.classes = slice(None) if classes is None else list(classes)
-        self.reference = self._log_probabilities()
-
-    def loss(self, layer: str, weight: Tensor) -> float:
-        """The mean divergence (nats) from the network's probabilities."""
-        target = self.network.get_submodule(layer).get_parameter("weight")
-        kept, target.data = target.data, weight.data
-        try:
-            found = self._log_probabilities()
-        finally:
-            target.data = kept
-        divergence = F.kl_div(found, self.reference, reduction="batchmean", log_target=True)
-        return divergence.clamp(min=0).item()  # rounding may fall below 0
-
-    def _log_probabilities(self) -> Tensor:
-        """Of every image and class that counts, in float64."""
-        with worker_pool() as pool:
-            logits = torch.cat(list(pool.map(self._logits, self.batches)))
-        return logits[:, self.classes].double().log_softmax(1)
-
-    @torch.inference_mode()
-    def _logits(self, batch: Tensor) -> Tensor:
-        # A copy: an operation in place must not reach the caller's images.
-        logits: Tensor = self.network(batch.to(self.device, copy=True))
-        return logits
+    trials = quantize_each(network, images, [replace(recipe, bits=bits) for bits in choices])
+    return sensitivities(network, images, trials, classes)
 
 
 def label_aware_bits(
