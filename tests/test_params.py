@@ -22,11 +22,12 @@ def test_both_committed_studies_are_valid(tmp_path: Path) -> None:
     write_params(tmp_path, params)
     other = load_params(tmp_path / "params.yaml")
     assert other.dataset.name == "cifar100"
-    assert other.subsets.similar + other.subsets.dissimilar + other.subsets.random >= 10
+    kinds = ("similar", "dissimilar", "random", "even")
+    assert sum(getattr(other.subsets, kind) for kind in kinds) * len(other.subsets.sizes) >= 30
 
 
 MISTAKES: list[tuple[tuple[str, ...], Any, str]] = [
-    (("study", "bitz"), 3, "glyphs.study.bitz: unknown key; known here: alphabet, batch_size,"),
+    (("study", "bitz"), 3, "glyphs.study.bitz: unknown key; known here: alphabet, also, bases,"),
     (("studdy",), {}, "glyphs.studdy: unknown key; known here: compare, dataset, divergence,"),
     (("network", "training", "lr"), 1, "glyphs.network.training.lr: unknown key; known here: batch_size,"),
     (("study", "bits"), "3", "glyphs.study.bits: Input should be a valid"),
@@ -51,7 +52,11 @@ MISTAKES: list[tuple[tuple[str, ...], Any, str]] = [
     (("study", "fuse"), "yes", "glyphs.study.fuse: Input should be a valid boolean"),
     (("study", "granularity"), "row", "glyphs.study.granularity: Input should be 'channel' or 'layer'"),
     (("name",), "mine", "glyphs.name: unknown key"),
-    (("subsets", "size"), 1, "glyphs.subsets.size: Input should be greater than or equal to 2 (found 1)"),
+    (("study", "also"), [{"bits": [99]}], "glyphs.study.also.0.bits.0: found 99; must be 2 to 24"),
+    (("study", "also"), [{"seed": 1}], "glyphs.study.also.0.seed: unknown key; known here: bases, bits, calibrations,"),
+    (("study", "calibrations"), ["none"], "glyphs.study.calibrations.0: Input should be 'subset' or 'all'"),
+    (("subsets", "sizes"), [1], "glyphs.subsets.sizes.0: Input should be greater than or equal to 2 (found 1)"),
+    (("subsets", "sizes"), [5, 5], "glyphs.subsets.sizes: each may stand but once, found [5, 5]"),
     (("subsets", "bands"), [{"count": 1, "minimum": 5, "maximum": 2}], "minimum 5.0 must be below maximum 2.0"),
     (("report", "confidence"), 1.0, "glyphs.report.confidence: Input should be less than 1"),
 ]  # fmt: skip
@@ -123,4 +128,7 @@ def test_names_of_long_bits_are_short_and_different() -> None:
 
 def test_the_study_offers_the_whole_recipe() -> None:
     left_to_the_engine = {"method", "form", "memory_gib"}
-    assert {field.name for field in fields(Recipe)} - left_to_the_engine <= set(params.Study.model_fields)
+    of_a_cell = {"seed"}
+    assert {field.name for field in fields(Recipe)} - left_to_the_engine - of_a_cell <= set(
+        params.Study.model_fields
+    )

@@ -10,7 +10,7 @@ import pytest
 
 from laq.errors import LaqError
 from laq.params import Band, Subsets
-from laq.subsets import choose_subsets, describe, greedy, in_band, read_log
+from laq.subsets import choose_subsets, describe, greedy, in_band, nearest_to, read_log
 from tests.conftest import PREDECESSOR, needs
 
 PARAMS = Subsets(sizes=(4,), similar=2, dissimilar=2, random=2, seed=0)
@@ -97,6 +97,43 @@ def test_adding_one_kind_does_not_change_another() -> None:
     more = PARAMS.model_copy(update={"similar": 5})
     few, many = choose_subsets(divergences(), NAMES, PARAMS), choose_subsets(divergences(), NAMES, more)
     assert [s for s in many if s.kind != "similar"] == [s for s in few if s.kind != "similar"]
+
+
+def test_a_smaller_study_is_part_of_a_larger_one() -> None:
+    sizes = {"sizes": (3, 5), "even": 2}
+    few = choose_subsets(divergences(), NAMES, PARAMS.model_copy(update=sizes))
+    more = {"similar": 4, "dissimilar": 3, "random": 6, "even": 5}
+    many = choose_subsets(divergences(), NAMES, PARAMS.model_copy(update=sizes | more))
+    assert len(few) == 2 * 2 * 4
+    assert len(many) == 2 * (4 + 3 + 6 + 5)
+    assert {s.name: s for s in few}.items() <= {s.name: s for s in many}.items()
+    assert {(s.name, s.kind, len(s.classes)) for s in few} >= {
+        ("even3-1", "even", 3),
+        ("random5-2", "random", 5),
+    }
+
+
+def test_even_subsets_fill_the_axis_between_the_most_similar_and_the_most_dissimilar() -> None:
+    params = PARAMS.model_copy(update={"similar": 6, "dissimilar": 6, "random": 0, "even": 12})
+    matrix = divergences(40)
+    subsets = choose_subsets(matrix, [f"class_{i}" for i in range(40)], params)
+    means = {
+        kind: [s.mean_divergence for s in subsets if s.kind == kind] for kind in ("similar", "dissimilar")
+    }
+    even = np.sort(np.log([s.mean_divergence for s in subsets if s.kind == "even"]))
+    low, high = np.log(min(means["similar"])), np.log(max(means["dissimilar"]))
+    places = (even - low) / (high - low)
+    assert np.diff(places).max() < 3 / 12  # no gap
+    assert places[0] < 0.25
+    assert places[-1] > 0.75
+
+
+def test_classes_are_added_so_that_the_mean_divergence_comes_near_to_what_is_wanted() -> None:
+    matrix = np.array([[0, 1, 5, 9], [1, 0, 7, 2], [5, 7, 0, 3], [9, 2, 3, 0.0]])
+    assert nearest_to(matrix, 0, 2, 5.2) == [0, 2]
+    # 0 and 2 have 5; with 1 the mean is (5 + 1 + 7) / 3, with 3 it is (5 + 9 + 3) / 3.
+    assert nearest_to(matrix, 0, 3, 4.4) == [0, 2, 1]
+    assert nearest_to(matrix, 0, 3, 5.6) == [0, 2, 3]
 
 
 @pytest.mark.parametrize("bounds", [(0.2, 1.5), (2.0, 6.0)])
