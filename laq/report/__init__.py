@@ -1,6 +1,7 @@
 """Stage ``report``: the study's findings as numbers, tables and pictures."""
 
 import shutil
+from collections.abc import Collection, Hashable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +13,33 @@ from laq.files import need, read_json, replacing_folder, write_json
 from laq.params import FILE as PARAMS
 from laq.params import Report, bits_name, load_params
 from laq.provenance import commit
+from laq.report import claim
+from laq.report.analysis import Analysis, analyse, title_of
+from laq.report.answers import answers
+from laq.report.classes import read_distances
+from laq.report.dependence import DEPENDENCE
 from laq.report.figures import draw_against_bits, draw_against_divergence
-from laq.report.statistics import correlate, summarise, with_drops
+from laq.report.statistics import main_rows
 from laq.report.text import markdown
 from laq.study import FOLDER as STUDY
 from laq.study import INPUTS, LAYERS, read_measurements, study_code
+from laq.subsets import read_subsets
+
+__all__ = [
+    "CORRELATIONS",
+    "FOLDER",
+    "METRICS",
+    "TABLE",
+    "TEXT",
+    "claim",
+    "headline",
+    "metrics",
+    "publish",
+    "read_summary",
+    "run",
+    "subset_picture",
+    "title_of",
+]
 
 FOLDER = Path("data/report")
 METRICS = "metrics.json"
@@ -29,17 +52,23 @@ PROVENANCE = "provenance.json"
 
 def run(params: Report) -> None:
     """Write ``metrics.json``, ``report.md``, the tables and the pictures."""
-    table = with_drops(read_measurements())
-    summary, correlations, title = summarise(table), correlate(table, params), title_of(table)
+    measurements = read_measurements()
+    found = analyse(measurements, read_distances(read_subsets(), params.seed), params)
     with replacing_folder(FOLDER) as folder:
-        table.to_csv(folder / TABLE, index=False)
-        summary.to_csv(folder / SUMMARY, index=False)
-        correlations.to_csv(folder / CORRELATIONS, index=False)
-        write_json(folder / METRICS, metrics(summary, correlations))
-        (folder / TEXT).write_text(markdown(summary, correlations, title), encoding="utf-8")
-        draw_against_divergence(folder / "accuracy_vs_divergence.png", table, title)
-        draw_against_bits(folder / "accuracy_vs_bits.png", table, title)
-        _draw_subsets(folder, table)
+        _write(folder, found, params)
+        shown = main_rows(found.cells)
+        draw_against_divergence(folder / "accuracy_vs_divergence.png", shown, found.title)
+        draw_against_bits(folder / "accuracy_vs_bits.png", shown, found.title)
+        _draw_subsets(folder, shown)
+
+
+def _write(folder: Path, found: Analysis, params: Report) -> None:
+    """What is told in numbers and words; a page made of the same tables belongs here too."""
+    told = answers(found, params)
+    for name, table in found.tables().items():
+        table.to_csv(folder / name, index=False)
+    write_json(folder / METRICS, metrics(found.summary, found.correlations))
+    (folder / TEXT).write_text(markdown(found, told), encoding="utf-8")
 
 
 def subset_picture(subset: str) -> Path:
@@ -57,15 +86,14 @@ def _draw_subsets(folder: Path, table: pd.DataFrame) -> None:
 def metrics(summary: pd.DataFrame, correlations: pd.DataFrame) -> dict[str, Any]:
     """The few numbers that a person compares between experiments, of the original network.
 
-    Those of the fewest bits, where methods differ most: ``bits``; ``top1``, the mean restricted top-1 in
-    percent, in float and by method; ``rho``, the rank correlation of its drop with the divergence, for
-    every method but round-to-nearest.
+    Those of the fewest bits, where methods differ most, and of the calibration that is told first:
+    ``bits``; ``top1``, the mean restricted top-1 in percent, in float and by method; ``rho``, the rank
+    correlation of its drop with the divergence, for every method but round-to-nearest.
     """
-    quantized = summary[summary.variant == "quantized"]
+    quantized = main_rows(summary[summary.variant == "quantized"])
     bits = quantized.sort_values("mean_bits", kind="stable").bits.iloc[0]
     shown = quantized[quantized.bits == bits]
-    asked = (correlations["drop"] == "drop_sub_points") & (correlations.variant == "quantized")
-    rho = correlations[asked & (correlations.bits == bits) & (correlations.method != "rtn")]
+    rho = _headline_rho(correlations, bits)
     original = summary[summary.variant == "original"].top1_sub_percent_mean
     return {
         "bits": bits,
@@ -73,19 +101,34 @@ def metrics(summary: pd.DataFrame, correlations: pd.DataFrame) -> dict[str, Any]
             "float": float(original.iloc[0]),
             **dict(zip(shown.method, shown.top1_sub_percent_mean, strict=True)),
         },
-        "rho": {row["method"]: row["rho"] for row in rho.to_dict("records") if not pd.isna(row["rho"])},
+        "rho": {m: round(r, 4) for m, r in zip(rho.method, rho.effect, strict=True) if not pd.isna(r)},
     }
+
+
+def _headline_rho(correlations: pd.DataFrame, bits: str) -> pd.DataFrame:
+    """The rows of ``correlations`` that metrics tell."""
+    asked = {"question": DEPENDENCE, "measure": "rho", "score": "drop_sub_points", "variant": "quantized"}
+    chosen = correlations[(correlations[list(asked)] == pd.Series(asked)).all(axis=1)]
+    return main_rows(chosen[(chosen.bits == bits) & (chosen.method != "rtn")])
 
 
 def headline(summary: pd.DataFrame) -> dict[str, float]:
-    """Mean restricted top-1 in percent of the original network, float and by method and bits."""
-    rows = summary[summary.variant.isin(["original", "quantized"])].to_dict("records")
+    """Mean restricted top-1 in percent of the original network, float and by method and bits.
+
+    Names of another calibration than the one that is told first end in its name.
+    """
+    shown = summary[summary.variant.isin(["original", "quantized"])]
+    first = set(main_rows(shown).calibration)
     return {
-        "float" if row["method"] == "float" else f"{row['method']}-{bits_name(row['bits'])}": row[
-            "top1_sub_percent_mean"
-        ]
-        for row in rows
+        _headline_name(row, first): float(row["top1_sub_percent_mean"]) for row in shown.to_dict("records")
     }
+
+
+def _headline_name(row: Mapping[Hashable, Any], first: Collection[str]) -> str:
+    if row["method"] == "float":
+        return "float"
+    other = "" if row["calibration"] in first else f"-{row['calibration']}"
+    return f"{row['method']}-{bits_name(row['bits'])}{other}"
 
 
 def publish(target: Path) -> None:
@@ -113,10 +156,3 @@ def read_summary() -> pd.DataFrame:
     """The table of means that the stage wrote."""
     types: dict[Any, Any] = {"bits": str, "levels": "Int64"}
     return pd.read_csv(need(FOLDER / SUMMARY), dtype=types)
-
-
-def title_of(table: pd.DataFrame) -> str:
-    """Network, dataset, and the subsets' number and sizes."""
-    first = table.iloc[0]
-    sizes = "/".join(str(s) for s in sorted(table.subset_size_classes.unique()))
-    return f"{first.network} on {first.dataset}: {table.subset.nunique()} subsets of {sizes} classes"
