@@ -126,7 +126,8 @@ def _as_logged(logs: Sequence[Log]) -> Iterator[str]:
             for v in VARIANTS
         ]
         drop = " / ".join(f"{log.drops(side).mean():.1f}" for side in ("all", "sub"))
-        rhos = (f"{log.rho(side):+.2f}" for side in ("all", "sub"))
+        found = (log.rho(side) for side in ("all", "sub"))
+        rhos = ("undefined" if np.isnan(rho) else f"{rho:+.2f}" for rho in found)
         yield line(log.name, log.bits, len(log.rows), *pairs, drop, *rhos)
 
 

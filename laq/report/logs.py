@@ -21,6 +21,7 @@ _SCORES: Final = {
 }
 _DIVERGENCES: Final = {"max": "Max_KL", "min": "Min_KL", "mean": "Avg_KL", "median": "Median_KL"}
 _ALWAYS: Final = ["Model Name", "Dataset", "Bits", "Subset_Classes", *_DIVERGENCES.values()]
+_LARGEST: Final = np.finfo(np.float64).max
 _REGULARIZERS: Final = {"L0": "gpfq_l0", "L1": "gpfq_l1"}
 
 
@@ -51,11 +52,11 @@ def _check(rows: pd.DataFrame, path: Path) -> None:
     """Accuracies must be fractions, divergences and bits numbers; one log has one number of bits."""
     scores = [column_of(v, s) for v in VARIANTS for s in _SCORES if column_of(v, s) in rows]
     for name in [*scores, *_DIVERGENCES.values(), "Bits"]:
-        most = 1.0 if name in scores else np.inf
-        values = pd.to_numeric(rows[name], errors="coerce")
-        if not values.between(0, most).all():
-            wrong = rows[name][~values.between(0, most)].iloc[0]
-            raise LaqError(f"--log {path}: {name}: found {wrong!r}; must be a number from 0 to {most:g}")
+        most, allowed = (1.0, "from 0 to 1") if name in scores else (_LARGEST, "of at least 0")
+        fits = pd.to_numeric(rows[name], errors="coerce").between(0, most)
+        if not fits.all():
+            wrong = rows[name][~fits].tolist()[0]
+            raise LaqError(f"--log {path}: {name}: found {wrong!r}; must be a number {allowed}")
     if len(rows.Bits.unique()) > 1:
         raise LaqError(
             f"--log {path}: Bits: found {sorted(rows.Bits.unique().tolist())}; give a log for each"
