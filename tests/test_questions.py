@@ -182,6 +182,7 @@ def test_questions_that_cannot_be_asked_are_left_out() -> None:
     bare = small[(small.variant == "original") | ((small.variant == "quantized") & (small.method == "rtn"))]
     found = analyse(bare, distances_in(bare), PARAMS)
     assert found.comparisons.empty
+    assert {"question", "effect", "p_holm"} < set(found.comparisons)
     assert "round-to-nearest" in answers(found, PARAMS)[QUESTIONS["dependence"]]
 
 

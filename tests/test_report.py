@@ -284,3 +284,10 @@ def test_a_report_needs_the_divergence(project: Path) -> None:
     (project / DIVERGENCE / "matrix.npy").unlink()
     with pytest.raises(LaqError, match="data/divergence/matrix.npy: not found; run `dvc repro`"):
         report.run(PARAMS)
+
+
+def test_subsets_that_are_not_the_studys_are_told(project: Path) -> None:
+    make_study(project)
+    write_json(project / SUBSETS, read_json(project / SUBSETS)[:-1])
+    with pytest.raises(LaqError, match="data/subsets.json: has no subset random-8, which the study measured"):
+        report.run(PARAMS)

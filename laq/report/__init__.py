@@ -23,6 +23,7 @@ from laq.report.statistics import main_rows
 from laq.report.text import markdown
 from laq.study import FOLDER as STUDY
 from laq.study import INPUTS, LAYERS, read_measurements, study_code
+from laq.subsets import FILE as SUBSETS
 from laq.subsets import read_subsets
 
 __all__ = [
@@ -52,8 +53,10 @@ PROVENANCE = "provenance.json"
 
 def run(params: Report) -> None:
     """Write ``metrics.json``, ``report.md``, the tables and the pictures."""
-    measurements = read_measurements()
-    found = analyse(measurements, read_distances(read_subsets(), params.seed), params)
+    measurements, subsets = read_measurements(), read_subsets()
+    if unknown := sorted(set(measurements.subset) - {subset.name for subset in subsets}):
+        raise LaqError(f"{SUBSETS}: has no subset {unknown[0]}, which the study measured; run `dvc repro`")
+    found = analyse(measurements, read_distances(subsets, params.seed), params)
     with replacing_folder(FOLDER) as folder:
         _write(folder, found, params)
         shown = main_rows(found.cells)

@@ -17,6 +17,10 @@ FINETUNING: Final = "finetuning"
 METHOD: Final = "method"
 ALLOCATION: Final = "allocation"
 FAMILY: Final = ["question", "score"]
+COLUMNS: Final = [
+    *FAMILY, "first", "second", *GROUP,
+    "n", "effect", "low", "high", "d_z", "p_value", "p_holm", "size_ratio",
+]  # fmt: skip
 _SCORE: Final = "top1_sub_percent"
 _DROP: Final = "drop_sub_points"
 _ORIGINAL: Final = ("original", "quantized")
@@ -68,7 +72,7 @@ def comparisons(table: pd.DataFrame, params: Report) -> pd.DataFrame:
     - ``allocation``: ``auto:N``, bits by layer for these classes, or N bits everywhere.
     """
     rows = [row for contrast in _contrasts(table) for row in _rows(contrast, params)]
-    return corrected(rows, FAMILY)
+    return corrected(rows, FAMILY).reindex(columns=COLUMNS)
 
 
 def _contrasts(table: pd.DataFrame) -> Iterator[_Contrast]:

@@ -17,6 +17,10 @@ DEPENDENCE: Final = "dependence"
 PREDICTOR: Final = "predictor"
 MEASURES: Final = ("rho", "partial_rho")
 FAMILY: Final = ["question", "measure", "score"]
+COLUMNS: Final = [
+    *FAMILY, *GROUP, "divergence", "statistic", "n", "effect", "low", "high",
+    "p_value", "p_holm", "p_classes", "p_classes_holm", "rank", "gap", "gap_low", "gap_high",
+]  # fmt: skip
 _MAIN_DROP: Final = "drop_sub_points"
 
 
@@ -59,7 +63,8 @@ def dependence(cells: pd.DataFrame, distances: Distances, params: Report) -> pd.
     interval from the same resamples of both.
     """
     blocks = [block for score in DROPS.values() for block in _blocks(cells, score)]
-    return corrected([row for block in blocks for row in _rows(block, distances, params)], FAMILY)
+    rows = [row for block in blocks for row in _rows(block, distances, params)]
+    return corrected(rows, FAMILY).reindex(columns=COLUMNS)
 
 
 def _blocks(cells: pd.DataFrame, score: str) -> Iterator[_Block]:
