@@ -35,6 +35,9 @@ Method = Literal["rtn", "gpfq", "sgpfq", "gpfq_l0", "gpfq_l1", "gptq", "qronos"]
 AlphabetKind = Literal["symmetric", "twos_complement", "midrise", "predecessor"]
 RadiusRule = Literal["auto", "mse", "error"]
 Granularity = Literal["channel", "layer"]
+Alternative = Literal[
+    "umap-gaussian", "umap-knn", "pca-gaussian", "pca-knn", "features-gaussian", "features-knn"
+]
 BITS_TEXT = (
     r"(?P<listed>\d+(?:,\d+)+)"
     r"|(?P<patterns>[^\s=]+=\d+(?: +[^\s=]+=\d+)*)"
@@ -178,14 +181,33 @@ class Embeddings(Section):
 
 
 class Divergence(Section):
-    """From features to the divergence of every pair of classes."""
+    """From features to the divergence of every pair of classes, in the study's own way and in others.
+
+    ``alternatives`` are made of the same features, ``features`` standing for no reduction; ``given`` are
+    matrices (C, C) in nats from elsewhere, by name: paths of .npy files from the project's folder.
+    """
 
     reduction: Literal["umap", "pca", "none"]
     components: Positive
     umap_neighbours: Annotated[int, Field(ge=2)]
     estimator: Literal["gaussian", "knn"]
     knn_neighbours: Positive
+    alternatives: Annotated[tuple[Alternative, ...], AfterValidator(_different)] = ()
+    given: dict[Annotated[str, Field(pattern=r"^[A-Za-z0-9][\w.-]*$")], str] = {}
     seed: Seed
+
+    @property
+    def name(self) -> str:
+        """The study's own way, named as an alternative would be."""
+        return f"{'features' if self.reduction == 'none' else self.reduction}-{self.estimator}"
+
+    @model_validator(mode="after")
+    def _names_differ(self) -> Self:
+        if taken := {self.name, *self.alternatives} & set(self.given):
+            raise ValueError(
+                f"given: {', '.join(sorted(taken))} is the name of a way of its own; take another"
+            )
+        return self
 
 
 class Band(Section):
@@ -262,9 +284,14 @@ class Study(Design):
 
 
 class Report(Section):
-    """How sure to be of what is said."""
+    """How sure to be of what is said.
+
+    No p-value is below 1 / (1 + ``permutations``), and Holm's correction multiplies it by up to the number
+    of questions asked at once.
+    """
 
     bootstrap_samples: Annotated[int, Field(ge=100)]
+    permutations: Annotated[int, Field(ge=99)]
     confidence: Annotated[float, Field(gt=0, lt=1)]
     seed: Seed
 

@@ -8,15 +8,27 @@ import torch
 from torch.distributions import MultivariateNormal, kl_divergence
 
 from laq import divergence
-from laq.divergence import class_divergence
+from laq.divergence import class_divergence, read_matrix
 from laq.divergence.estimators import gaussian_divergence, knn_divergence, symmetrised
 from laq.divergence.reduction import reduce
 from laq.errors import LaqError
 from laq.params import Divergence
+from tests.conftest import PREDECESSOR, needs
 
 PARAMS = Divergence(
     reduction="none", components=2, umap_neighbours=5, estimator="gaussian", knn_neighbours=3, seed=0
 )
+
+
+def write_embeddings() -> tuple[np.ndarray, np.ndarray]:
+    """Seven classes of 20 images, in the project's folder."""
+    divergence.EMBEDDINGS.mkdir(parents=True)
+    labels, rng = np.repeat(np.arange(7), 20), np.random.default_rng(0)
+    features = (rng.normal(size=(140, 4)) + labels[:, None]).astype("f4")
+    np.save(divergence.EMBEDDINGS / "features.npy", features)
+    np.save(divergence.EMBEDDINGS / "labels.npy", labels)
+    np.save(divergence.EMBEDDINGS / "class_names.npy", np.array(list("abcdefg")))
+    return features, labels
 
 
 def clouds(sizes: tuple[int, ...] = (200, 300, 150), d: int = 3) -> list[np.ndarray]:
@@ -86,13 +98,7 @@ def test_reductions_are_seeded_and_of_the_size_asked_for(reduction: str, width: 
 
 @pytest.mark.parametrize("estimator", ["gaussian", "knn"])
 def test_the_stage_writes_the_predecessors_format_and_pictures(project: Path, estimator: str) -> None:
-    divergence.EMBEDDINGS.mkdir(parents=True)
-    labels, rng = np.repeat(np.arange(7), 20), np.random.default_rng(0)
-    np.save(
-        divergence.EMBEDDINGS / "features.npy", (rng.normal(size=(140, 4)) + labels[:, None]).astype("f4")
-    )
-    np.save(divergence.EMBEDDINGS / "labels.npy", labels)
-    np.save(divergence.EMBEDDINGS / "class_names.npy", np.array(list("abcdefg")))
+    write_embeddings()
     divergence.run(PARAMS.model_copy(update={"estimator": estimator}))
     matrix = np.load(divergence.FOLDER / "matrix.npy")
     names = np.load(divergence.FOLDER / "class_names.npy", allow_pickle=False)
@@ -118,3 +124,85 @@ def test_identical_points_are_refused_by_the_knn_estimator() -> None:
     p[:7] = p[0]
     with pytest.raises(ValueError, match="6 or more identical points have no k-NN divergence"):
         knn_divergence([p, q], 5)
+
+
+def test_alternatives_lie_beside_the_studys_own(project: Path) -> None:
+    features, labels = write_embeddings()
+    divergence.run(PARAMS)
+    own = (divergence.FOLDER / "matrix.npy").read_bytes()
+    assert list((divergence.FOLDER / divergence.ALTERNATIVES).iterdir()) == []
+    given = np.arange(49.0).reshape(7, 7) + np.arange(49.0).reshape(7, 7).T
+    np.save("theirs.npy", given)
+    ways = ("features-gaussian", "features-knn", "pca-gaussian", "umap-gaussian")
+    divergence.run(PARAMS.model_copy(update={"alternatives": ways, "given": {"theirs": "theirs.npy"}}))
+    assert (divergence.FOLDER / "matrix.npy").read_bytes() == own
+    found = {f.stem: np.load(f) for f in (divergence.FOLDER / divergence.ALTERNATIVES).iterdir()}
+    # The study's own way, features-gaussian, is not made twice.
+    assert set(found) == {"features-knn", "pca-gaussian", "umap-gaussian", "theirs"}
+    assert divergence.read_name() == "features-gaussian"
+    assert np.array_equal(found["theirs"], given)
+    for name, (reduction, estimator) in {
+        "features-knn": ("none", "knn"),
+        "pca-gaussian": ("pca", "gaussian"),
+    }.items():
+        way = PARAMS.model_copy(update={"reduction": reduction, "estimator": estimator})
+        expected, _ = class_divergence(reduce(features, way), labels, way)
+        assert np.array_equal(found[name], expected)
+
+
+def test_an_alternatives_reduction_is_the_studys_own(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_embeddings()
+    reductions: list[str] = []
+
+    def counted(features: np.ndarray, params: Divergence) -> np.ndarray:
+        reductions.append(params.reduction)
+        return reduce(features, params)
+
+    monkeypatch.setattr(divergence, "reduce", counted)
+    ways = ("pca-knn", "features-gaussian", "features-knn")
+    divergence.run(PARAMS.model_copy(update={"reduction": "pca", "alternatives": ways}))
+    assert reductions == ["pca", "none"]
+
+
+SQUARE = np.ones((7, 7))
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "theirs.npy: no such file; name a .npy file from the project's folder"),
+        (b"text", "theirs.npy: not a .npy file of numbers"),
+        (np.array([["a"]]), "theirs.npy: not a .npy file of numbers"),
+        (np.ones((6, 7)), r"theirs.npy: has the shape \(6, 7\); must be \(7, 7\)"),
+        (np.where(np.eye(7) > 0, np.nan, SQUARE), "theirs.npy: holds numbers that are not finite"),
+        (np.triu(SQUARE), "theirs.npy: is not symmetric"),
+    ],
+    ids=["missing", "text", "letters", "shape", "nan", "directed"],
+)
+def test_a_given_matrix_that_is_none_is_told_in_a_line(
+    project: Path, content: np.ndarray | bytes | None, message: str
+) -> None:
+    write_embeddings()
+    if isinstance(content, bytes):
+        Path("theirs.npy").write_bytes(content)
+    elif content is not None:
+        np.save("theirs.npy", content)
+    with pytest.raises(LaqError, match=f"divergence.given.mine: {message}") as caught:
+        divergence.run(PARAMS.model_copy(update={"given": {"mine": "theirs.npy"}}))
+    assert "\n" not in str(caught.value)
+    assert not divergence.FOLDER.exists()
+
+
+def test_names_of_given_matrices_are_no_ways_of_our_own() -> None:
+    with pytest.raises(ValueError, match="umap-knn is the name of a way of its own"):
+        Divergence(**{**PARAMS.model_dump(), "alternatives": ("umap-knn",), "given": {"umap-knn": "x.npy"}})
+    with pytest.raises(ValueError, match="should match pattern"):
+        Divergence(**{**PARAMS.model_dump(), "given": {"../x": "x.npy"}})
+    assert PARAMS.name == "features-gaussian"
+
+
+@needs(PREDECESSOR / "cifar100_kl_div_matrix.npy")
+def test_the_predecessors_matrix_can_be_given() -> None:
+    found = read_matrix(str(PREDECESSOR / "cifar100_kl_div_matrix.npy"), "predecessor", 100)
+    assert found.shape == (100, 100)
+    assert found.max() == pytest.approx(192.25, abs=0.01)

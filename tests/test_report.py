@@ -1,4 +1,4 @@
-"""Statistics against scipy, planted effects and none, and numbers that agree with each other."""
+"""Drops, means over seeds and subsets, and texts, tables and pictures that agree with each other."""
 
 from pathlib import Path
 
@@ -6,22 +6,33 @@ import numpy as np
 import pandas as pd
 import pytest
 from matplotlib.figure import Figure
-from scipy import stats
 
+from laq import report
+from laq.divergence import ALTERNATIVES
+from laq.divergence import FOLDER as DIVERGENCE
+from laq.errors import LaqError
+from laq.files import read_json, write_json
 from laq.params import METHODS, Report
-from laq.report import headline, metrics
+from laq.report import headline, metrics, read_summary
+from laq.report.analysis import Analysis, analyse
+from laq.report.answers import answers
+from laq.report.classes import distances_in
 from laq.report.figures import draw_against_bits, draw_against_divergence
-from laq.report.statistics import correlate, log_curve, rank_correlation, summarise, with_drops
+from laq.report.statistics import log_curve, main_rows, over_seeds, summarise, with_drops
 from laq.report.text import findings, markdown
+from laq.study import FOLDER as STUDY
+from laq.subsets import FILE as SUBSETS
+from tests.studies import Planted, made_up_matrix, made_up_study, made_up_subsets
 
-PARAMS = Report(bootstrap_samples=500, confidence=0.95, seed=0)
+PARAMS = Report(bootstrap_samples=500, permutations=999, confidence=0.95, seed=0)
 
 
 def study(subsets: int = 6) -> pd.DataFrame:
     """A small table in the study's form, with a drop that grows as the divergence falls."""
     rows = []
     for s in range(subsets):
-        shared = {"subset": f"random-{s}", "kind": "random", "median_divergence_nats": 1.0 + s}
+        shared = {"subset": f"random-{s}", "kind": "random", "dataset": "glyphs", "network": "resnet20"}
+        shared |= {"median_divergence_nats": 1.0 + s, "mean_divergence_nats": 2.0 + s}
         for variant, method, bits, top1 in [
             ("original", "float", 32, 90.0),
             ("finetuned", "float", 32, 95.0),
@@ -34,6 +45,8 @@ def study(subsets: int = 6) -> pd.DataFrame:
                 "sparsity_percent": 1.0,
                 "relative_error_mean": 0.1,
                 "relative_error_logits": 0.2,
+                "size_bytes": 1000.0 * bits,
+                "subset_size_classes": 10,
             }
             key = {"variant": variant, "method": method, "bits": str(bits), "mean_bits": float(bits)}
             rows.append({**shared, **key, **scores, **extra})
@@ -57,38 +70,71 @@ def test_summary_has_mean_deviation_and_n() -> None:
     assert row["top1_sub_percent_std"] == pytest.approx(accuracies.std(ddof=1), abs=1e-4)
 
 
-def test_rho_is_scipys_and_its_interval_holds_it() -> None:
-    rng = np.random.default_rng(0)
-    x = rng.normal(size=40)
-    y = x + rng.normal(size=40)
-    found, expected = rank_correlation(x, y, PARAMS), stats.spearmanr(x, y)
-    assert found.rho == pytest.approx(expected.statistic, abs=1e-4)
-    assert found.low is not None
-    assert found.high is not None
-    assert found.low < found.rho < found.high
-    assert found.p_value == pytest.approx(expected.pvalue, abs=0.002)
-    assert found == rank_correlation(x, y, PARAMS)
+def analysed(table: pd.DataFrame) -> Analysis:
+    return analyse(table, distances_in(table), PARAMS)
 
 
-def test_the_false_alarm_rate_is_right_where_nothing_is_planted() -> None:
-    rng = np.random.default_rng(1)
-    trials = 200
-    p_values = [
-        rank_correlation(rng.normal(size=12), rng.normal(size=12), PARAMS).p_value for _ in range(trials)
+def told(table: pd.DataFrame) -> str:
+    found = analysed(table)
+    return markdown(found, answers(found, PARAMS))
+
+
+def test_seeds_are_averaged_before_subsets_are() -> None:
+    measured = made_up_study(made_up_subsets(5, made_up_matrix()), Planted())
+    table = with_drops(measured)
+    cells = over_seeds(table)
+    keys = ["variant", "method", "bits", "calibration"]
+    repeated = cells[cells.calibration == "subset"]
+    assert set(repeated.seeds) == {2}
+    assert set(cells[cells.calibration == "none"].seeds) == {1}
+    one = repeated.iloc[3]
+    both = table[(table[["subset", *keys]] == one[["subset", *keys]]).all(axis=1)].top1_sub_percent
+    assert len(both) == 2
+    assert one.top1_sub_percent == pytest.approx(both.mean())
+    assert one.top1_sub_seed_sd == pytest.approx(both.std())
+    summary = summarise(table)
+    assert set(summary.n) == {5}
+    row = summary.set_index(keys).loc[tuple(one[keys])]
+    of_its_kind = repeated[(repeated[keys] == one[keys]).all(axis=1)]
+    assert row.top1_sub_percent_std == pytest.approx(of_its_kind.top1_sub_percent.std(), abs=1e-4)
+    assert row.top1_sub_seed_sd == pytest.approx(of_its_kind.top1_sub_seed_sd.mean(), abs=1e-4)
+    assert f"| {row.top1_sub_seed_sd:.2f} |" in told(measured)
+
+
+def test_sizes_are_told_apart() -> None:
+    table = with_drops(made_up_study(made_up_subsets(6, made_up_matrix(), (4, 6, 8)), Planted()))
+    found = summarise(table, ("subset_size_classes",))
+    whole = summarise(table)
+    assert len(found) == 3 * len(whole)
+    assert set(found.n) == {2}
+    four = found[found.subset_size_classes == 4].iloc[0]
+    expected = table[
+        (table.subset_size_classes == 4) & (table.variant == four.variant) & (table.method == "float")
     ]
-    alarms = sum(p is not None and p <= 0.05 for p in p_values)
-    low, high = stats.binom.interval(0.999, trials, 0.05)
-    assert low <= alarms <= high
+    assert four.top1_sub_percent_mean == pytest.approx(expected.top1_sub_percent.mean(), abs=1e-4)
 
 
-def test_ties_and_constants_are_handled() -> None:
-    x, ties = np.arange(6.0), np.array([1.0, 1, 2, 2, 3, 3])
-    assert rank_correlation(x, ties, PARAMS).rho == pytest.approx(
-        stats.spearmanr(x, ties).statistic, abs=1e-4
-    )
-    nothing = rank_correlation(x, np.zeros(6), PARAMS)
-    assert (nothing.n, nothing.rho, nothing.p_value, nothing.low) == (6, None, None, None)
-    assert rank_correlation(x[:2], x[:2], PARAMS).rho is None
+def test_images_of_the_subset_are_told_first() -> None:
+    measured = made_up_study(made_up_subsets(5, made_up_matrix()), Planted(calibration=3))
+    table = with_drops(measured)
+    assert set(main_rows(table).calibration) == {"none", "subset"}
+    without = table[table.calibration != "subset"]
+    assert set(main_rows(without).calibration) == {"none", "all"}
+    found = headline(summarise(table))
+    assert {"float", "rtn-2bit", "gpfq-2bit", "gpfq-2bit-all"} < set(found)
+    assert found["gpfq-2bit"] > found["gpfq-2bit-all"] + 2
+    analysis = analysed(measured)
+    few = metrics(analysis.summary, analysis.correlations)
+    assert few["top1"]["gpfq"] == found["gpfq-2bit"]
+    assert set(few["top1"]) == {"float", "rtn", "gpfq"}
+    assert set(few["rho"]) == {"gpfq"}
+    assert "by GPFQ on images of all classes" in findings(summarise(without))
+    assert "images of all" not in findings(summarise(table))
+
+
+def test_a_study_with_one_calibration_need_not_name_it() -> None:
+    named = study().assign(calibration="none", seed=pd.array([pd.NA] * len(study()), dtype="Int64"))
+    pd.testing.assert_frame_equal(with_drops(study()), with_drops(named), check_like=True)
 
 
 def test_the_fitted_curve_is_found_again() -> None:
@@ -97,31 +143,41 @@ def test_the_fitted_curve_is_found_again() -> None:
 
 
 def test_metrics_text_and_tables_say_the_same() -> None:
-    table = with_drops(study())
-    summary, correlations = summarise(table), correlate(table, PARAMS)
-    found = metrics(summary, correlations)
-    assert found == {"bits": "3", "top1": {"float": 89.0, "gpfq": 81.5}, "rho": {"gpfq": -1.0}}
-    text = markdown(summary, correlations, "resnet20 on glyphs")
-    assert "| original | gpfq | 3 | 7 | 6 | 81.5 ± 1.9 |" in text
-    assert "| original | gpfq | 3 | 6 | -1.00 |" in text
-    assert "| finetuned | gpfq | 3 | 6 | undefined |" in text
+    found = analysed(study())
+    assert metrics(found.summary, found.correlations) == {
+        "bits": "3",
+        "top1": {"float": 89.0, "gpfq": 81.5},
+        "rho": {"gpfq": -1.0},
+    }
+    text = told(study())
+    assert "| original | gpfq | 3 | 7 | 6 |  | 81.5 ± 1.9 |" in text
+    assert "| original | gpfq | 3 |  | 6 |  | -1.00 |" in text
+    assert "| finetuned | gpfq | 3 |  | 6 |  | undefined |" in text
+    assert "GPFQ -1.00 at 3 bits" in text
+    assert "without quantization it makes no certain difference in float (+5.0, " in text
+    assert "nan" not in text
 
 
 def test_two_subsets_are_reported_without_a_correlation() -> None:
-    table = with_drops(study(2))
-    correlations = correlate(table, PARAMS)
-    assert correlations.rho.isna().all()
-    assert "| original | gpfq | 3 | 2 | undefined |" in markdown(summarise(table), correlations, "title")
-    assert metrics(summarise(table), correlations)["rho"] == {}
+    found = analysed(study(2))
+    assert found.correlations.effect.isna().all()
+    assert "| original | gpfq | 3 |  | 2 |  | undefined |" in told(study(2))
+    assert "Does a subset lose more" not in told(study(2))
+    assert metrics(found.summary, found.correlations)["rho"] == {}
+
+
+def test_one_subset_is_told_without_a_deviation() -> None:
+    text = told(study(1))
+    assert "| original | gpfq | 3 | 7 | 1 |  | 79.0 |" in text
+    assert "nan" not in text
 
 
 def test_an_experiment_is_summed_up_by_its_fewest_bits() -> None:
     more = study().assign(bits="4", mean_bits=4.0)
     more.loc[more.method != "float", "top1_sub_percent"] += 2
-    table = with_drops(pd.concat([study(), more[more.method != "float"]], ignore_index=True))
-    summary = summarise(table)
-    assert headline(summary) == {"float": 89.0, "gpfq-3bit": 81.5, "gpfq-4bit": 83.5}
-    assert metrics(summary, correlate(table, PARAMS))["top1"] == {"float": 89.0, "gpfq": 81.5}
+    found = analysed(pd.concat([study(), more[more.method != "float"]], ignore_index=True))
+    assert headline(found.summary) == {"float": 89.0, "gpfq-3bit": 81.5, "gpfq-4bit": 83.5}
+    assert metrics(found.summary, found.correlations)["top1"] == {"float": 89.0, "gpfq": 81.5}
 
 
 def test_findings_name_the_best_method_beside_round_to_nearest() -> None:
@@ -142,8 +198,7 @@ def test_levels_are_told_only_where_all_subsets_have_them() -> None:
 
 
 def test_patterns_are_no_markdown() -> None:
-    table = with_drops(study().replace({"bits": {"3": "a*=4 (b|c)*=3"}}))
-    text = markdown(summarise(table), correlate(table, PARAMS), "title")
+    text = told(study().replace({"bits": {"3": "a*=4 (b|c)*=3"}}))
     assert r"| original | gpfq | a\*=4 (b\|c)\*=3 | 7 |" in text
 
 
@@ -187,3 +242,52 @@ def test_the_picture_of_divergences_has_a_panel_for_each_method_and_bits(drawn: 
     titles = [axes.get_title() for axes in drawn[0].axes]
     assert len(set(titles)) == len(METHODS) * 5
     assert titles[:3] == [f"round-to-nearest, {bits} bits" for bits in ("2", "auto:3", "3")]
+
+
+def make_study(folder: Path) -> pd.DataFrame:
+    """The files that the stage reads, of a made-up study with another divergence beside its own."""
+    matrix = made_up_matrix()
+    subsets = made_up_subsets(9, matrix)
+    table = made_up_study(subsets, Planted(distance=1, calibration=3))
+    (folder / STUDY).mkdir(parents=True)
+    table.to_csv(folder / STUDY / "measurements.csv", index=False)
+    (folder / DIVERGENCE / ALTERNATIVES).mkdir(parents=True)
+    np.save(folder / DIVERGENCE / "matrix.npy", matrix)
+    for name in ("umap-gaussian", "features-knn"):
+        np.save(folder / DIVERGENCE / ALTERNATIVES / f"{name}.npy", made_up_matrix(seed=1))
+    write_json(folder / DIVERGENCE / "divergence.json", {"name": "umap-gaussian"})
+    write_json(folder / SUBSETS, [vars(subset) for subset in subsets])
+    return table
+
+
+def test_the_stage_writes_the_same_bytes_twice(project: Path, drawn: list[Figure]) -> None:
+    table = make_study(project)
+    report.run(PARAMS)
+    names = ("measurements.csv", "summary.csv", "by_size.csv", "correlations.csv", "comparisons.csv")
+    first = {name: (report.FOLDER / name).read_bytes() for name in (*names, "report.md", "metrics.json")}
+    report.run(PARAMS)
+    assert first == {name: (report.FOLDER / name).read_bytes() for name in first}
+    assert len(pd.read_csv(report.FOLDER / "measurements.csv")) == len(table)
+    correlations = pd.read_csv(report.FOLDER / "correlations.csv")
+    # The study's own divergence is not asked twice.
+    assert set(correlations.divergence) == {"umap-gaussian", "features-knn"}
+    assert correlations[correlations.question == "dependence"].p_classes.notna().all()
+    assert set(pd.read_csv(report.FOLDER / "comparisons.csv").question) == {
+        "calibration", "finetuning", "method", "allocation",
+    }  # fmt: skip
+    assert set(read_summary().calibration) == {"none", "subset", "all"}
+    assert set(read_json(report.FOLDER / "metrics.json")) == {"bits", "top1", "rho"}
+
+
+def test_a_report_needs_the_divergence(project: Path) -> None:
+    make_study(project)
+    (project / DIVERGENCE / "matrix.npy").unlink()
+    with pytest.raises(LaqError, match="data/divergence/matrix.npy: not found; run `dvc repro`"):
+        report.run(PARAMS)
+
+
+def test_subsets_that_are_not_the_studys_are_told(project: Path) -> None:
+    make_study(project)
+    write_json(project / SUBSETS, read_json(project / SUBSETS)[:-1])
+    with pytest.raises(LaqError, match="data/subsets.json: has no subset random-8, which the study measured"):
+        report.run(PARAMS)

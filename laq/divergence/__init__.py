@@ -10,24 +10,88 @@ from laq.divergence.pictures import draw_classes, draw_heat_map
 from laq.divergence.reduction import pca, reduce
 from laq.embeddings import FOLDER as EMBEDDINGS
 from laq.errors import LaqError
-from laq.files import need, replacing_folder, write_json
+from laq.files import need, project_root, read_json, replacing_folder, write_json
 from laq.params import Divergence
 
 FOLDER = Path("data/divergence")
+MATRIX = "matrix.npy"
+ALTERNATIVES = "alternatives"
+_MADE = "divergence.json"
 
 
 def run(params: Divergence) -> None:
-    """Write ``matrix.npy`` float64 (C, C), ``class_names.npy`` (C,), two pictures and how it was made."""
+    """Write ``matrix.npy`` float64 (C, C), ``class_names.npy`` (C,), two pictures and how it was made.
+
+    And a matrix ``alternatives/<name>.npy`` for each other way that is asked for.
+    """
     features, labels = (np.load(need(EMBEDDINGS / f"{n}.npy")) for n in ("features", "labels"))
     names = np.load(need(EMBEDDINGS / "class_names.npy"))
+    given = {name: read_matrix(path, name, len(names)) for name, path in params.given.items()}
     points = reduce(features, params)
     matrix, method = class_divergence(points, labels, params)
     with replacing_folder(FOLDER) as folder:
-        np.save(folder / "matrix.npy", matrix)
+        np.save(folder / MATRIX, matrix)
         np.save(folder / "class_names.npy", names)
-        write_json(folder / "divergence.json", {"estimator": method, "dimensions": points.shape[1]})
+        made = {"name": params.name, "estimator": method, "dimensions": points.shape[1]}
+        write_json(folder / _MADE, made)
+        _write_alternatives(folder, given | alternatives(features, labels, points, params))
         draw_heat_map(folder / "heat_map.png", matrix, names)
         draw_classes(folder / "classes.png", _plane(points), labels, names)
+
+
+def read_name(folder: Path = FOLDER) -> str:
+    """How the study's own matrix was made, in the words of ``divergence.alternatives``."""
+    return str(read_json(folder / _MADE)["name"])
+
+
+def alternatives(
+    features: NDArray[np.float32], labels: NDArray[np.int64], points: NDArray[np.float64], params: Divergence
+) -> dict[str, NDArray[np.float64]]:
+    """The divergence (C, C) of the classes in each of ``params.alternatives``, but the study's own.
+
+    ``points`` are those of the study's own reduction, which is not done twice.
+    """
+    found: dict[str, NDArray[np.float64]] = {}
+    reduced: dict[str, NDArray[np.float64]] = {params.reduction: points}
+    for name in params.alternatives:
+        reduction, _, estimator = name.replace("features", "none").partition("-")
+        way = params.model_copy(update={"reduction": reduction, "estimator": estimator})
+        if name == params.name:
+            continue
+        if way.reduction not in reduced:
+            reduced[way.reduction] = reduce(features, way)
+        found[name], _ = class_divergence(reduced[way.reduction], labels, way)
+    return found
+
+
+def read_matrix(path: str, name: str, classes: int) -> NDArray[np.float64]:
+    """A matrix (C, C) from elsewhere, its classes in the order of ``class_names.npy``.
+
+    Raises:
+        LaqError: there is no such file, or it is no symmetric matrix of ``classes`` finite numbers.
+    """
+    where = f"divergence.given.{name}: {path}"
+    try:
+        matrix = np.asarray(np.load(project_root() / path, allow_pickle=False), dtype=np.float64)
+    except FileNotFoundError as error:
+        raise LaqError(f"{where}: no such file; name a .npy file from the project's folder") from error
+    except (OSError, ValueError, EOFError) as error:
+        raise LaqError(f"{where}: not a .npy file of numbers ({error})") from error
+    if matrix.shape != (classes, classes):
+        raise LaqError(
+            f"{where}: has the shape {matrix.shape}; must be ({classes}, {classes}), for all classes"
+        )
+    if not np.isfinite(matrix).all():
+        raise LaqError(f"{where}: holds numbers that are not finite; all must be")
+    if not np.allclose(matrix, matrix.T):
+        raise LaqError(f"{where}: is not symmetric; give the mean of both directions")
+    return matrix
+
+
+def _write_alternatives(folder: Path, matrices: dict[str, NDArray[np.float64]]) -> None:
+    (folder / ALTERNATIVES).mkdir()
+    for name, matrix in matrices.items():
+        np.save(folder / ALTERNATIVES / f"{name}.npy", matrix)
 
 
 def class_divergence(

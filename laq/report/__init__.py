@@ -1,6 +1,7 @@
 """Stage ``report``: the study's findings as numbers, tables and pictures."""
 
 import shutil
+from collections.abc import Collection, Hashable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +13,35 @@ from laq.files import need, read_json, replacing_folder, write_json
 from laq.params import FILE as PARAMS
 from laq.params import Report, bits_name, load_params
 from laq.provenance import commit
+from laq.report import claim
+from laq.report.analysis import Analysis, analyse, title_of
+from laq.report.answers import answers
+from laq.report.classes import read_distances
+from laq.report.dependence import DEPENDENCE
 from laq.report.figures import draw_against_bits, draw_against_divergence
 from laq.report.page import read_contents, write_page
-from laq.report.statistics import correlate, summarise, with_drops
-from laq.report.text import findings, markdown
+from laq.report.statistics import main_rows
+from laq.report.text import answered, findings, markdown
 from laq.study import FOLDER as STUDY
-from laq.study import INPUTS, LAYERS, read_measurements, study_code
+from laq.study import INPUTS, read_measurements, study_code
+from laq.subsets import FILE as SUBSETS
+from laq.subsets import read_subsets
+
+__all__ = [
+    "CORRELATIONS",
+    "FOLDER",
+    "METRICS",
+    "TABLE",
+    "TEXT",
+    "claim",
+    "headline",
+    "metrics",
+    "publish",
+    "read_summary",
+    "run",
+    "subset_picture",
+    "title_of",
+]
 
 FOLDER = Path("data/report")
 METRICS = "metrics.json"
@@ -27,23 +51,35 @@ TABLE = "measurements.csv"
 TEXT = "report.md"
 CORRELATIONS = "correlations.csv"
 PROVENANCE = "provenance.json"
+_ON_PAGE = {"Means over subsets": "summary", "Divergence and drop": "correlations", "In pairs": "comparisons"}
+# Too many to publish: they are in the run's artifacts.
+_UNPUBLISHED = "subsets"
 
 
 def run(params: Report) -> None:
     """Write ``metrics.json``, ``report.md``, the tables, the pictures and ``page.html``."""
-    table = with_drops(read_measurements())
-    summary, correlations, title = summarise(table), correlate(table, params), title_of(table)
+    measurements, subsets = read_measurements(), read_subsets()
+    if unknown := sorted(set(measurements.subset) - {subset.name for subset in subsets}):
+        raise LaqError(f"{SUBSETS}: has no subset {unknown[0]}, which the study measured; run `dvc repro`")
+    found = analyse(measurements, read_distances(subsets, params.seed), params)
     with replacing_folder(FOLDER) as folder:
-        table.to_csv(folder / TABLE, index=False)
-        summary.to_csv(folder / SUMMARY, index=False)
-        correlations.to_csv(folder / CORRELATIONS, index=False)
-        write_json(folder / METRICS, metrics(summary, correlations))
-        (folder / TEXT).write_text(markdown(summary, correlations, title), encoding="utf-8")
-        draw_against_divergence(folder / "accuracy_vs_divergence.png", table, title)
-        draw_against_bits(folder / "accuracy_vs_bits.png", table, title)
-        _draw_subsets(folder, table)
-        tables = {"Summary": summary, "Correlations": correlations}
-        write_page(folder / PAGE, read_contents(title, table, tables, findings(summary)))
+        _write(folder, found, params)
+        shown = main_rows(found.cells)
+        draw_against_divergence(folder / "accuracy_vs_divergence.png", shown, found.title)
+        draw_against_bits(folder / "accuracy_vs_bits.png", shown, found.title)
+        _draw_subsets(folder, shown)
+
+
+def _write(folder: Path, found: Analysis, params: Report) -> None:
+    """What is told in numbers and words, and the page made of them."""
+    told = answers(found, params)
+    for name, table in found.tables().items():
+        table.to_csv(folder / name, index=False)
+    write_json(folder / METRICS, metrics(found.summary, found.correlations))
+    (folder / TEXT).write_text(markdown(found, told), encoding="utf-8")
+    text = "\n\n".join([findings(found.summary), answered(told)])
+    tables = {heading: getattr(found, name) for heading, name in _ON_PAGE.items()}
+    write_page(folder / PAGE, read_contents(found.title, found.table, tables, text))
 
 
 def subset_picture(subset: str) -> Path:
@@ -61,15 +97,14 @@ def _draw_subsets(folder: Path, table: pd.DataFrame) -> None:
 def metrics(summary: pd.DataFrame, correlations: pd.DataFrame) -> dict[str, Any]:
     """The few numbers that a person compares between experiments, of the original network.
 
-    Those of the fewest bits, where methods differ most: ``bits``; ``top1``, the mean restricted top-1 in
-    percent, in float and by method; ``rho``, the rank correlation of its drop with the divergence, for
-    every method but round-to-nearest.
+    Those of the fewest bits, where methods differ most, and of the calibration that is told first:
+    ``bits``; ``top1``, the mean restricted top-1 in percent, in float and by method; ``rho``, the rank
+    correlation of its drop with the divergence, for every method but round-to-nearest.
     """
-    quantized = summary[summary.variant == "quantized"]
+    quantized = main_rows(summary[summary.variant == "quantized"])
     bits = quantized.sort_values("mean_bits", kind="stable").bits.iloc[0]
     shown = quantized[quantized.bits == bits]
-    asked = (correlations["drop"] == "drop_sub_points") & (correlations.variant == "quantized")
-    rho = correlations[asked & (correlations.bits == bits) & (correlations.method != "rtn")]
+    rho = _headline_rho(correlations, bits)
     original = summary[summary.variant == "original"].top1_sub_percent_mean
     return {
         "bits": bits,
@@ -77,19 +112,34 @@ def metrics(summary: pd.DataFrame, correlations: pd.DataFrame) -> dict[str, Any]
             "float": float(original.iloc[0]),
             **dict(zip(shown.method, shown.top1_sub_percent_mean, strict=True)),
         },
-        "rho": {row["method"]: row["rho"] for row in rho.to_dict("records") if not pd.isna(row["rho"])},
+        "rho": {m: round(r, 4) for m, r in zip(rho.method, rho.effect, strict=True) if not pd.isna(r)},
     }
+
+
+def _headline_rho(correlations: pd.DataFrame, bits: str) -> pd.DataFrame:
+    """The rows of ``correlations`` that metrics tell."""
+    asked = {"question": DEPENDENCE, "measure": "rho", "score": "drop_sub_points", "variant": "quantized"}
+    chosen = correlations[(correlations[list(asked)] == pd.Series(asked)).all(axis=1)]
+    return main_rows(chosen[(chosen.bits == bits) & (chosen.method != "rtn")])
 
 
 def headline(summary: pd.DataFrame) -> dict[str, float]:
-    """Mean restricted top-1 in percent of the original network, float and by method and bits."""
-    rows = summary[summary.variant.isin(["original", "quantized"])].to_dict("records")
+    """Mean restricted top-1 in percent of the original network, float and by method and bits.
+
+    Names of another calibration than the one that is told first end in its name.
+    """
+    shown = summary[summary.variant.isin(["original", "quantized"])]
+    first = set(main_rows(shown).calibration)
     return {
-        "float" if row["method"] == "float" else f"{row['method']}-{bits_name(row['bits'])}": row[
-            "top1_sub_percent_mean"
-        ]
-        for row in rows
+        _headline_name(row, first): float(row["top1_sub_percent_mean"]) for row in shown.to_dict("records")
     }
+
+
+def _headline_name(row: Mapping[Hashable, Any], first: Collection[str]) -> str:
+    if row["method"] == "float":
+        return "float"
+    other = "" if row["calibration"] in first else f"-{row['calibration']}"
+    return f"{row['method']}-{bits_name(row['bits'])}{other}"
 
 
 def publish(target: Path) -> None:
@@ -107,8 +157,8 @@ def publish(target: Path) -> None:
     if inputs != {**inputs, "code": study_code(), "params": load_params().study.model_dump(mode="json")}:
         raise LaqError(f"{STUDY}: made by other code or parameters than are here now; run `dvc repro`")
     with replacing_folder(target) as folder:
-        shutil.copytree(FOLDER, folder, dirs_exist_ok=True)
-        for file in (STUDY / LAYERS, PARAMS, DIVERGENCE / "heat_map.png"):
+        shutil.copytree(FOLDER, folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns(_UNPUBLISHED))
+        for file in (PARAMS, DIVERGENCE / "heat_map.png"):
             shutil.copyfile(need(file), folder / file.name)
         write_json(folder / PROVENANCE, {**commit(), "inputs": inputs})
 
@@ -117,10 +167,3 @@ def read_summary() -> pd.DataFrame:
     """The table of means that the stage wrote."""
     types: dict[Any, Any] = {"bits": str, "levels": "Int64"}
     return pd.read_csv(need(FOLDER / SUMMARY), dtype=types)
-
-
-def title_of(table: pd.DataFrame) -> str:
-    """Network, dataset, and the subsets' number and sizes."""
-    first = table.iloc[0]
-    sizes = "/".join(str(s) for s in sorted(table.subset_size_classes.unique()))
-    return f"{first.network} on {first.dataset}: {table.subset.nunique()} subsets of {sizes} classes"

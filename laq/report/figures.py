@@ -20,7 +20,15 @@ COLOURS: Final = {
     "finetuned": "tab:olive",
     "finetuned_quantized": "tab:red",
 }
-_MARKERS: Final = {"similar": "o", "dissimilar": "^", "random": "s", "band": "D", "given": "P", "log": "X"}
+_MARKERS: Final = {
+    "similar": "o",
+    "dissimilar": "^",
+    "random": "s",
+    "even": "v",
+    "band": "D",
+    "given": "P",
+    "log": "X",
+}
 LOOKS: Final[dict[str, tuple[Any, str]]] = {  # line and marker of a method
     "rtn": ("--", "o"),
     "gpfq": ("-", "o"),

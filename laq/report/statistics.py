@@ -1,52 +1,79 @@
-"""What the study's table says: means, drops, and whether they go with the divergence."""
+"""What the study's table says: drops, means over seeds, and means over subsets."""
 
-from dataclasses import dataclass
+from collections.abc import Iterator
 from typing import Final
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
-from scipy import stats
-
-from laq.params import Report
 
 Floats = NDArray[np.float64]
 BASE_OF: Final = {"quantized": "original", "finetuned_quantized": "finetuned"}
 SCORES: Final = ("top1_all_percent", "top1_sub_percent", "top5_all_percent", "top5_sub_percent")
 DROPS: Final = {"top1_all_percent": "drop_all_points", "top1_sub_percent": "drop_sub_points"}
-_PERMUTATIONS: Final = 9999
-_GROUP: Final = ["variant", "method", "bits"]
-
-
-@dataclass(frozen=True)
-class Correlation:
-    """Spearman's rho of n pairs, its p-value and a confidence interval; None where undefined."""
-
-    n: int
-    rho: float | None
-    p_value: float | None
-    low: float | None
-    high: float | None
+GROUP: Final = ["variant", "method", "bits", "calibration"]  # cells that differ by subset and seed alone
+SEED_SPREAD: Final = "top1_sub_seed_sd"
+_MEASURED: Final = [
+    *SCORES, *DROPS.values(), "sparsity_percent", "relative_error_mean", "relative_error_logits",
+]  # fmt: skip
 
 
 def with_drops(measurements: pd.DataFrame) -> pd.DataFrame:
     """Add the percentage points of top-1 that each quantized row lost against its own base."""
-    floats = measurements[measurements.method == "float"]
+    table = _with_calibration(measurements)
+    floats = table[table.method == "float"]
     bases = floats.set_index(["subset", "variant"])[list(DROPS)]
-    keys = [(s, BASE_OF.get(v, v)) for s, v in zip(measurements.subset, measurements.variant, strict=True)]
-    losses = bases.loc[keys].to_numpy() - measurements[list(DROPS)].to_numpy()
-    drops = pd.DataFrame(losses, index=measurements.index, columns=list(DROPS.values()))
-    return pd.concat([measurements, drops.round(6)], axis=1)
+    keys = [(s, BASE_OF.get(v, v)) for s, v in zip(table.subset, table.variant, strict=True)]
+    losses = bases.loc[keys].to_numpy() - table[list(DROPS)].to_numpy()
+    drops = pd.DataFrame(losses, index=table.index, columns=list(DROPS.values()))
+    return pd.concat([table, drops.round(6)], axis=1)
 
 
-def summarise(table: pd.DataFrame) -> pd.DataFrame:
-    """Per variant, method and bits: n subsets, and mean and standard deviation of what was measured."""
-    columns = [*SCORES, *DROPS.values(), "sparsity_percent", "relative_error_mean", "relative_error_logits"]
-    grouped = table.groupby(_GROUP, sort=False)
-    numbers = grouped[columns].agg(["mean", "std"])
+def _with_calibration(table: pd.DataFrame) -> pd.DataFrame:
+    """Tables of studies with one calibration need not name it, nor its seed."""
+    found = table if "calibration" in table else table.assign(calibration="none")
+    return found if "seed" in found else found.assign(seed=pd.array([pd.NA] * len(table), dtype="Int64"))
+
+
+def over_seeds(table: pd.DataFrame) -> pd.DataFrame:
+    """A row per subset, variant, method, bits and calibration: means over the seeds, which are no subjects.
+
+    ``seeds`` says how many there were, ``top1_sub_seed_sd`` is the standard deviation of the restricted
+    top-1 over them, in points; missing where there is one.
+    """
+    grouped = table.groupby(["subset", *GROUP], sort=False)
+    means = grouped[[c for c in table.select_dtypes("number") if c not in {"levels", "seed"}]].mean()
+    others = grouped[[c for c in table if c not in {*means.columns, *means.index.names, "seed"}]].first()
+    if "levels" in table:
+        others["levels"] = grouped.levels.agg(_common)
+    spread = grouped.top1_sub_percent.std().rename(SEED_SPREAD)
+    return pd.concat([others, means, spread, grouped.size().rename("seeds")], axis=1).reset_index()
+
+
+def summarise(table: pd.DataFrame, by: tuple[str, ...] = ()) -> pd.DataFrame:
+    """Per variant, method, bits and calibration: mean and standard deviation over n subsets.
+
+    Each subset's seeds are averaged first; ``top1_sub_seed_sd`` is the mean over subsets of the standard
+    deviation over seeds. ``by`` names columns to tell subsets apart by, such as ``subset_size_classes``.
+    """
+    grouped = over_seeds(table).groupby([*by, *GROUP], sort=False)
+    numbers = grouped[_MEASURED].agg(["mean", "std"])
     numbers.columns = [f"{column[0]}_{column[1]}" for column in numbers.columns]
-    sizes = grouped.agg(levels=("levels", _common), mean_bits=("mean_bits", "mean"), n=("subset", "size"))
+    sizes = grouped.agg(
+        levels=("levels", _common),
+        mean_bits=("mean_bits", "mean"),
+        n=("subset", "size"),
+        seeds=("seeds", "max"),
+        **{SEED_SPREAD: (SEED_SPREAD, "mean")},
+    )
     return sizes.join(numbers).reset_index().round(4)
+
+
+def complete(wide: pd.DataFrame) -> Iterator[pd.DataFrame]:
+    """The columns of a table (subsets, cells) by the subsets that they have, each time without the others."""
+    there = wide.notna().T.apply(tuple, axis=1)
+    for _, columns in wide.T.groupby(there, sort=False):
+        yield columns.T.dropna()
 
 
 def _common(values: "pd.Series[int]") -> object:
@@ -55,48 +82,14 @@ def _common(values: "pd.Series[int]") -> object:
     return found[0] if len(found) == 1 else pd.NA
 
 
-def correlate(table: pd.DataFrame, params: Report) -> pd.DataFrame:
-    """Per quantized variant, method and bits: does the drop go with the median divergence?"""
-    rows = []
-    for key, group in table[table.method != "float"].groupby(_GROUP, sort=False):
-        for drop in DROPS.values():
-            found = rank_correlation(group.median_divergence_nats.to_numpy(), group[drop].to_numpy(), params)
-            rows.append({**dict(zip(_GROUP, key, strict=True)), "drop": drop, **vars(found)})
-    return pd.DataFrame(rows)
+def main_rows(rows: pd.DataFrame) -> pd.DataFrame:
+    """Of rows with a column ``calibration``, those that are told first.
 
-
-def rank_correlation(x: Floats, y: Floats, params: Report) -> Correlation:
-    """Spearman's rho, its two-sided permutation p-value and a percentile bootstrap interval.
-
-    Undefined (None) when either side is constant or there are fewer than 3 pairs. Resamples in
-    which one side is constant have no rho and are left out of the interval.
+    What used images of the subset, or of all classes where a study has nothing else; and what used none.
     """
-    n = len(x)
-    if n < 3 or np.ptp(x) == 0 or np.ptp(y) == 0:
-        return Correlation(n, None, None, None, None)
-    rng = np.random.default_rng(params.seed)
-    rho = float(_rho(x[None], y[None])[0])
-    shuffled = rng.permuted(np.broadcast_to(y, (_PERMUTATIONS, n)), axis=1)
-    extreme = np.abs(_rho(np.broadcast_to(x, shuffled.shape), shuffled)) >= abs(rho) - 1e-12
-    p_value = (1 + int(extreme.sum())) / (1 + _PERMUTATIONS)
-    low, high = _interval(x, y, params, rng)
-    return Correlation(n, round(rho, 4), round(p_value, 4), low, high)
-
-
-def _interval(x: Floats, y: Floats, params: Report, rng: np.random.Generator) -> tuple[float, float]:
-    drawn = rng.integers(len(x), size=(params.bootstrap_samples, len(x)))
-    tail = (1 - params.confidence) / 2
-    low, high = np.nanquantile(_rho(x[drawn], y[drawn]), [tail, 1 - tail])
-    return round(float(low), 4), round(float(high), 4)
-
-
-def _rho(x: Floats, y: Floats) -> Floats:
-    """Spearman's rho of each row of ``x`` and ``y`` (k, n); NaN where a row is constant."""
-    ranks = [stats.rankdata(side, axis=1) for side in (x, y)]
-    a, b = (r - r.mean(1, keepdims=True) for r in ranks)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        rho: Floats = (a * b).sum(1) / np.sqrt((a * a).sum(1) * (b * b).sum(1))
-    return rho
+    used = set(rows.calibration) - {"none"}
+    told = {"none", "subset"} if "subset" in used else {"none", *used}
+    return rows[rows.calibration.isin(told)]
 
 
 def log_curve(x: Floats, y: Floats) -> tuple[float, float]:

@@ -5,7 +5,9 @@ from typing import Any, Final
 
 import pandas as pd
 
-from laq.report.statistics import BASE_OF
+from laq.report.analysis import Analysis
+from laq.report.dependence import DEPENDENCE
+from laq.report.statistics import BASE_OF, SEED_SPREAD
 
 METHOD_NAMES: Final = {
     "float": "float",
@@ -17,25 +19,55 @@ METHOD_NAMES: Final = {
     "gptq": "GPTQ",
     "qronos": "Qronos",
 }
+IMAGES: Final = {"none": "", "subset": "subset", "all": "all classes"}
 _ABOUT_ACCURACY: Final = """\
 Top-1 accuracy in percent on the test images of each subset's classes, mean ± standard deviation over
-n subsets. *subset*: choosing among the subset's classes; *all*: among all."""
+n subsets. *subset*: choosing among the subset's classes; *all*: among all. *images*: what calibrated."""
+_ABOUT_SEEDS: Final = """
+Each subset's seeds are averaged first; *± seeds* is the standard deviation of *subset* over them, a mean
+over subsets."""
+CAVEAT: Final = """\
+n counts subsets; seeds are averaged first. Intervals are a bootstrap's over subsets; p_holm is corrected over
+all rows of a question. Subsets share classes and so are not independent: intervals are somewhat narrow, the
+more so where n is small. *Classes permuted* is a p_holm that takes account of it: the names of the
+divergence matrix's classes are permuted, and subsets that share classes go on sharing them."""
 _ABOUT_RHO: Final = """\
-Spearman's rank correlation of the drop in restricted top-1 with the median divergence (bootstrap
-interval; permutation p-value, not corrected for the number of rows; undefined where the drop is
-constant). Subsets may share classes, which these take no account of."""
+Spearman's rank correlation of the drop in restricted top-1 with the median divergence, and *partial*: with
+the accuracy before quantization and the subset's size held fixed. Bootstrap intervals over subsets;
+p-values by permutation of subsets, and of the divergence matrix's classes (*classes*), corrected by Holm;
+undefined where the drop is constant."""
+_ABOUT_EFFECTS: Final = """\
+*first* − *second* in points, paired by subset (and seed): mean, bootstrap interval over n subsets, mean /
+standard deviation (d_z), p-value by sign flips, corrected by Holm. *drop*: of the points lost against the own
+base, less is better."""
 
 
-def markdown(summary: pd.DataFrame, correlations: pd.DataFrame, title: str) -> str:
-    """What was found; tables of what each bit-width costs, and whether the drop goes with the divergence."""
+def markdown(analysis: Analysis, answers: Mapping[str, str]) -> str:
+    """What was found: answers, what each bit-width costs, and the tables that the answers are from."""
     blocks = [
-        f"# {title}",
-        findings(summary),
-        accuracies(summary),
-        _ABOUT_RHO,
-        "\n".join(_correlations(correlations)),
+        f"# {analysis.title}",
+        findings(analysis.summary),
+        *_answers(answers),
+        accuracies(analysis.summary),
     ]
+    if len(analysis.correlations):
+        blocks += [_ABOUT_RHO, "\n".join(_correlations(analysis.correlations))]
+    if len(analysis.comparisons):
+        blocks += [_ABOUT_EFFECTS, "\n".join(_comparisons(analysis.comparisons))]
     return "\n\n".join(blocks) + "\n"
+
+
+def _answers(answers: Mapping[str, str]) -> Iterable[str]:
+    if answers:
+        yield "## Answers"
+        yield CAVEAT
+        yield answered(answers)
+        yield "## Tables"
+
+
+def answered(answers: Mapping[str, str]) -> str:
+    """Each question with its answer."""
+    return "\n".join(f"- **{question}** {text}" for question, text in answers.items())
 
 
 def findings(summary: pd.DataFrame) -> str:
@@ -50,7 +82,10 @@ def _finding(bits: str, group: pd.DataFrame) -> str:
     first = max(rows, key=lambda row: row["top1_sub_percent_mean"])
     plain = [f"; {_lost(row)} by round-to-nearest" for row in rows if row["method"] == "rtn"]
     beside = "" if first["method"] == "rtn" else "".join(plain)
-    return f"- {bits} bits: {_lost(first)} by {METHOD_NAMES[first['method']]}{beside} (n = {first['n']})"
+    images = " on images of all classes" if first["calibration"] == "all" else ""
+    return (
+        f"- {bits} bits: {_lost(first)} by {METHOD_NAMES[first['method']]}{images}{beside} (n = {first['n']})"
+    )
 
 
 def _lost(row: Mapping[Hashable, Any]) -> str:
@@ -59,48 +94,86 @@ def _lost(row: Mapping[Hashable, Any]) -> str:
 
 def accuracies(summary: pd.DataFrame) -> str:
     """The table of accuracies, and what is in it."""
-    return f"{_ABOUT_ACCURACY}\n\n" + "\n".join(_accuracies(summary))
+    seeds = _ABOUT_SEEDS if summary[SEED_SPREAD].notna().any() else ""
+    return f"{_ABOUT_ACCURACY}{seeds}\n\n" + "\n".join(_accuracies(summary))
 
 
 def _accuracies(summary: pd.DataFrame) -> Iterable[str]:
-    yield "| network | method | bits | levels | n | subset | all | drop (subset) |"
-    yield "|---|---|---|---|---|---|---|---|"
+    repeated = summary[SEED_SPREAD].notna().any()
+    head = ["network", "method", "bits", "levels", "n", "images", "subset", "all", "drop (subset)"]
+    yield from _head(*head, *(["± seeds"] if repeated else []))
     for row in summary.to_dict("records"):
         floating = row["method"] == "float"
-        yield line(
+        cells = [
             BASE_OF.get(row["variant"], row["variant"]),
             row["method"],
             row["bits"],
             "" if pd.isna(row["levels"]) else row["levels"],
             row["n"],
+            IMAGES[row["calibration"]],
             _spread(row, "top1_sub_percent"),
             _spread(row, "top1_all_percent"),
             "" if floating else _spread(row, "drop_sub_points"),
-        )
+        ]
+        seeds = "" if pd.isna(row[SEED_SPREAD]) else f"{row[SEED_SPREAD]:.2f}"
+        yield line(*cells, *([seeds] if repeated else []))
 
 
 def _correlations(correlations: pd.DataFrame) -> Iterable[str]:
-    yield "| network | method | bits | n | rho | interval | p |"
-    yield "|---|---|---|---|---|---|---|"
-    for row in correlations[correlations["drop"] == "drop_sub_points"].to_dict("records"):
+    p_values = ("p", "p_holm", "p (classes)", "p_holm (classes)")
+    yield from _head("network", "method", "bits", "images", "n", "", "rho", "interval", *p_values)
+    asked = (correlations.question == DEPENDENCE) & (correlations.score == "drop_sub_points")
+    for row in correlations[asked].to_dict("records"):
         yield line(
             BASE_OF[row["variant"]],
             row["method"],
             row["bits"],
+            IMAGES[row["calibration"]],
             row["n"],
-            *_rho(row),
+            "partial" if row["measure"] == "partial_rho" else "",
+            *_estimate(row, "+.2f"),
+            *(_number(row[p], ".4f") for p in ("p_value", "p_holm", "p_classes", "p_classes_holm")),
         )
 
 
-def _rho(row: Mapping[Hashable, Any]) -> tuple[str, str, str]:
-    if pd.isna(row["rho"]):
-        return "undefined", "", ""
-    return f"{row['rho']:+.2f}", f"{row['low']:+.2f} to {row['high']:+.2f}", f"{row['p_value']:.4f}"
+def _comparisons(comparisons: pd.DataFrame) -> Iterable[str]:
+    estimates = ("difference", "interval", "d_z", "p", "p_holm")
+    yield from _head("question", "first", "second", "network", "method", "bits", "images", "n", *estimates)
+    for row in comparisons.to_dict("records"):
+        yield line(
+            row["question"] + (", drop" if row["score"] == "drop_sub_points" else ""),
+            row["first"],
+            row["second"],
+            BASE_OF.get(row["variant"], row["variant"]),
+            row["method"],
+            row["bits"],
+            IMAGES.get(row["calibration"], ""),
+            row["n"],
+            *_estimate(row, "+.2f"),
+            _number(row["d_z"], "+.2f"),
+            *(_number(row[p], ".4f") for p in ("p_value", "p_holm")),
+        )
+
+
+def _estimate(row: Mapping[Hashable, Any], form: str) -> tuple[str, str]:
+    """The effect and its interval."""
+    if pd.isna(row["effect"]):
+        return "undefined", ""
+    low, high = (_number(row[end], form) for end in ("low", "high"))
+    return f"{row['effect']:{form}}", f"{low} to {high}" if low else ""
+
+
+def _number(value: float, form: str) -> str:
+    return "" if pd.isna(value) else f"{value:{form}}"
 
 
 def _spread(row: Mapping[Hashable, Any], name: str) -> str:
     mean, std = row[f"{name}_mean"], row[f"{name}_std"]
     return f"{mean:.1f}" if pd.isna(std) else f"{mean:.1f} ± {std:.1f}"
+
+
+def _head(*names: str) -> tuple[str, str]:
+    return f"| {' | '.join(names)} |", "|---" * len(names) + "|"
 
 
 def line(*cells: object) -> str:

@@ -1,0 +1,117 @@
+"""Which choice keeps more accuracy: calibration, fine-tuning, method, bits by layer. Asked in pairs."""
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import combinations
+from typing import Any, Final
+
+import pandas as pd
+
+from laq.params import METHODS, Report
+from laq.report.paired import corrected, paired_effects
+from laq.report.statistics import GROUP, complete
+
+CALIBRATION: Final = "calibration"
+FINETUNING: Final = "finetuning"
+METHOD: Final = "method"
+ALLOCATION: Final = "allocation"
+FAMILY: Final = ["question", "score"]
+COLUMNS: Final = [
+    *FAMILY, "first", "second", *GROUP,
+    "n", "effect", "low", "high", "d_z", "p_value", "p_holm", "size_ratio",
+]  # fmt: skip
+_SCORE: Final = "top1_sub_percent"
+_DROP: Final = "drop_sub_points"
+_ORIGINAL: Final = ("original", "quantized")
+_FINETUNED: Final = ("finetuned", "finetuned_quantized")
+
+
+@dataclass(frozen=True)
+class _Contrast:
+    """Two sides of a question: cells that differ in the column ``what`` and share the others of ``GROUP``."""
+
+    question: str
+    what: str
+    first: pd.DataFrame
+    second: pd.DataFrame
+    score: str = _SCORE
+
+    def pairs(self) -> pd.DataFrame:
+        """What both sides have, with the columns of the second side ending in ``_second``.
+
+        Of the same seed, unless one side, such as round-to-nearest, uses no images and so has none: it is
+        then the partner of every calibration of the other.
+        """
+        without_images = {bool((side.calibration == "none").all()) for side in (self.first, self.second)}
+        apart = {self.what} if len(without_images) == 1 else {self.what, "calibration", "seed"}
+        on = [name for name in ("subset", *GROUP, "seed") if name not in apart]
+        found = self.first.merge(self.second, on=on, suffixes=("", "_second"))
+        if "calibration" in apart and self.what != "calibration":
+            used = found.calibration.where(found.calibration != "none", found.calibration_second)
+            found = found.assign(calibration=used)
+        return found.assign(difference=found[self.score] - found[f"{self.score}_second"])
+
+
+def comparisons(table: pd.DataFrame, params: Report) -> pd.DataFrame:
+    """A row per question, pair of choices, variant, method, bits and calibration.
+
+    Args:
+        table: a row per cell and seed, with drops (``statistics.with_drops``).
+        params: resamples, permutations, confidence and seed.
+
+    ``effect`` is the mean over n subsets of ``first`` - ``second`` in points of ``score``, each subset's
+    seeds averaged first; with an interval (bootstrap over subsets), d_z (mean / standard deviation of the
+    differences), a p-value (sign flips), Holm's correction over all rows of a question and score, and
+    ``size_ratio``, the mean size of ``first`` / ``second``. What ``first`` and ``second`` name is left
+    empty. Questions that the study has no two sides for have no rows.
+
+    - ``calibration``: images of the subset, or of all classes.
+    - ``finetuning``: on the subset first, or not; the score, and the drop against the own base.
+    - ``method``: every pair of methods, so that the best is not chosen by the numbers that it is tested on.
+    - ``allocation``: ``auto:N``, bits by layer for these classes, or N bits everywhere.
+    """
+    rows = [row for contrast in _contrasts(table) for row in _rows(contrast, params)]
+    return corrected(rows, FAMILY).reindex(columns=COLUMNS)
+
+
+def _contrasts(table: pd.DataFrame) -> Iterator[_Contrast]:
+    subset, every = (table[table.calibration == used] for used in ("subset", "all"))
+    yield _Contrast(CALIBRATION, "calibration", subset, every)
+    tuned, plain = (table[table.variant.isin(side)] for side in (_FINETUNED, _ORIGINAL))
+    yield _Contrast(FINETUNING, "variant", tuned, plain)
+    lossy, plainly = (side[side.method != "float"] for side in (tuned, plain))
+    yield _Contrast(FINETUNING, "variant", lossy, plainly, _DROP)
+    methods = [method for method in METHODS if (table.method == method).any()]
+    for second, first in combinations(methods, 2):
+        ours, theirs = (table[table.method == method] for method in (first, second))
+        yield _Contrast(METHOD, "method", ours, theirs)
+    yield from _allocations(table)
+
+
+def _allocations(table: pd.DataFrame) -> Iterator[_Contrast]:
+    for (method, bits), first in table.groupby(["method", "bits"], sort=False):
+        if found := re.fullmatch(r"auto:(\d+)", str(bits)):
+            second = table[(table.method == method) & (table.bits == found[1])]
+            yield _Contrast(ALLOCATION, "bits", first, second)
+
+
+def _rows(contrast: _Contrast, params: Report) -> Iterator[dict[str, Any]]:
+    keys = [*GROUP, f"{contrast.what}_second"]
+    pairs = contrast.pairs()
+    sizes = pairs.groupby(keys)[["size_bytes", "size_bytes_second"]].mean()
+    wide = pairs.pivot_table("difference", "subset", keys, sort=False)  # the mean over seeds
+    for differences in complete(wide):
+        found = paired_effects(differences.T.to_numpy(), params)
+        for cell, key in enumerate(differences.columns):
+            about = dict(zip(keys, key, strict=True))
+            yield {
+                "question": contrast.question,
+                "score": contrast.score,
+                "first": about[contrast.what],
+                "second": about.pop(keys[-1]),
+                **about | {contrast.what: ""},
+                "n": found.n,
+                **found.told(cell),
+                "size_ratio": sizes.size_bytes[key] / sizes.size_bytes_second[key],
+            }

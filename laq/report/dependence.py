@@ -1,0 +1,146 @@
+"""Does what quantization costs depend on how far apart a subset's classes are, and by which divergence?"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+import pandas as pd
+
+from laq.params import Report
+from laq.report.classes import Distances
+from laq.report.paired import corrected
+from laq.report.ranks import Floats, Sides, correlate, interval, p_against, p_values, resampled
+from laq.report.statistics import BASE_OF, DROPS, GROUP, complete
+
+DEPENDENCE: Final = "dependence"
+PREDICTOR: Final = "predictor"
+MEASURES: Final = ("rho", "partial_rho")
+FAMILY: Final = ["question", "measure", "score"]
+COLUMNS: Final = [
+    *FAMILY, *GROUP, "divergence", "statistic", "n", "effect", "low", "high",
+    "p_value", "p_holm", "p_classes", "p_classes_holm", "rank", "gap", "gap_low", "gap_high",
+]  # fmt: skip
+_MAIN_DROP: Final = "drop_sub_points"
+
+
+@dataclass(frozen=True)
+class _Block:
+    """Cells of one variant that the same subsets have: ``drops`` (subsets, cells) in points.
+
+    ``held`` (subsets, 2) are the accuracy before quantization in percent, and the number of classes.
+    """
+
+    score: str
+    drops: pd.DataFrame
+    held: pd.DataFrame
+
+    def held_by(self, measure: str) -> Floats:
+        """What ``measure`` holds fixed and varies (c, subsets)."""
+        if measure == "rho":
+            return np.zeros((0, len(self.drops)))
+        both = self.held.T.to_numpy(dtype=np.float64)
+        return np.asarray(both[np.ptp(both, axis=1) > 0])
+
+
+def dependence(cells: pd.DataFrame, distances: Distances, params: Report) -> pd.DataFrame:
+    """A row per question, variant, method, bits, calibration, score, divergence, statistic and measure.
+
+    Args:
+        cells: a row per subset and cell, with drops (``statistics.over_seeds``).
+        distances: how far apart each subset's classes are.
+        params: resamples, permutations, confidence and seed.
+
+    ``rho`` is Spearman's of the drop with the divergence. ``partial_rho`` holds fixed the same network's
+    accuracy before quantization, and the subset's size: subsets that are easy in float are far apart,
+    and lose less, whatever the divergence does. Beside the interval (bootstrap over subsets) stand a
+    p-value by permutation of subsets, and ``p_classes``, by permutation of the names of the divergence
+    matrix's classes, which knows that subsets share classes. Both are corrected by Holm over a question's
+    rows of one measure and score.
+
+    Question ``dependence`` is asked of the study's own median divergence, ``predictor`` of all divergences:
+    ``rank`` puts them in order of |effect|; ``gap`` is how far one is behind the first in |effect|, its
+    interval from the same resamples of both.
+    """
+    blocks = [block for score in DROPS.values() for block in _blocks(cells, score)]
+    rows = [row for block in blocks for row in _rows(block, distances, params)]
+    return corrected(rows, FAMILY).reindex(columns=COLUMNS)
+
+
+def _blocks(cells: pd.DataFrame, score: str) -> Iterator[_Block]:
+    """Cells of one variant that the same subsets have: one computation for all of them."""
+    accuracy = {drop: top1 for top1, drop in DROPS.items()}[score]
+    for _, group in cells[cells.variant.isin(BASE_OF)].groupby("variant", sort=False):
+        wide = group.pivot_table(score, "subset", GROUP, sort=False)
+        bases = group.assign(base=group[accuracy] + group[score]).groupby("subset")
+        held = bases[["base", "subset_size_classes"]].first()
+        for drops in complete(wide):
+            yield _Block(score, drops, held.loc[drops.index])
+
+
+def _rows(block: _Block, distances: Distances, params: Report) -> Iterator[dict[str, Any]]:
+    names, whole = block.drops.index, distances.relabelled
+    values = distances.nats.loc[names]
+    if block.score != _MAIN_DROP:
+        values = values.iloc[:, :1]
+    null = None if whole is None else whole[names].to_numpy()
+    for measure in MEASURES:
+        sides = Sides(values.T.to_numpy(), block.drops.T.to_numpy(), block.held_by(measure))
+        found = _estimate(sides, null, params)
+        for cell, key in enumerate(block.drops.columns):
+            about = dict(zip(GROUP, key, strict=True)) | {"score": block.score, "measure": measure}
+            yield {"question": DEPENDENCE, **about, **_divergence(values, 0), **found.told(0, cell)}
+            if values.shape[1] > 1:
+                for x in range(values.shape[1]):
+                    told = found.told(x, cell) | found.compared(x, cell)
+                    yield {"question": PREDICTOR, **about, **_divergence(values, x), **told}
+
+
+def _divergence(values: pd.DataFrame, x: int) -> dict[str, str]:
+    return dict(zip(("divergence", "statistic"), map(str, values.columns[x]), strict=True))
+
+
+@dataclass(frozen=True)
+class _Estimates:
+    """Of every divergence with every cell's drops, (p, q) each; ``p_classes`` (q,) of the first alone."""
+
+    n: int
+    effect: Floats
+    low: Floats
+    high: Floats
+    p_value: Floats
+    p_classes: Floats
+    rank: Floats
+    gap: Floats
+    gap_low: Floats
+    gap_high: Floats
+
+    def told(self, x: int, cell: int) -> dict[str, float]:
+        """What a row says of one divergence."""
+        names = ("effect", "low", "high", "p_value")
+        return {"n": self.n, **{name: getattr(self, name)[x, cell] for name in names}} | (
+            {"p_classes": self.p_classes[cell]} if x == 0 else {}
+        )
+
+    def compared(self, x: int, cell: int) -> dict[str, float]:
+        """What a row says of one divergence beside the others."""
+        places = {name: getattr(self, name)[x, cell] for name in ("rank", "gap", "gap_low", "gap_high")}
+        return {**places, "p_classes": np.nan}
+
+
+def _estimate(sides: Sides, null: Floats | None, params: Report) -> _Estimates:
+    samples, effect = resampled(sides, params), correlate(sides)[0]
+    strength = np.where(np.isnan(effect), -1, np.abs(effect))
+    best = strength.argmax(0)[None]
+    rank = (-strength).argsort(0, kind="stable").argsort(0) + 1.0
+    gaps = np.abs(np.take_along_axis(samples, best[None], 1)) - np.abs(samples)
+    return _Estimates(
+        sides.n,
+        effect,
+        *interval(samples, params),
+        p_values(sides, params),
+        np.full(effect.shape[1], np.nan) if null is None else p_against(sides, null),
+        np.where(np.isnan(effect), np.nan, rank),
+        np.take_along_axis(np.abs(effect), best, 0) - np.abs(effect),
+        *interval(gaps, params),
+    )

@@ -1,0 +1,132 @@
+"""The predecessor's logs as tables of ours."""
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import pandas as pd
+
+from laq.errors import LaqError
+
+VARIANTS: Final = {
+    "original": "Original",
+    "quantized": "Quantized",
+    "finetuned": "Fine-Tuned",
+    "finetuned_quantized": "Quant+FT",
+}
+_SCORES: Final = {
+    f"top{k}_{side}_percent": (k, end) for k in (1, 5) for side, end in (("all", ""), ("sub", " (Pick Sub)"))
+}
+_DIVERGENCES: Final = {"max": "Max_KL", "min": "Min_KL", "mean": "Avg_KL", "median": "Median_KL"}
+_ALWAYS: Final = ["Model Name", "Dataset", "Bits", "Subset_Classes", *_DIVERGENCES.values()]
+_LARGEST: Final = np.finfo(np.float64).max
+_REGULARIZERS: Final = {"L0": "gpfq_l0", "L1": "gpfq_l1"}
+
+
+def read_rows(path: Path) -> pd.DataFrame:
+    """The log's rows as they are, and ``classes``, which names each subset whatever order it was chosen in.
+
+    Raises:
+        LaqError: the file is missing, or is no log of the predecessor's.
+    """
+    try:
+        rows = pd.read_csv(path)
+    except FileNotFoundError as error:
+        raise LaqError(f"--log {path}: not found; give a CSV log of the predecessor's") from error
+    except (ValueError, IsADirectoryError) as error:
+        raise LaqError(f"--log {path}: not a CSV table ({' '.join(str(error).split())})") from error
+    needed = [*_ALWAYS, *(column_of(v, s) for v in ("original", "quantized") for s in _SCORES)]
+    if missing := [name for name in needed if name not in rows]:
+        raise LaqError(
+            f"--log {path}: has no column {missing[0]}; a log of the predecessor's has {len(needed)}"
+        )
+    if rows.empty:
+        raise LaqError(f"--log {path}: has no rows; a log has one for each subset")
+    _check(rows, path)
+    return rows.assign(classes=[_classes(text, path) for text in rows.Subset_Classes])
+
+
+def _check(rows: pd.DataFrame, path: Path) -> None:
+    """Accuracies must be fractions, divergences and bits numbers; one log has one number of bits."""
+    scores = [column_of(v, s) for v in VARIANTS for s in _SCORES if column_of(v, s) in rows]
+    for name in [*scores, *_DIVERGENCES.values(), "Bits"]:
+        most, allowed = (1.0, "from 0 to 1") if name in scores else (_LARGEST, "of at least 0")
+        fits = pd.to_numeric(rows[name], errors="coerce").between(0, most)
+        if not fits.all():
+            wrong = rows[name][~fits].tolist()[0]
+            raise LaqError(f"--log {path}: {name}: found {wrong!r}; must be a number {allowed}")
+    if len(rows.Bits.unique()) > 1:
+        raise LaqError(
+            f"--log {path}: Bits: found {sorted(rows.Bits.unique().tolist())}; give a log for each"
+        )
+
+
+def _classes(text: Any, path: Path) -> str:
+    """The subset's classes, whatever order they were chosen in."""
+    try:
+        return ", ".join(sorted(str(name) for name in ast.literal_eval(text)))
+    except (ValueError, SyntaxError, TypeError) as error:
+        raise LaqError(f"--log {path}: Subset_Classes: found {text!r}; must be a list of names") from error
+
+
+def log_table(rows: pd.DataFrame) -> pd.DataFrame:
+    """The study's table (``laq.study.read_measurements``) from a log's rows; what was not logged is empty."""
+    numbers = {classes: number for number, classes in enumerate(dict.fromkeys(rows.classes), 1)}
+    numbered = rows.assign(
+        subset=[f"log-{numbers[classes]}" for classes in rows.classes],
+        seed=rows.groupby("classes").cumcount(),
+    )
+    table = pd.DataFrame([cell for row in numbered.to_dict("records") for cell in _cells(row)])
+    table = table.astype({"levels": "Int64", "seed": "Int64"})
+    table["seed"] = table.seed.mask(table.method == "float")
+    return table[(table.method != "float") | ~table.duplicated(["subset", "variant"])]
+
+
+def _cells(row: dict[Any, Any]) -> Iterator[dict[str, Any]]:
+    """A row's variants, as rows of our table."""
+    about = {
+        "dataset": row["Dataset"],
+        "network": row["Model Name"],
+        "subset": row["subset"],
+        "kind": "log",
+        "subset_size_classes": row["classes"].count(",") + 1,
+        **{f"{ours}_divergence_nats": row[theirs] for ours, theirs in _DIVERGENCES.items()},
+        "relative_error_mean": np.nan,
+        "relative_error_logits": np.nan,
+        "size_bytes": np.nan,
+    }
+    for variant, theirs in VARIANTS.items():
+        if column_of(variant, "top1_sub_percent") in row:
+            floating = variant in {"original", "finetuned"}
+            scores = {score: 100 * row[column_of(variant, score)] for score in _SCORES}
+            sparsity = 100 * row.get(f"{theirs} Sparsity", np.nan)
+            yield {**about, **_key(row, variant, floating=floating), **scores, "sparsity_percent": sparsity}
+
+
+def _key(row: dict[Any, Any], variant: str, *, floating: bool) -> dict[str, Any]:
+    """Which cell this is; 2^b + 1 levels are the predecessor's alphabet."""
+    bits = 32 if floating else int(row["Bits"])
+    return {
+        "cell": f"{row['subset']}.{variant}.{row['seed']}",
+        "variant": variant,
+        "method": "float" if floating else _method(row),
+        "bits": str(bits),
+        "mean_bits": float(bits),
+        "levels": None if floating else 2**bits + 1,
+        "calibration": "none" if floating else "subset",
+        "seed": row["seed"],
+    }
+
+
+def _method(row: dict[Any, Any]) -> str:
+    if row.get("Stochastic Quantization") is True:
+        return "sgpfq"
+    return _REGULARIZERS.get(str(row.get("Regularizer")), "gpfq")
+
+
+def column_of(variant: str, score: str) -> str:
+    """What the predecessor calls a score of ours."""
+    k, end = _SCORES[score]
+    return f"{VARIANTS[variant]} Top{k} Accuracy{end}"

@@ -1,0 +1,216 @@
+"""The predecessor's logs: its numbers reproduced, its claim asked, and broken logs told in a line."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from click.testing import CliRunner
+
+from laq.cli import main
+from laq.errors import LaqError
+from laq.params import Report
+from laq.report import claim
+from laq.report.claim import describe, read_log
+from laq.report.logs import log_table, read_rows
+from tests.conftest import PREDECESSOR, needs
+
+PARAMS = Report(bootstrap_samples=200, permutations=499, confidence=0.95, seed=0)
+LOGS = PREDECESSOR / "logs"
+# Means of all rows as logged: original all / sub, quantized all / sub, fine-tuned sub, both sub, rho(drop, all).
+THEIRS = {
+    "3bit": (83.7, 94.1, 66.1, 66.2, 94.2, 62.6, -0.91),
+    "4bit": (83.9, 94.1, 82.0, 82.1, 94.2, 79.8, -0.93),
+    "8bit": (83.7, 94.1, 86.2, 86.4, 94.2, 85.6, -0.845),
+    "16bit": (83.7, 94.1, 86.9, 87.1, 94.2, 85.5, -0.85),
+    "32bit": (83.7, 94.1, 86.5, 86.7, 94.2, 85.1, -0.85),
+    "mp4bit": (83.7, 94.1, 83.2, 83.3, 94.2, 82.2, -0.92),
+    "mpasc4bit": (83.7, 94.1, 68.8, 68.8, 94.2, 63.4, -0.93),
+}
+
+
+def logged(subsets: int = 8, bits: int = 3, lost: float = 0.2, **changes: Any) -> pd.DataFrame:
+    """A log as the predecessor writes it; the last subset is there twice, its classes in another order."""
+    rows = []
+    for number in [*range(subsets), subsets - 1]:
+        classes = [f"class-{number}", "apple", "bear"]
+        far = 1.0 + number
+        before = 0.8 + 0.1 * number / subsets
+        scores = {"Original": before, "Quantized": before - lost / far}
+        scores |= {"Fine-Tuned": 0.9, "Quant+FT": 0.7 - lost / far}
+        row: dict[str, Any] = {"Model Name": "resnet50", "Dataset": "CIFAR100", "Bits": bits}
+        row["Subset_Classes"] = str(classes if len(rows) < subsets else classes[::-1])
+        row |= {"Max_KL": far + 1, "Min_KL": far / 2, "Avg_KL": far, "Median_KL": far}
+        for name, score in scores.items():
+            row |= {f"{name} Top{k} Accuracy{end}": score for k in (1, 5) for end in ("", " (Pick Sub)")}
+            row[f"{name} Sparsity"] = 0.25
+        rows.append({**row, **changes})
+    return pd.DataFrame(rows)
+
+
+def write(table: pd.DataFrame, name: str = "log.csv") -> Path:
+    path = Path(name)
+    table.to_csv(path, index=False)
+    return path
+
+
+def test_a_log_becomes_a_table_of_ours(project: Path) -> None:
+    table = log_table(read_rows(write(logged())))
+    assert table.subset.nunique() == 8
+    assert set(table.variant) == {"original", "quantized", "finetuned", "finetuned_quantized"}
+    quantized = table[table.variant == "quantized"]
+    assert len(quantized) == 9
+    assert quantized.seed.tolist() == [0] * 8 + [1]
+    assert set(quantized.subset_size_classes) == {3}
+    assert (set(quantized.levels), set(quantized.bits), set(quantized.method)) == ({9}, {"3"}, {"gpfq"})
+    assert quantized.top1_sub_percent.iloc[0] == pytest.approx(60)
+    assert quantized.sparsity_percent.iloc[0] == 25
+    floats = table[table.method == "float"]
+    assert len(floats) == 16
+    assert floats.seed.isna().all()
+
+
+@pytest.mark.parametrize(
+    ("changes", "method"),
+    [
+        ({"Stochastic Quantization": True}, "sgpfq"),
+        ({"Regularizer": "L0"}, "gpfq_l0"),
+        ({"Regularizer": "L1"}, "gpfq_l1"),
+        ({"Regularizer": None, "Stochastic Quantization": False}, "gpfq"),
+    ],
+)
+def test_the_method_is_the_logs(project: Path, changes: dict[str, Any], method: str) -> None:
+    table = log_table(read_rows(write(logged(**changes))))
+    assert set(table.method) == {"float", method}
+
+
+def test_logs_without_fine_tuned_networks_are_asked_the_rest(project: Path) -> None:
+    table = logged()
+    kept = [c for c in table if not str(c).startswith(("Fine-Tuned", "Quant+FT"))]
+    found = read_log(write(table[kept]), PARAMS)
+    assert found.analysis.comparisons.empty
+    assert set(found.analysis.correlations.question) == {"dependence", "predictor"}
+    assert "| log | 3 | 9 |" in describe([found], PARAMS)
+
+
+def test_what_is_lost_at_many_bits_is_not_laid_on_rounding(project: Path) -> None:
+    logs = [
+        read_log(write(logged(lost=lost, bits=bits), f"{bits}bit.csv"), PARAMS)
+        for bits, lost in ((3, 0.4), (16, 0.2))
+    ]
+    text = describe(logs, PARAMS)
+    assert "at 16 bits" in text
+    assert "this is clipping" in text
+    expected = 100 * np.mean([0.2 / (1 + n) for n in range(8)])
+    assert f"3bit loses {expected:.1f} (" in text
+    nothing = read_log(write(logged(lost=0.0, bits=16), "fine.csv"), PARAMS)
+    assert "clipping" not in describe([nothing], PARAMS)
+    assert "nan" not in describe([nothing], PARAMS)
+    assert "no log has 16 bits" in describe(logs[:1], PARAMS)
+
+
+def test_a_claim_is_agreed_with_or_not(project: Path) -> None:
+    agreeing = read_log(write(logged(30)), PARAMS)
+    assert agreeing.found("drop_all_points", "rho")["effect"] == pytest.approx(-1, abs=0.01)
+    assert "does not agree: the 95 % interval misses -0.9" in describe([agreeing], PARAMS)
+    mixed = logged(30)
+    rng = np.random.default_rng(0)
+    mixed["Quantized Top1 Accuracy"] = (
+        mixed["Original Top1 Accuracy"]
+        - 0.1
+        + 0.05 * np.log(mixed.Median_KL) / 3
+        + rng.normal(scale=0.006, size=31)
+    )
+    assert "(agrees: the 95 % interval holds -0.9)" in describe([read_log(write(mixed), PARAMS)], PARAMS)
+
+
+def test_the_command_prints_what_it_writes(project: Path) -> None:
+    paths = [write(logged(bits=bits), f"log-{bits}.csv") for bits in (3, 16)]
+    arguments = [part for path in paths for part in ("--log", str(path))]
+    done = CliRunner().invoke(main, ["report", *arguments])
+    assert done.exit_code == 0, done.output
+    assert done.output == (claim.FOLDER / "report.md").read_text()
+    for path in paths:
+        folder = claim.FOLDER / path.stem
+        assert {f.name for f in folder.iterdir()} == {
+            "report.md", "measurements.csv", "summary.csv", "by_size.csv", "correlations.csv", "comparisons.csv",
+        }  # fmt: skip
+        assert (
+            f"# {path.stem}: resnet50 on CIFAR100: 8 subsets of 3 classes"
+            in (folder / "report.md").read_text()
+        )
+    first = {f: f.read_bytes() for f in claim.FOLDER.rglob("*") if f.is_file()}
+    CliRunner().invoke(main, ["report", *arguments])
+    assert first == {f: f.read_bytes() for f in first}
+    both = CliRunner().invoke(main, ["report", *arguments, "--publish", "out"])
+    assert both.exit_code == 2
+    assert "--publish and --log are two things to do" in both.output
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (None, "log.csv: not found; give a CSV log of the predecessor's"),
+        ("", "log.csv: not a CSV table"),
+        ("a,b\n1,2\n", "log.csv: has no column Model Name"),
+        (logged()[:0].to_csv(index=False), "log.csv: has no rows"),
+        (logged(Subset_Classes="apple").to_csv(index=False), "Subset_Classes: found 'apple'; must be a list"),
+        (logged(Subset_Classes="7").to_csv(index=False), "Subset_Classes: found 7; must be a list"),
+        (
+            logged(**{"Quantized Top1 Accuracy": 75.2}).to_csv(index=False),
+            "Quantized Top1 Accuracy: found 75.2; must be a number from 0 to 1",
+        ),
+        (logged(Median_KL="far").to_csv(index=False), "Median_KL: found 'far'; must be a number"),
+        (logged(Median_KL=None).to_csv(index=False), "Median_KL: found nan; must be a number of at least 0"),
+        (
+            pd.concat([logged(), logged(bits=4)]).to_csv(index=False),
+            r"Bits: found \[3, 4\]; give a log for each",
+        ),
+    ],
+)
+def test_a_broken_log_is_told_in_a_line(project: Path, text: str | None, message: str) -> None:
+    if text is not None:
+        Path("log.csv").write_text(text)
+    with pytest.raises(
+        LaqError, match=f"--log log.csv: {message}" if "log.csv" not in message else message
+    ) as caught:
+        read_log(Path("log.csv"), PARAMS)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_log_is_given_once(project: Path) -> None:
+    path = write(logged())
+    with pytest.raises(LaqError, match="--log: log is given more than once"):
+        claim.run([path, path], PARAMS)
+
+
+@needs(LOGS)
+@pytest.mark.parametrize("run", THEIRS)
+def test_the_predecessors_numbers_are_reproduced(run: str) -> None:
+    log = read_log(LOGS / f"Quantization_Log_resnet50_{run}.csv", PARAMS)
+    *expected, rho = THEIRS[run]
+    wanted = [
+        ("original", "all"), ("original", "sub"), ("quantized", "all"), ("quantized", "sub"),
+        ("finetuned", "sub"), ("finetuned_quantized", "sub"),
+    ]  # fmt: skip
+    assert [log.accuracy(*which) for which in wanted] == pytest.approx(expected, abs=0.06)
+    assert log.rho("all") == pytest.approx(rho, abs=0.006)
+    # One subset was logged twice in every log, and counts once.
+    restricted = log.found("drop_sub_points", "rho")
+    assert restricted["n"] == len(log.rows) - 1
+    assert restricted["high"] < -0.5
+    # Holding the accuracy before quantization fixed, a good part of it is gone.
+    assert abs(log.found("drop_sub_points", "partial_rho")["effect"]) < abs(restricted["effect"]) - 0.15
+
+
+@needs(LOGS)
+def test_the_predecessor_loses_as_much_where_rounding_costs_nothing() -> None:
+    logs = [
+        read_log(LOGS / f"Quantization_Log_resnet50_{run}.csv", PARAMS) for run in ("8bit", "16bit", "32bit")
+    ]
+    assert [log.drops("sub").mean() for log in logs] == pytest.approx([7.7, 7.0, 7.4], abs=0.06)
+    text = describe(logs, PARAMS)
+    assert text.count("this is clipping") == 2
+    assert text.count("among all classes (agrees: the 95 % interval holds -0.9)") == 3
+    assert "16bit: among all classes 3.2 points are gained, not lost" in text
