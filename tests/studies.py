@@ -39,6 +39,7 @@ def made_up_subsets(
             matrix,
             names,
             f"random-{i}",
+            "random",
             rng.choice(len(matrix), sizes[i % len(sizes)], replace=False).tolist(),
         )
         for i in range(count)

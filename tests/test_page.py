@@ -44,7 +44,10 @@ def subsets() -> list[Subset]:
     kinds = [("similar", 4), ("dissimilar", 4), ("random", 3)]
     members = [[0, 1, 3]] + [rng.choice(12, 3 + n % 2, replace=False).tolist() for n in range(10)]
     names = [f"{kind}-{n + 1}" for kind, count in kinds for n in range(count)]
-    return [describe(matrix, NAMES, name, classes) for name, classes in zip(names, members, strict=True)]
+    return [
+        describe(matrix, NAMES, name, name.rpartition("-")[0], classes)
+        for name, classes in zip(names, members, strict=True)
+    ]
 
 
 def measured() -> pd.DataFrame:

@@ -253,6 +253,7 @@ def make_study(folder: Path) -> pd.DataFrame:
     table.to_csv(folder / STUDY / "measurements.csv", index=False)
     (folder / DIVERGENCE / ALTERNATIVES).mkdir(parents=True)
     np.save(folder / DIVERGENCE / "matrix.npy", matrix)
+    np.save(folder / DIVERGENCE / "class_names.npy", [f"class-{c}" for c in range(len(matrix))])
     for name in ("umap-gaussian", "features-knn"):
         np.save(folder / DIVERGENCE / ALTERNATIVES / f"{name}.npy", made_up_matrix(seed=1))
     write_json(folder / DIVERGENCE / "divergence.json", {"name": "umap-gaussian"})
@@ -264,7 +265,10 @@ def test_the_stage_writes_the_same_bytes_twice(project: Path, drawn: list[Figure
     table = make_study(project)
     report.run(PARAMS)
     names = ("measurements.csv", "summary.csv", "by_size.csv", "correlations.csv", "comparisons.csv")
-    first = {name: (report.FOLDER / name).read_bytes() for name in (*names, "report.md", "metrics.json")}
+    first = {
+        name: (report.FOLDER / name).read_bytes()
+        for name in (*names, "report.md", "metrics.json", "page.html")
+    }
     report.run(PARAMS)
     assert first == {name: (report.FOLDER / name).read_bytes() for name in first}
     assert len(pd.read_csv(report.FOLDER / "measurements.csv")) == len(table)
