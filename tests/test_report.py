@@ -280,6 +280,9 @@ def test_the_stage_writes_the_same_bytes_twice(project: Path, drawn: list[Figure
         "calibration", "finetuning", "method", "allocation",
     }  # fmt: skip
     assert set(read_summary().calibration) == {"none", "subset", "all"}
+    plotted = pd.read_csv(report.FOLDER / "plotted.csv", dtype={"bits": str})
+    assert not plotted.duplicated(["subset", "variant", "method", "bits"]).any()
+    assert set(plotted.calibration) == {"none", "subset"}
     assert set(read_json(report.FOLDER / "metrics.json")) == {"bits", "top1", "rho"}
 
 

@@ -50,6 +50,8 @@ SUMMARY = "summary.csv"
 TABLE = "measurements.csv"
 TEXT = "report.md"
 CORRELATIONS = "correlations.csv"
+# One calibration and the mean over seeds: what pictures show, and DVC's plots.
+PLOTTED = "plotted.csv"
 PROVENANCE = "provenance.json"
 _ON_PAGE = {"Means over subsets": "summary", "Divergence and drop": "correlations", "In pairs": "comparisons"}
 # Too many to publish: they are in the run's artifacts.
@@ -65,6 +67,7 @@ def run(params: Report) -> None:
     with replacing_folder(FOLDER) as folder:
         _write(folder, found, params)
         shown = main_rows(found.cells)
+        shown.to_csv(folder / PLOTTED, index=False)
         draw_against_divergence(folder / "accuracy_vs_divergence.png", shown, found.title)
         draw_against_bits(folder / "accuracy_vs_bits.png", shown, found.title)
         _draw_subsets(folder, shown)

@@ -11,7 +11,7 @@ const SCORES = {
   top1_all_percent: "top-1 among all classes (%)",
   drop_all_points: "drop of top-1 among all (points)",
 };
-const KINDS = [...new Set(["similar", "dissimilar", "random", "band", "given", "log", ...SUBSETS.kind])];
+const KINDS = [...new Set(["similar", "dissimilar", "random", "even", "band", "given", "log", ...SUBSETS.kind])];
 const MARKS = [
   "M-5,0a5,5 0 1,0 10,0a5,5 0 1,0 -10,0",
   "M0,-6.4L6.2,5H-6.2Z",
