@@ -186,19 +186,23 @@ def track() -> None:
     type=click.Choice(METHODS),
     help="Which method, beside round-to-nearest.  [default: quantize.method in params.yaml]",
 )
-def quantize(subset: str | None, bits: int | str | None, method: Method | None) -> None:
+@_workers
+def quantize(
+    subset: str | None, bits: int | str | None, method: Method | None, jobs: int | None, scheduler: str
+) -> None:
     """Quantize for one subset or all, measure, and send MLflow runs with the networks.
 
     What the pipeline has not made yet is made first.
     """
     from laq import track as room
+    from laq.parallel import workers
 
     params = load_params()
     usual = params.quantize
     order = room.Order(subset or usual.subset, bits or usual.bits, method or usual.method)
     if not room.inputs_are_there():
         _repro("finetune")
-    click.echo(room.describe(room.quantize(params, order)))
+    click.echo(room.describe(room.quantize(params, order, workers(jobs, scheduler))))
     click.echo(room.send_waiting())
 
 

@@ -58,7 +58,7 @@ def run_all(
     Raises:
         LaqError: there is no scheduler at the address, or a process here was killed.
     """
-    with _backend(workers) as jobs:
+    with _backend(workers, len(items)) as jobs:
         attempt = partial(_attempt, function, Path.cwd(), project_root())
         parallel = joblib.Parallel(n_jobs=jobs, return_as="generator_unordered", batch_size=1)
         try:
@@ -76,11 +76,11 @@ def run_all(
 
 
 @contextmanager
-def _backend(workers: Workers) -> Iterator[int]:
-    """Where joblib sends the work; yields the number of processes."""
+def _backend(workers: Workers, items: int) -> Iterator[int]:
+    """Where joblib sends the work; yields the number of processes, of which each has some of it."""
     if not workers.scheduler:
         with joblib.parallel_config("loky", inner_max_num_threads=1):
-            yield workers.jobs
+            yield max(1, min(workers.jobs, items))
         return
     with _client(workers.scheduler) as client, joblib.parallel_config("dask", client=client):
         yield -1

@@ -619,7 +619,7 @@ def test_the_command_takes_what_params_yaml_takes(
     monkeypatch: pytest.MonkeyPatch, text: str, bits: int | str
 ) -> None:
     orders: list[track.Order] = []
-    monkeypatch.setattr(track, "quantize", lambda _, order: orders.append(order))
+    monkeypatch.setattr(track, "quantize", lambda _, order, workers: orders.append(order))
     monkeypatch.setattr(track, "describe", lambda _: "the outcome")
     monkeypatch.setattr(track, "send_waiting", lambda: "what was sent")
     monkeypatch.setattr(track, "inputs_are_there", lambda: True)

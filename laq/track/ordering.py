@@ -38,7 +38,7 @@ class Order:
     method: Method
 
 
-def quantize(params: Params, order: Order) -> Results:
+def quantize(params: Params, order: Order, workers: Workers = Workers()) -> Results:  # noqa: B008 (frozen)
     """Quantize, score beside round-to-nearest, and keep the runs that it makes in the outbox.
 
     Raises:
@@ -57,7 +57,7 @@ def quantize(params: Params, order: Order) -> Results:
             "keep_networks": True,
         }
     )
-    results = _measure(params.model_copy(update={"study": study}), subsets)
+    results = _measure(params.model_copy(update={"study": study}), subsets, workers)
     Outbox().put(tree_of(results, _root(results, order), OWN_RUN))
     return results
 
@@ -87,9 +87,9 @@ def _chosen(name: str) -> list[Subset]:
     return [subsets[name]]
 
 
-def _measure(params: Params, subsets: Sequence[Subset]) -> Results:
+def _measure(params: Params, subsets: Sequence[Subset], workers: Workers) -> Results:
     """Every cell of the order, kept as soon as it is done."""
-    done = measure_all(plan(subsets, params.study), Bench(params.study), Workers())
+    done = measure_all(plan(subsets, params.study), Bench(params.study), workers)
     table = pd.DataFrame(
         {**measurement_row(cell, folder), "seconds": read_seconds(folder)} for cell, folder in done.items()
     )
