@@ -1,9 +1,10 @@
-"""The command line: a command per pipeline stage, ``quantize``, ``compare``, and nothing but calls."""
+"""The command line: a command per stage, ``quantize``, ``compare``, ``advise``, and nothing but calls."""
 
 import os
 import subprocess
 import sys
 from collections.abc import Callable
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +51,23 @@ class _Bits(click.ParamType["int | str"]):
             return check_bits(value)
         except ValueError as error:
             self.fail(str(error), param, ctx)
+
+
+class _Amount(click.ParamType["float | None"]):
+    """A number from 0 on, or an empty text for none: an entry point of MLflow can leave nothing out."""
+
+    name = "number"
+
+    def __init__(self, most: float | None = None) -> None:
+        self._range = click.FloatRange(0, most)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float | None:
+        if value == "":
+            return None
+        amount = self._range.convert(value, param, ctx)
+        if not isfinite(amount):
+            self.fail(f"{value!r} is not a finite number.", param, ctx)
+        return amount
 
 
 @click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
@@ -222,6 +240,38 @@ def compare(first: str | None, second: str | None) -> None:
     usual = params.compare
     asked = Compare(first=first or usual.first, second=second or usual.second)
     click.echo(room.run(params, asked), nl=False)
+
+
+@main.command()
+@click.option("--classes", default="", metavar="NAME,NAME,...", help="Classes, by their names or numbers.")
+@click.option("--subset", default="", metavar="NAME", help="Or else the name of one of the study's subsets.")
+@click.option(
+    "--max-kb", type=_Amount(), metavar="KIB", help="The largest file, in KiB.  [default: any; 0: any]"
+)
+@click.option(
+    "--lose",
+    type=_Amount(100),
+    metavar="POINTS",
+    help="How far top-1 among these classes may lie below the original float network's.  "
+    "[default: advise.lose in params.yaml]",
+)
+@click.option("--keep", type=_Amount(100), metavar="PERCENT", help="Or else the least top-1 among them.")
+@_workers
+def advise(jobs: int | None, scheduler: str, **asked: Any) -> None:
+    """Find the smallest network that keeps its accuracy on some classes, and write it with the evidence.
+
+    What the pipeline has not made yet is made first. Ends with code 2 if no candidate will do.
+    """
+    from laq import advise as room
+    from laq.parallel import workers
+
+    params, question = load_params(), room.Question(**asked)
+    if stage := room.stage_needed(question):
+        _repro(stage)
+    advice = room.run(params, question, workers(jobs, scheduler))
+    click.echo(advice.text)
+    if advice.refusal:
+        raise LaqError(advice.refusal)
 
 
 @main.command()

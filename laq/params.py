@@ -322,6 +322,12 @@ class Compare(Section):
     second: str
 
 
+class Advise(Design):
+    """Which networks the command ``advise`` chooses from, and the points of accuracy they may lose."""
+
+    lose: Annotated[float, Field(ge=0, le=100)]
+
+
 class Params(Section):
     """One study: a section per pipeline stage, and one per command with options of its own."""
 
@@ -337,6 +343,7 @@ class Params(Section):
     track: Track
     quantize: Quantize
     compare: Compare
+    advise: Advise
 
 
 def load_params(path: Path = FILE) -> Params:

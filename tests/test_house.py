@@ -9,6 +9,7 @@ import click
 import pytest
 import yaml
 
+from laq.advise.question import Question
 from laq.cli import main
 from laq.params import Params
 from tests.conftest import ROOT
@@ -16,11 +17,11 @@ from tests.conftest import ROOT
 # A room imports those before it.
 ORDER = [
     "errors", "progress", "provenance", "files", "cache", "parallel", "params", "quantization", "dataset", "network",
-    "embeddings", "divergence", "subsets", "finetune", "study", "report", "track", "compare", "cli",
+    "embeddings", "divergence", "subsets", "finetune", "study", "report", "track", "compare", "advise", "cli",
     "__main__", "environment",
 ]  # fmt: skip
 # Commands with options, which are a section of params.yaml too.
-WITHOUT_A_STAGE = ["quantize", "compare"]
+WITHOUT_A_STAGE = ["quantize", "compare", "advise"]
 MODULES = sorted((ROOT / "laq").rglob("*.py"))
 
 
@@ -71,7 +72,7 @@ def test_a_stage_is_a_command_is_a_section_is_a_room() -> None:
     assert set(sections) < set(main.commands)
 
 
-@pytest.mark.parametrize("name", WITHOUT_A_STAGE)
+@pytest.mark.parametrize("name", ["quantize", "compare"])
 def test_an_option_has_one_name_one_default_and_one_meaning(name: str) -> None:
     entry, params = read("MLproject")["entry_points"][name], read("params.yaml")
     offered = {key: spec["default"] for key, spec in entry["parameters"].items()}
@@ -88,6 +89,23 @@ def test_an_option_has_one_name_one_default_and_one_meaning(name: str) -> None:
     assert {spec["type"] for spec in entry["parameters"].values()} == {"string"}
 
 
+def test_what_is_asked_of_advise_has_one_name_and_left_out_it_means_the_same() -> None:
+    entry, command = read("MLproject")["entry_points"]["advise"], main.commands["advise"]
+    offered = {key: spec["default"] for key, spec in entry["parameters"].items()}
+    flags = {key: f"--{key.replace('_', '-')}" for key in offered}
+    assert {str(option.name) for option in command.params} == {*offered, "jobs", "scheduler"}
+    assert entry["command"] == "laq advise " + " ".join(f"{flag} {{{key}}}" for key, flag in flags.items())
+    assert {spec["type"] for spec in entry["parameters"].values()} == {"string"}
+    given = [part for key, flag in flags.items() for part in (flag, offered[key])]
+    one = {"classes": "circle, square"}
+    asked = [
+        Question(**{key: command.make_context("advise", list(words)).params[key] for key in offered} | one)
+        for words in (given, ())
+    ]
+    assert asked[0].max_bytes == asked[1].max_bytes
+    assert asked[0].least(80, 1) == asked[1].least(80, 1)
+
+
 def test_entry_points_without_options_run_the_pipeline_up_to_their_stage() -> None:
     entries = read("MLproject")["entry_points"]
     plain = {name: entry["command"] for name, entry in entries.items() if name not in WITHOUT_A_STAGE}
@@ -98,7 +116,7 @@ def test_entry_points_without_options_run_the_pipeline_up_to_their_stage() -> No
 
 def test_the_isolated_project_offers_the_same() -> None:
     project, isolated = read("MLproject")["entry_points"], read("isolated/MLproject")["entry_points"]
-    assert set(isolated) == {"main", "quantize"}
+    assert set(isolated) == {"main", "quantize", "advise"}
     for name, entry in isolated.items():
         assert entry["command"] == f"cd .. && {project[name]['command']}"
         assert entry.get("parameters") == project[name].get("parameters")

@@ -28,7 +28,7 @@ def test_both_committed_studies_are_valid(tmp_path: Path) -> None:
 
 MISTAKES: list[tuple[tuple[str, ...], Any, str]] = [
     (("study", "bitz"), 3, "glyphs.study.bitz: unknown key; known here: alphabet, also, bases,"),
-    (("studdy",), {}, "glyphs.studdy: unknown key; known here: compare, dataset, divergence,"),
+    (("studdy",), {}, "glyphs.studdy: unknown key; known here: advise, compare, dataset,"),
     (("network", "training", "lr"), 1, "glyphs.network.training.lr: unknown key; known here: batch_size,"),
     (("study", "bits"), "3", "glyphs.study.bits: Input should be a valid"),
     (("study", "bits"), [3, "x"], "glyphs.study.bits.1: found 'x'; must be 2 to 24, or a text such as auto:3"),

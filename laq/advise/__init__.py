@@ -1,0 +1,119 @@
+"""Command ``advise``: the smallest network that keeps a wanted accuracy on the classes asked for."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from laq.advise.candidates import Candidates, measure
+from laq.advise.choice import Wanted, judged
+from laq.advise.delivery import Delivery
+from laq.advise.figures import draw
+from laq.advise.question import NAMES, Question
+from laq.advise.text import Findings, answer, for_terminal, markdown
+from laq.dataset import FOLDER as DATASET
+from laq.dataset import read_manifest
+from laq.divergence import FOLDER as DIVERGENCE
+from laq.files import md5, replacing_folder
+from laq.network import FOLDER as NETWORK
+from laq.network import WEIGHTS, read_design
+from laq.parallel import Workers
+from laq.params import Params
+from laq.provenance import commit
+from laq.subsets import FILE as SUBSETS
+from laq.track.reading import attach
+from laq.track.records import check_dataset
+from laq.track.store import OWN_RUN, Store
+
+__all__ = ["FOLDER", "Advice", "Question", "run", "stage_needed"]
+
+FOLDER: Final = Path("data/advise")
+TEXT: Final = "advice.md"
+TABLE: Final = "candidates.csv"
+PICTURE: Final = "pareto.png"
+
+
+@dataclass(frozen=True)
+class Advice:
+    """The outcome for a terminal, and in one line why no network was delivered; empty if one was."""
+
+    text: str
+    refusal: str
+
+
+def stage_needed(question: Question) -> str:
+    """The stage up to which the pipeline must run first; empty where its outputs are there."""
+    stage, last = ("subsets", SUBSETS) if question.subset else ("divergence", NAMES)
+    return "" if all(path.exists() for path in (DATASET, NETWORK, DIVERGENCE, last)) else stage
+
+
+def run(params: Params, question: Question, workers: Workers = Workers()) -> Advice:  # noqa: B008 (frozen)
+    """Measure all candidates and write ``advice.md``, ``candidates.csv`` and ``pareto.png``.
+
+    And the smallest network that keeps the accuracy, if one does: ``network.safetensors``, packed and cut
+    to the classes, and ``network.json``. The run that `mlflow run` started, if it did, gets all of them.
+
+    Raises:
+        LaqError: a class or subset is unknown, an earlier stage's output is missing or another study's,
+            or measuring failed.
+    """
+    check_dataset(params)
+    measured = measure(params, question.subset_of(), workers)
+    found = _found(measured, question, params.advise.lose)
+    with replacing_folder(FOLDER) as folder:
+        again = _deliver(folder, found, measured)
+        text = markdown(found, _provenance(measured, folder), again)
+        (folder / TEXT).write_text(text, encoding="utf-8")
+        found.table.round(6).to_csv(folder / TABLE, index=False)
+        draw(folder / PICTURE, found)
+    if OWN_RUN:
+        tags = {"laq.level": "advise", "laq.classes": ", ".join(found.subset.class_names)}
+        attach(Store(), sorted(FOLDER.iterdir()), text, tags)
+    return Advice(for_terminal(found, str(FOLDER)), "" if found.chosen else answer(found))
+
+
+def _found(measured: Candidates, question: Question, usual: float) -> Findings:
+    """The table judged by what the question asks for."""
+    table = measured.table
+    original = float(table.top1_sub_percent[table.variant == "original"].iloc[0])
+    wanted = Wanted(question.least(original, usual), question.max_bytes)
+    design = read_design()
+    return Findings(
+        measured.subset,
+        judged(table, wanted),
+        wanted,
+        read_manifest(DATASET)["name"],
+        design.architecture,
+        design.classes,
+    )
+
+
+def _deliver(folder: Path, found: Findings, measured: Candidates) -> float | None:
+    """Write the chosen network; returns the restricted top-1 of what was written, if there is one."""
+    row = found.chosen
+    if row is None:
+        return None
+    delivery = Delivery(found.subset)
+    about = {name: row[name] for name in ("cell", "top1_sub_percent", "low_percent", "high_percent", "n")}
+    delivery.write_with_description(folder, measured.folders[row["cell"]] / WEIGHTS, about)
+    return delivery.top1(folder / WEIGHTS, measured.bench.images("test"))
+
+
+def _provenance(measured: Candidates, folder: Path) -> dict[str, str]:
+    """What the networks were made from, and by which code."""
+    bench, subset, study = measured.bench, measured.subset, measured.bench.params
+    tuned, made, code = bench.finetuned.get(subset.name), folder / WEIGHTS, commit()
+    told = {
+        "classes": ", ".join(subset.class_names),
+        "divergence of their pairs": f"median {subset.median_divergence:.2f} nats, "
+        f"{subset.min_divergence:.2f} to {subset.max_divergence:.2f}",
+        "images": f"{read_manifest(DATASET)['name']}, MD5 of train {bench.dataset['train']}, "
+        f"of test {bench.dataset['test']}",
+        "network": f"{bench.design['architecture']}, MD5 {md5(NETWORK / WEIGHTS)}",
+        "fine-tuned network": f"MD5 {md5(tuned)}" if tuned else "",
+        "quantization": f"{study.alphabet} alphabet, a step per {study.granularity}, radius {study.radius}, "
+        f"{study.calibration_images} calibration images",
+        "commit": f"{code['commit']}{' and changes' if code['dirty'] else ''}" if code["commit"] else "",
+        "code of the measurement": f"SHA-256 {bench.code}",
+        "delivered file": f"MD5 {md5(made)}" if made.exists() else "",
+    }
+    return {name: value for name, value in told.items() if value}

@@ -1,0 +1,115 @@
+"""Every candidate measured on the classes asked for, with the size of the file that it would be."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import pandas as pd
+from scipy.stats import binomtest
+
+from laq.advise.delivery import Delivery
+from laq.cache import cached, code_digest
+from laq.errors import LaqError
+from laq.files import read_json, write_json
+from laq.finetune import finetune
+from laq.network import WEIGHTS
+from laq.parallel import Workers
+from laq.params import Advise, Design, Params, Study
+from laq.study import NO_IMAGES, Bench, Cell, measure_all, plan
+from laq.study.jobs import read_measurement
+from laq.subsets import Subset
+
+CONFIDENCE: Final = 0.95
+_SIZE: Final = "size.json"
+
+
+@dataclass(frozen=True)
+class Candidates:
+    """What was measured for a subset: a row per cell, and each cell's folder by its name."""
+
+    subset: Subset
+    table: pd.DataFrame
+    folders: dict[str, Path]
+    bench: Bench
+
+
+def measure(params: Params, subset: Subset, workers: Workers) -> Candidates:
+    """Fine-tune for the subset if candidates need it, quantize, and score; what is known is read.
+
+    Raises:
+        LaqError: the bits of ``advise`` are out of range, or training or measuring failed.
+    """
+    study = as_study(params.study, params.advise)
+    cells = planned(subset, study)
+    # One subset is one piece of work, for which no processes are started here.
+    one = workers if workers.scheduler else Workers()
+    tuned = finetune([subset], params.finetune, one) if "finetuned" in study.bases else {}
+    bench = Bench(study, finetuned={made.name: path for made, path in tuned.items()})
+    folders = measure_all(cells, bench, workers)
+    table = pd.DataFrame(_rows(folders, bench)).astype({"levels": "Int64", "seed": "Int64"})
+    return Candidates(subset, table, {cell.name: folder for cell, folder in folders.items()}, bench)
+
+
+def as_study(study: Study, advise: Advise) -> Study:
+    """The study's recipe for the networks that ``advise`` chooses from, whose weights are kept."""
+    design = {name: getattr(advise, name) for name in Design.model_fields}
+    return study.model_copy(update={**design, "also": (), "keep_networks": True})
+
+
+def planned(subset: Subset, study: Study) -> list[Cell]:
+    """All cells, the original network in float among them: what is lost is lost against it."""
+    try:
+        return list(dict.fromkeys([Cell(subset, "original"), *plan([subset], study)]))
+    except LaqError as error:
+        raise LaqError(str(error).replace("study.bits", "advise.bits", 1)) from error
+
+
+def _rows(folders: dict[Cell, Path], bench: Bench) -> Iterator[dict[str, Any]]:
+    """What was measured; sizes are those of files that tell these classes apart and no others."""
+    delivery = Delivery(next(iter(folders)).subset)
+    n = len(bench.images("test").select(delivery.numbers))
+    original = next(folder for cell, folder in folders.items() if cell.variant == "original")
+    best, whole = (read_measurement(original)[name] for name in ("top1_sub_percent", "size_bytes"))
+    for cell, folder in folders.items():
+        measured = read_measurement(folder)
+        size, top1 = measured["size_bytes"], measured["top1_sub_percent"]
+        if cell.recipe:
+            size = _delivered_size(delivery, cell, folder / WEIGHTS, bench)
+        low, high = interval(round(top1 * n / 100), n)
+        yield {
+            "cell": cell.name,
+            "variant": cell.variant,
+            "method": cell.method,
+            "bits": str(cell.bits),
+            "calibration": cell.calibration or NO_IMAGES,
+            "seed": cell.seed,
+            "mean_bits": measured["mean_bits"],
+            "levels": measured["levels"],
+            "size_bytes": size,
+            "compression": whole / size,
+            "n": n,
+            "top1_sub_percent": top1,
+            "low_percent": low,
+            "high_percent": high,
+            "lost_points": best - top1,
+        }
+
+
+def _delivered_size(delivery: Delivery, cell: Cell, packed: Path, bench: Bench) -> int:
+    """Bytes of the quantized network's file once the classifier is cut."""
+
+    def fill(place: Path) -> None:
+        _, size = delivery.write(place / WEIGHTS, packed)
+        (place / WEIGHTS).unlink()
+        write_json(place / _SIZE, size)
+
+    code = code_digest("advise/delivery")
+    inputs = {**bench.inputs(cell), "names": delivery.names, "delivery": code}
+    return int(read_json(cached("sizes", inputs, fill) / _SIZE))
+
+
+def interval(correct: int, n: int) -> tuple[float, float]:
+    """Wilson's 95 % interval (1927) of the accuracy behind ``correct`` of ``n``, in percent."""
+    found = binomtest(correct, n).proportion_ci(CONFIDENCE, method="wilson")
+    return 100 * float(found.low), 100 * float(found.high)

@@ -1,0 +1,90 @@
+"""The network that is handed over: packed, and with the classifier's rows of the classes asked for alone."""
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+from torch import Tensor
+
+from laq.dataset import ImageSet
+from laq.errors import LaqError
+from laq.files import write_json
+from laq.network import WEIGHTS, Classifier, build, predict, read_design
+from laq.network.evaluation import top_k
+from laq.network.zoo import classifier_head
+from laq.quantization import Cut, Recipe, load, load_quantized, save
+from laq.subsets import Subset
+
+ABOUT: Final = "network.json"
+# Lines that a test runs as they are.
+LOADING: Final = f"""\
+import json
+from laq.network import Design, build
+from laq.quantization import load
+about = json.load(open("data/advise/{ABOUT}", encoding="utf-8"))
+network = load("data/advise/{WEIGHTS}", build(Design.from_json(about["design"])))
+"""
+
+
+class Delivery:
+    """Cuts packed networks of the study's design to a subset; output i is its i-th class by number."""
+
+    def __init__(self, subset: Subset) -> None:
+        pairs = sorted(zip(subset.classes, subset.class_names, strict=True))
+        self.numbers = tuple(number for number, _ in pairs)
+        self.names = tuple(name for _, name in pairs)
+        self.design = read_design()
+
+    @cached_property
+    def _network(self) -> Classifier:
+        """The whole network, its weights being of no account."""
+        return build(self.design)
+
+    @cached_property
+    def _cut(self) -> Cut:
+        """What stays of the classifier.
+
+        Raises:
+            LaqError: the network's last Linear layer is not its classifier.
+        """
+        head = classifier_head(self._network)
+        if head.out_features != self.design.classes:
+            raise LaqError(
+                f"advise: {self.design.architecture} cannot be cut to classes: its last Linear layer has "
+                f"{head.out_features} outputs, the network {self.design.classes}"
+            )
+        name = next(name for name, module in self._network.named_modules() if module is head)
+        return Cut(name, self.numbers)
+
+    def write(self, path: Path, packed: Path) -> tuple[Recipe, int]:
+        """Write what stays of the network in ``packed``; returns its recipe and the bytes written."""
+        result = load_quantized(packed, self._network)
+        return result.recipe, save(path, result, {"classes": self.names}, self._cut)
+
+    def write_with_description(self, folder: Path, packed: Path, about: dict[str, Any]) -> None:
+        """Write the network, and beside it what it takes to build and to read it again."""
+        recipe, size = self.write(folder / WEIGHTS, packed)
+        write_json(
+            folder / ABOUT,
+            {
+                "design": self.design.to_json(),
+                "classes": self.names,
+                "numbers": self.numbers,
+                "recipe": asdict(recipe),
+                "size_bytes": size,
+                **about,
+            },
+        )
+
+    def top1(self, path: Path, test: ImageSet) -> float:
+        """Percent of the test images of these classes that the file at ``path`` names, read again."""
+        images = test.select(self.numbers)
+        return top_k(predict(load(path, self._network), images), _places(images.labels, self.numbers), 1)
+
+
+def _places(labels: Tensor, numbers: Sequence[int]) -> Tensor:
+    """The outputs (n,) that stand for ``labels`` (n,)."""
+    return torch.searchsorted(torch.tensor(numbers), labels)

@@ -1,0 +1,498 @@
+"""The smallest network for some classes: the rule by hand, what is refused, and the command on a small project."""
+
+from collections.abc import Iterator
+from dataclasses import asdict
+from math import inf, sqrt
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from click.testing import CliRunner, Result
+
+from laq import advise as room
+from laq import dataset, network
+from laq.advise.candidates import as_study, interval, planned
+from laq.advise.choice import Wanted, judged, nearest
+from laq.advise.figures import draw
+from laq.advise.question import NAMES, Question
+from laq.advise.text import Findings, answer, for_terminal, markdown
+from laq.cli import main
+from laq.dataset import read_class_names, read_images
+from laq.errors import LaqError
+from laq.files import read_json, write_json
+from laq.params import load_params
+from laq.quantization import load, read_metadata
+from laq.subsets import FILE as SUBSETS
+from laq.subsets import Subset
+from laq.track.store import Store
+from tests.conftest import ROOT, tiny_params, write_params
+
+SUBSET = Subset("asked", "asked", (3, 1, 2), ("c", "a", "b"), 2.0, 1.0, 1.5, 1.5)
+FLOAT = ("original", "float", "32", 400_000, 85.0)
+
+
+def row(variant: str, method: str, bits: str, size: int, top1: float) -> dict[str, Any]:
+    low, high = interval(round(top1 * 2), 200)
+    return {
+        "cell": f"asked.{variant}.{method}-{bits}", "variant": variant, "method": method, "bits": bits,
+        "calibration": "none" if method in {"rtn", "float"} else "subset",
+        "seed": pd.NA if method in {"rtn", "float"} else 0, "mean_bits": 2.48 if ":" in bits else float(bits),
+        "size_bytes": size, "compression": FLOAT[3] / size, "n": 200, "top1_sub_percent": top1,
+        "low_percent": low, "high_percent": high, "lost_points": FLOAT[4] - top1,
+    }  # fmt: skip
+
+
+def rows(*made: tuple[str, str, str, int, float]) -> pd.DataFrame:
+    return pd.DataFrame([row(*one) for one in (*made, FLOAT)]).astype({"seed": "Int64"})
+
+
+TABLE = rows(
+    ("quantized", "rtn", "3", 30_700, 70.0),
+    ("quantized", "gpfq", "3", 30_720, 83.5),
+    ("finetuned_quantized", "gpfq", "3", 30_730, 84.5),
+    ("quantized", "gpfq", "4", 40_960, 85.0),
+    ("quantized", "qronos", "auto:2.5", 27_000, 82.0),
+    ("quantized", "rtn", "8", 76_800, 85.0),
+)
+
+
+def chosen(table: pd.DataFrame, top1: float, kib: float = inf) -> list[str]:
+    found = judged(table, Wanted(top1, 1024 * kib))
+    return [name.removeprefix("asked.") for name in found.cell[found.chosen]]
+
+
+def findings(top1: float, kib: float = inf, subset: Subset = SUBSET, table: pd.DataFrame = TABLE) -> Findings:
+    wanted = Wanted(top1, 1024 * kib)
+    return Findings(subset, judged(table, wanted), wanted, "glyphs", "resnet20", 100)
+
+
+def test_the_smallest_that_keeps_the_accuracy_is_chosen() -> None:
+    assert chosen(TABLE, 82.0) == ["quantized.qronos-auto:2.5"]
+    assert chosen(TABLE, 84.6) == ["quantized.gpfq-4"]
+    assert chosen(TABLE, 0.1 + 0.2 + 84.7) == ["quantized.gpfq-4"]  # which is a little more than 85
+
+
+def test_of_the_same_size_but_for_a_header_the_most_accurate_is_chosen() -> None:
+    assert chosen(TABLE, 82.5) == ["finetuned_quantized.gpfq-3"]
+    # A tie in both: the smaller file.
+    twice = rows(("quantized", "gpfq", "3", 30_728, 84.0), ("quantized", "qronos", "3", 30_720, 84.0))
+    assert chosen(twice, 84.0) == ["quantized.qronos-3"]
+
+
+def test_nothing_larger_than_the_limit_is_chosen_be_it_by_a_byte() -> None:
+    assert chosen(TABLE, 82.5, 30_730 / 1024) == ["finetuned_quantized.gpfq-3"]
+    assert chosen(TABLE, 82.5, 30_729 / 1024) == ["quantized.gpfq-3"]
+    assert chosen(TABLE, 82.5, 29) == []
+
+
+def test_where_nothing_will_do_what_is_nearest_is_named() -> None:
+    found = judged(TABLE, Wanted(84.8, 35 * 1024))
+    near = nearest(found)
+    assert near.most_accurate
+    assert near.smallest
+    assert near.most_accurate["cell"] == "asked.finetuned_quantized.gpfq-3"
+    assert near.smallest["cell"] == "asked.quantized.gpfq-4"
+    hopeless = nearest(judged(TABLE, Wanted(99.0, 1024)))
+    assert (hopeless.most_accurate, hopeless.smallest) == (None, None)
+    # The network in float would do, and is no candidate.
+    assert chosen(rows(("quantized", "rtn", "3", 30_700, 70.0)), 85.0) == []
+
+
+def test_a_float_network_beats_no_candidate() -> None:
+    found = judged(rows(("quantized", "rtn", "3", 500_000, 70.0)), Wanted(0))
+    assert found.set_index("method").pareto.to_dict() == {"rtn": True, "float": False}
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_nothing_beats_one_on_the_front_and_something_there_beats_every_other(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    # Sizes that are equal or far apart.
+    sizes, scores = 10_000 + 500 * rng.integers(12, size=40), rng.integers(60, 90, 40) / 2 + 40
+    table = pd.DataFrame({"method": "gpfq", "size_bytes": sizes, "top1_sub_percent": scores})
+    found = judged(table, Wanted(0))
+
+    def beaten(one: Any, by: pd.DataFrame) -> bool:
+        as_good = (by.size_bytes <= one.size_bytes) & (by.top1_sub_percent >= one.top1_sub_percent)
+        more = (by.size_bytes < one.size_bytes) | (by.top1_sub_percent > one.top1_sub_percent)
+        return bool((as_good & more).any())
+
+    front = found[found.pareto]
+    assert 0 < len(front) < len(found)
+    assert not any(beaten(one, found) for one in front.itertuples())
+    assert all(beaten(one, front) for one in found[~found.pareto].itertuples())
+
+
+@pytest.mark.parametrize(("correct", "n"), [(0, 20), (17, 20), (20, 20), (423, 500)])
+def test_the_interval_is_wilsons(correct: int, n: int) -> None:
+    p, z = correct / n, 1.959963984540054
+    centre, half = p + z * z / (2 * n), z * sqrt(p * (1 - p) / n + z * z / (4 * n * n))
+    expected = [100 * (centre + sign * half) / (1 + z * z / n) for sign in (-1, 1)]
+    assert interval(correct, n) == pytest.approx(expected, abs=1e-9)
+
+
+def test_the_answer_is_one_line_that_says_it_all() -> None:
+    assert answer(findings(82.5, 40)) == (
+        "For c, a, b (3 classes of glyphs): GPFQ at 3 bits on the fine-tuned network, 30.0 KiB (13 times smaller than "
+        "float32), 84.5 % top-1 (78.8 to 88.9, n = 200), 0.5 points below the original"
+    )
+    assert "Qronos at auto:2.5 (2.48 bits a weight) on the original network, 26.4 KiB" in answer(findings(80))
+    assert answer(findings(85)).endswith("n = 200), as accurate as the original")
+    above = rows(("quantized", "gpfq", "3", 100_000, 86.0))
+    assert "(4.0 times smaller" in answer(findings(85, table=above))
+    assert answer(findings(85, table=above)).endswith("1.0 points above the original")
+    many = Subset("asked", "asked", tuple(range(6)), tuple("abcdef"), 2.0, 1.0, 1.5, 1.5)
+    assert answer(findings(80, subset=many)).startswith("For a, b, c, … (6 classes of glyphs): ")
+
+
+AT_3 = "GPFQ at 3 bits on the fine-tuned network (30.0 KiB, 84.5 %)"
+AT_4 = "GPFQ at 4 bits on the original network (40.0 KiB, 85.0 %)"
+SMALLEST = "Qronos at auto:2.5 (2.48 bits a weight) on the original network (26.4 KiB, 82.0 %)"
+HAS = "% top-1 (the original network has 85.0 %)"
+
+
+@pytest.mark.parametrize(
+    ("top1", "kib", "told"),
+    [
+        (84.8, 35, f"no candidate of at most 35 KiB keeps 84.8 {HAS}; the most accurate of that size is {AT_3}; the smallest that keeps it is {AT_4}"),
+        (84.8, 10, f"keeps 84.8 {HAS}; none is so small, the smallest is {SMALLEST}; the smallest that keeps it is {AT_4}"),
+        (99, 35, f"the most accurate of that size is {AT_3}; none of any size keeps it"),
+        (99, inf, f"no candidate keeps 99.0 {HAS}; the most accurate is {AT_4}"),
+    ],
+)  # fmt: skip
+def test_where_nothing_will_do_one_line_says_what_is_nearest(top1: float, kib: float, told: str) -> None:
+    line = answer(findings(top1, kib))
+    assert told in line
+    assert "\n" not in line
+
+
+def test_the_text_has_all_candidates_and_the_terminal_a_few() -> None:
+    text = markdown(findings(82.5, 40), {"commit": "abc"}, 84.5)
+    first = answer(findings(82.5, 40))
+    assert text.splitlines()[0] == first
+    assert text.count("GPFQ") == 1 + 3
+    assert "| → | fine-tuned | GPFQ | 3 | 30.0 | 13× | 84.5 | 78.8 to 88.9 | 0.5 |" in text
+    assert "| P | original | Qronos | auto:2.5 | 26.4 |" in text
+    assert "|  | original | round-to-nearest | 3 |" in text
+    assert "|  | original | float | 32 | 390.6 | 1.0× | 85.0 | 79.4 to 89.3 |  |" in text
+    assert "Wanted: 82.5 % at least, 40 KiB at most." in text
+    assert "measured on the same 200 test images" in text
+    assert "| commit | abc |" in text
+    assert "In Python" not in markdown(findings(99), {}, None)
+    few = for_terminal(findings(84.6), "data/advise")
+    assert few.startswith("For c, a, b (3 classes of glyphs): GPFQ at 4 bits")
+    table = few.split("\n\n")[1].splitlines()
+    assert [line.split()[1:4] for line in table[1:3]] == [
+        ["original", "Qronos", "auto:2.5"],
+        ["fine-tuned", "GPFQ", "3"],
+    ]
+    assert len(table) == 1 + 4
+    assert max(map(len, table)) <= 90
+
+
+def test_candidates_alike_in_all_but_their_images_are_told_apart() -> None:
+    others = TABLE[TABLE.method == "gpfq"].assign(seed=7, calibration="all")
+    table = pd.concat([TABLE, others], ignore_index=True)
+    text = markdown(findings(82.5, table=table), {}, None)
+    assert "| GPFQ, images of all classes, seed 7 | 4 |" in text
+    assert "| round-to-nearest | 3 |" in text
+    assert "seed" not in markdown(findings(82.5), {}, None)
+
+
+@pytest.mark.parametrize(("top1", "kib"), [(82.5, 40), (99, 1e6), (85, inf), (100, 0.1)])
+def test_the_picture_shows_every_candidate_inside_its_axes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, top1: float, kib: float
+) -> None:
+    perfect = rows(("quantized", "rtn", "2", 20_000, 0.0), ("quantized", "sgpfq", "8", 80_000, 100.0))
+    table = pd.concat([TABLE, perfect[:2]], ignore_index=True)
+    seen = []
+    monkeypatch.setattr(
+        "matplotlib.figure.Figure.savefig", lambda figure, path, dpi: seen.append(figure.axes[0])
+    )
+    draw(tmp_path / "p.png", findings(top1, kib, table=table))
+    (axes,) = seen
+    (left, right), (bottom, top) = axes.get_xlim(), axes.get_ylim()
+    sizes, scores = table[table.method != "float"].size_bytes / 1024, table.top1_sub_percent
+    assert left < sizes.min() < sizes.max() < right < 200
+    assert bottom < scores.min() < scores.max() < top
+    assert top1 < top
+    assert len(axes.get_yticks()) >= 5
+
+
+def test_a_question_names_classes_or_a_subset_and_one_accuracy() -> None:
+    for given, found in (
+        ({}, "none"),
+        ({"classes": " "}, "none"),
+        ({"classes": "a,b", "subset": "x"}, "both"),
+    ):
+        with pytest.raises(LaqError, match=f"--classes .* or --subset .*: give one of them, found {found}"):
+            Question(**given)
+    with pytest.raises(LaqError, match="--lose 0 and --keep 90: both say"):
+        Question("a,b", lose=0.0, keep=90.0)
+    assert Question("a,b").least(85, 1) == 84
+    assert Question("a,b", lose=0.0).least(85, 1) == 85
+    assert Question("a,b", keep=70.0).least(85, 1) == 70
+    assert [Question("a,b", max_kb=size).max_bytes for size in (None, 0.0, 40.0)] == [inf, inf, 40960]
+
+
+@pytest.fixture
+def divergence(project: Path) -> Path:
+    NAMES.parent.mkdir(parents=True)
+    np.save(NAMES, np.array(["maple_tree", "oak_tree", "palm_tree", "7", "rose"]))
+    np.save(NAMES.parent / "matrix.npy", np.arange(25.0).reshape(5, 5))
+    return project
+
+
+def test_classes_are_names_or_numbers_in_the_order_given(divergence: Path) -> None:
+    found = Question("rose, 1,palm_tree,").subset_of()
+    assert (found.classes, found.class_names) == ((4, 1, 2), ("rose", "oak_tree", "palm_tree"))
+    assert (found.kind, found.min_divergence, found.max_divergence) == ("asked", 7, 22)
+    assert Question("7,0").subset_of().classes == (3, 0)
+
+
+@pytest.mark.parametrize(
+    ("classes", "told"),
+    [
+        ("oaktree,rose", "unknown class 'oaktree'; close: oak_tree, palm_tree, maple_tree"),
+        ("rose,5", "unknown class '5'; allowed are 0 to 4 and the names in data/divergence/class_names.npy"),
+        ("rose,-1", "unknown class '-1'; allowed are"),
+        ("rose", "two or more different ones are needed, found rose"),
+        ("rose,0,4", "two or more different ones are needed, found rose, maple_tree, rose"),
+        (",", "two or more different ones are needed, found "),
+    ],
+)
+def test_classes_that_are_unknown_or_too_few_are_told_in_a_line(
+    divergence: Path, classes: str, told: str
+) -> None:
+    with pytest.raises(LaqError) as caught:
+        Question(classes).subset_of()
+    assert str(caught.value).startswith(f"--classes: {told}")
+    assert "\n" not in str(caught.value)
+
+
+def test_an_unknown_subset_is_told_with_those_there_are(project: Path) -> None:
+    write_json(SUBSETS, [asdict(SUBSET)])
+    assert Question(subset="asked").subset_of() == SUBSET
+    with pytest.raises(LaqError, match="--subset: 'similar-9' is unknown; known: asked"):
+        Question(subset="similar-9").subset_of()
+
+
+def test_candidates_are_what_the_section_says_beside_the_original_in_float() -> None:
+    params = load_params(ROOT / "params.yaml")
+    cells = planned(SUBSET, as_study(params.study, params.advise))
+    assert sum(cell.recipe is not None for cell in cells) == 7 * 3 * 2
+    assert {cell.name for cell in cells if cell.recipe is None} == {
+        "asked.original.float", "asked.finetuned.float",
+    }  # fmt: skip
+    tuned = params.advise.model_copy(update={"bases": ("finetuned",)})
+    assert planned(SUBSET, as_study(params.study, tuned))[0].name == "asked.original.float"
+    wrong = params.advise.model_copy(update={"bits": ("4 first:30",)})
+    with pytest.raises(LaqError, match=r"^advise\.bits: bits: 30 is not within"):
+        planned(SUBSET, as_study(params.study, wrong))
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A project whose network is there, for eight cheap candidates."""
+    folder = tmp_path_factory.mktemp("advise")
+    params = tiny_params()
+    block = params["glyphs"]
+    block["dataset"] |= {"train_per_class": 4, "test_per_class": 10}
+    block["network"]["training"]["epochs"] = 0
+    block["advise"] |= {"bits": [2, 8], "methods": ["rtn", "gpfq"], "lose": 10.0}
+    write_params(folder, params)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        for name in ("DVC_ROOT", "MLFLOW_TRACKING_URI", "MLFLOW_RUN_ID"):
+            patch.delenv(name, raising=False)
+        read = load_params()
+        dataset.run(read.dataset)
+        network.run(read.network)
+        tell_classes_apart()
+        names = read_class_names(dataset.FOLDER)
+        NAMES.parent.mkdir(parents=True)
+        np.save(NAMES, np.array(names))
+        np.save(NAMES.parent / "matrix.npy", np.ones((len(names), len(names))))
+        yield folder
+
+
+def tell_classes_apart() -> None:
+    """Give the network a classifier by nearest means, which random features do for: without training."""
+    classifier, train = network.load_network(), read_images(dataset.FOLDER, "train")
+    with network.collecting_features(classifier) as collected:
+        network.predict(classifier, train)
+    features = torch.cat(collected)
+    means = torch.stack([features[train.labels == label].mean(0) for label in range(100)])
+    apart = means - features.mean(0)
+    state = {"body.fc.weight": apart, "body.fc.bias": -(apart * means).sum(1) + apart.square().sum(1) / 2}
+    network.save_tensors(network.FOLDER / network.WEIGHTS, {**classifier.state_dict(), **state})
+
+
+def ask(*options: str) -> Result:
+    return CliRunner().invoke(main, ["advise", "--jobs", "1", *options])
+
+
+CLASSES = ("--classes", "chess_king,arrows_down,7")
+
+
+def test_the_command_writes_the_smallest_network_with_the_evidence(place: Path) -> None:
+    done = ask(*CLASSES, "--max-kb", "100")
+    assert done.exit_code == 0, done.output
+    made = place / room.FOLDER
+    assert {path.name for path in made.iterdir()} == {
+        "advice.md", "candidates.csv", "pareto.png", "network.safetensors", "network.json",
+    }  # fmt: skip
+    text = (made / "advice.md").read_text(encoding="utf-8")
+    assert text.startswith("For chess_king, arrows_down, cards_heart (3 classes of glyphs): ")
+    assert done.stdout.startswith(text.splitlines()[0])
+    table = pd.read_csv(made / "candidates.csv")
+    assert len(table) == 2 + 2 * 2 * 2
+    (row,) = table[table.chosen].to_dict("records")
+    about = read_json(made / "network.json")
+    assert row["size_bytes"] == about["size_bytes"] == (made / "network.safetensors").stat().st_size
+    assert about["classes"] == ["arrows_down", "cards_heart", "chess_king"]
+    assert about["recipe"]["method"] == row["method"]
+    good = table[(table.method != "float") & table.keeps & table.fits]
+    assert row["size_bytes"] <= 1.005 * good.size_bytes.min()
+
+
+def test_the_lines_in_the_text_load_a_network_that_does_what_was_measured(place: Path) -> None:
+    assert ask(*CLASSES).exit_code == 0
+    text = (place / room.FOLDER / "advice.md").read_text(encoding="utf-8")
+    lines = text.partition("```python\n")[2].partition("```")[0]
+    assert len(lines.splitlines()) == 5
+    names: dict[str, Any] = {}
+    exec(lines, names)  # noqa: S102 (our own lines, as a user runs them)
+    about = names["about"]
+    images = read_images(dataset.FOLDER, "test").select(about["numbers"])
+    with torch.inference_mode():
+        logits = names["network"](images.images)
+    assert logits.shape == (30, 3)
+    right = [
+        about["classes"][i] == images.class_names[k]
+        for i, k in zip(logits.argmax(1), images.labels, strict=True)
+    ]
+    table = pd.read_csv(place / room.FOLDER / "candidates.csv").set_index("cell")
+    measured = table.loc[about["cell"], "top1_sub_percent"]
+    assert 100 * sum(right) / len(right) == pytest.approx(measured, abs=1e-6)
+    assert f"read again, names {measured:.1f} % of the 30 images" in text
+    header = read_metadata(place / room.FOLDER / "network.safetensors")
+    assert header.cut is not None
+    assert header.cut.rows == tuple(about["numbers"])
+
+
+def test_every_candidate_cut_to_its_classes_does_what_was_measured(place: Path, tmp_path: Path) -> None:
+    params, subset = load_params(), Question(CLASSES[1]).subset_of()
+    measured = room.measure(params, subset, room.Workers())
+    delivery, test = room.Delivery(subset), read_images(dataset.FOLDER, "test")
+    assert measured.table.top1_sub_percent.nunique() > 3
+    for row in measured.table[measured.table.method != "float"].to_dict("records"):
+        whole = measured.folders[row["cell"]] / network.WEIGHTS
+        delivery.write(tmp_path / "cut", whole)
+        assert delivery.top1(tmp_path / "cut", test) == row["top1_sub_percent"]
+        # Class by class, in the order that is told.
+        full, cut = (load(path, network.load_network()) for path in (whole, tmp_path / "cut"))
+        images = test.select(delivery.numbers)
+        expected = network.predict(full, images)[:, list(delivery.numbers)]
+        torch.testing.assert_close(network.predict(cut, images), expected)
+        assert delivery.names == tuple(test.class_names[number] for number in delivery.numbers)
+        # Of 100 rows 97 are gone: 64 codes, a step and a bias each; and a header tells of the rest.
+        gone = whole.stat().st_size - row["size_bytes"]
+        assert gone == pytest.approx(97 * (64 * int(row["bits"]) / 8 + 4 + 4), abs=200)
+
+
+def test_asked_again_nothing_is_measured_again_and_all_bytes_are_the_same(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def contents() -> dict[str, bytes]:
+        return {path.name: path.read_bytes() for path in (place / room.FOLDER).iterdir()}
+
+    first, before = ask(*CLASSES), contents()
+    monkeypatch.setattr("laq.study.jobs.quantize_each", None)
+    again = ask(*CLASSES)
+    assert again.exit_code == 0, again.output
+    assert (again.stdout, contents()) == (first.stdout, before)
+    # A smaller accuracy is another question to the same cells, as are the same classes as a subset.
+    write_json(SUBSETS, [asdict(Question(CLASSES[1]).subset_of())])
+    assert ask("--subset", "asked", "--keep", "0").exit_code == 0
+    assert read_json(place / room.FOLDER / "network.json")["recipe"]["bits"] == 2
+
+
+def test_where_nothing_will_do_the_evidence_is_there_and_no_network(place: Path) -> None:
+    assert ask(*CLASSES).exit_code == 0
+    done = ask(*CLASSES, "--max-kb", "1")
+    assert (done.exit_code, done.stderr.count("laq: ")) == (2, 1)
+    assert "→: chosen, P:" in done.stdout
+    told = done.stderr.splitlines()[-1]
+    assert told.startswith(
+        "laq: For chess_king, arrows_down, cards_heart (3 classes of glyphs): no candidate of"
+    )
+    made = place / room.FOLDER
+    assert {path.name for path in made.iterdir()} == {"advice.md", "candidates.csv", "pareto.png"}
+    text = (made / "advice.md").read_text(encoding="utf-8")
+    assert text.splitlines()[0] == told.removeprefix("laq: ")
+    assert not pd.read_csv(made / "candidates.csv").chosen.any()
+
+
+def test_without_candidates_that_are_fine_tuned_nothing_is_trained(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    params = load_params()
+    monkeypatch.setattr("laq.advise.candidates.finetune", None)
+    only = params.model_copy(update={"advise": params.advise.model_copy(update={"bases": ("original",)})})
+    room.run(only, Question(CLASSES[1]), room.Workers())
+    table = pd.read_csv(place / room.FOLDER / "candidates.csv")
+    assert set(table.variant) == {"original", "quantized"}
+
+
+def test_the_run_that_mlflow_started_gets_files_note_and_tags(
+    place: Path, empty_database: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{empty_database}")
+    client = Store().client
+    own = client.create_run(client.create_experiment("launched", place.as_uri())).info.run_id
+    monkeypatch.setattr("laq.track.reading.OWN_RUN", own)
+    monkeypatch.setattr("laq.advise.OWN_RUN", own)
+    assert ask(*CLASSES).exit_code == 0
+    assert {file.path for file in client.list_artifacts(own)} == {
+        path.name for path in (place / room.FOLDER).iterdir()
+    }
+    tags = client.get_run(own).data.tags
+    assert tags["mlflow.note.content"].startswith("For chess_king, arrows_down, cards_heart")
+    assert tags["laq.classes"] == "chess_king, arrows_down, cards_heart"
+
+
+@pytest.mark.parametrize(
+    ("options", "stage"),
+    [(CLASSES, "divergence"), (("--subset", "similar-1"), "subsets")],
+)
+def test_what_the_pipeline_has_not_made_is_made_first(
+    project: Path, monkeypatch: pytest.MonkeyPatch, options: tuple[str, ...], stage: str
+) -> None:
+    asked = []
+    monkeypatch.setattr("laq.cli._repro", asked.append)
+    monkeypatch.setattr(room, "run", lambda *_: SimpleNamespace(text="", refusal=""))
+    assert ask(*options).exit_code == 0
+    assert asked == [stage]
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        (("--lose", "-1"), "Invalid value for '--lose'"),
+        (("--lose", "101"), "Invalid value for '--lose'"),
+        (("--keep", "nan"), "'nan' is not a finite number"),
+        (("--max-kb", "small"), "'small' is not a valid float"),
+        (("--lose", "1", "--keep", "90"), "--lose 1 and --keep 90: both say"),
+        (("--subset", "similar-1"), "give one of them, found both"),
+    ],
+)
+def test_options_out_of_range_or_two_for_one_thing_are_refused_before_any_work(
+    project: Path, options: tuple[str, ...], told: str
+) -> None:
+    done = ask(*CLASSES, *options)
+    assert done.exit_code == 2
+    assert told in done.stderr
