@@ -20,9 +20,9 @@ ORDER = [
     "embeddings", "divergence", "subsets", "finetune", "study", "report", "track", "compare", "advise", "cli",
     "__main__", "environment",
 ]  # fmt: skip
-# Commands with options, which are a section of params.yaml too.
 # Options of whoever runs a command, not of what comes out: no launcher passes them on, variables do.
 WHO_WORKS = {"jobs", "scheduler"}
+# Commands with options, which are a section of params.yaml too.
 WITHOUT_A_STAGE = ["quantize", "compare", "advise"]
 MODULES = sorted((ROOT / "laq").rglob("*.py"))
 

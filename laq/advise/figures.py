@@ -64,9 +64,8 @@ def _accuracies(axes: Axes, found: Findings) -> None:
     axes.set_yscale("function", functions=(_spread, _gathered))
     axes.set_ylim(bottom, top)
     axes.set_yticks(_ticks(bottom, top))
-    axes.set_ylabel(
-        f"top-1 among these classes (%), by the logarithm of the error, n = {found.original['n']}"
-    )
+    n = found.original["n"]
+    axes.set_ylabel(f"top-1 among these classes (%), n = {n}\n(spread by the logarithm of the error)")
 
 
 def _ticks(bottom: float, top: float) -> list[int]:

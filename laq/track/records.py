@@ -42,7 +42,9 @@ _PER_LAYER: Final = ("bits", "relative_error", "sparsity_percent")
 
 def settings_of(params: Params) -> dict[str, Any]:
     """The parameters that a result depends on: those of the stages before ``track``."""
-    return params.model_dump(mode="json", exclude={"name", "track", "quantize", "compare"}, exclude_none=True)
+    return params.model_dump(
+        mode="json", exclude={"name", "track", "quantize", "compare", "advise"}, exclude_none=True
+    )
 
 
 def experiment_name(params: Params) -> str:
