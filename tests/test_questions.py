@@ -190,9 +190,7 @@ def test_answers_say_what_the_tables_do(planted: Analysis, nothing: Analysis) ->
     told = answers(planted, PARAMS)
     assert set(told) == set(QUESTIONS.values())
     row = the(planted.comparisons, question="calibration", variant="quantized", method="gpfq", bits="2")
-    expected = (
-        f"GPFQ gains {row.effect:.1f} points at 2 bits (95 % interval {row.low:+.1f} to {row.high:+.1f}"
-    )
+    expected = f"GPFQ gains {row.effect:.1f} points at 2 bits ({row.low:+.1f} to {row.high:+.1f}, p_holm"
     assert expected in told[QUESTIONS["calibration"]]
     assert "Certain, of all 6 rows: 6 gains, 0 losses." in told[QUESTIONS["calibration"]]
     assert "GPFQ instead of round-to-nearest gains" in told[QUESTIONS["method"]]

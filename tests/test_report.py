@@ -154,7 +154,7 @@ def test_metrics_text_and_tables_say_the_same() -> None:
     assert "| original | gpfq | 3 |  | 6 |  | -1.00 |" in text
     assert "| finetuned | gpfq | 3 |  | 6 |  | undefined |" in text
     assert "GPFQ -1.00 at 3 bits" in text
-    assert "without quantization it makes no certain difference in float (+5.0, " in text
+    assert "without quantization it makes no certain difference in float (+5.0)" in text
     assert "nan" not in text
 
 
@@ -242,6 +242,17 @@ def test_the_picture_of_divergences_has_a_panel_for_each_method_and_bits(drawn: 
     titles = [axes.get_title() for axes in drawn[0].axes]
     assert len(set(titles)) == len(METHODS) * 5
     assert titles[:3] == [f"round-to-nearest, {bits} bits" for bits in ("2", "auto:3", "3")]
+
+
+def test_what_was_not_measured_is_not_drawn(drawn: list[Figure]) -> None:
+    whole = crowd()
+    lacking = whole[~((whole.method == "rtn") & (whole.bits == "auto:3"))]
+    draw_against_bits(Path("none.png"), lacking, "")
+    points = {len(container.lines[0].get_xdata()) for container in drawn[0].axes[0].containers}
+    assert points == {4, 5}
+    draw_against_divergence(Path("none.png"), lacking, "")
+    hidden = {axes.get_title() for axes in drawn[1].axes if not axes.get_visible()}
+    assert hidden == {"round-to-nearest, auto:3 bits"}
 
 
 def make_study(folder: Path) -> pd.DataFrame:

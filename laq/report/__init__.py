@@ -53,9 +53,8 @@ CORRELATIONS = "correlations.csv"
 # One calibration and the mean over seeds: what pictures show, and DVC's plots.
 PLOTTED = "plotted.csv"
 PROVENANCE = "provenance.json"
-_ON_PAGE = {"Means over subsets": "summary", "Divergence and drop": "correlations", "In pairs": "comparisons"}
-# Too many to publish: they are in the run's artifacts.
-_UNPUBLISHED = "subsets"
+# Too many to publish, and a part of the table again: they are in the run's artifacts.
+_UNPUBLISHED = ("subsets", PLOTTED)
 
 
 def run(params: Report) -> None:
@@ -81,8 +80,18 @@ def _write(folder: Path, found: Analysis, params: Report) -> None:
     write_json(folder / METRICS, metrics(found.summary, found.correlations))
     (folder / TEXT).write_text(markdown(found, told), encoding="utf-8")
     text = "\n\n".join([findings(found.summary), answered(told)])
-    tables = {heading: getattr(found, name) for heading, name in _ON_PAGE.items()}
-    write_page(folder / PAGE, read_contents(found.title, found.table, tables, text))
+    write_page(folder / PAGE, read_contents(found.title, found.table, _on_page(found), text))
+
+
+def _on_page(found: Analysis) -> dict[str, pd.DataFrame]:
+    """The tables to read there; of correlations those of the restricted drop, as many others are."""
+    rho = found.correlations
+    asked = rho[(rho.question == DEPENDENCE) & (rho.score == "drop_sub_points")] if len(rho) else rho
+    return {
+        "Means over subsets": found.summary,
+        "Divergence and drop": asked.dropna(axis=1, how="all"),
+        "In pairs": found.comparisons,
+    }
 
 
 def subset_picture(subset: str) -> Path:
@@ -160,7 +169,7 @@ def publish(target: Path) -> None:
     if inputs != {**inputs, "code": study_code(), "params": load_params().study.model_dump(mode="json")}:
         raise LaqError(f"{STUDY}: made by other code or parameters than are here now; run `dvc repro`")
     with replacing_folder(target) as folder:
-        shutil.copytree(FOLDER, folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns(_UNPUBLISHED))
+        shutil.copytree(FOLDER, folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns(*_UNPUBLISHED))
         for file in (PARAMS, DIVERGENCE / "heat_map.png"):
             shutil.copyfile(need(file), folder / file.name)
         write_json(folder / PROVENANCE, {**commit(), "inputs": inputs})

@@ -1,6 +1,6 @@
 """The study's questions, each answered in plain words with its numbers; what was not found is said too."""
 
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any, Final
 
 import pandas as pd
@@ -33,8 +33,8 @@ _COUNTED: Final = (("gains", "losses"), ("more", "less"))
 def answers(analysis: Analysis, params: Report) -> dict[str, str]:
     """Every question that the study can be asked, and its answer.
 
-    What is told is about the original network and the calibration that is told first; how many of all rows
-    are certain (p_holm below 1 - confidence) ends each answer.
+    What is told is about the original network and the calibration that is told first; in brackets stand
+    intervals, and the p_holm of what is certain (below 1 - confidence). How many of all rows are ends each.
     """
     tell = _Teller(params)
     told = {
@@ -65,7 +65,6 @@ class _Teller:
 
     def __init__(self, params: Report) -> None:
         self.alpha = 1 - params.confidence
-        self.level = f"{100 * params.confidence:g} % interval"
 
     def dependence(self, rows: pd.DataFrame) -> str:
         """Rho and partial rho of the restricted drop, by method and bits."""
@@ -73,7 +72,8 @@ class _Teller:
             return ""
         restricted = rows[rows.score == "drop_sub_points"]
         plain, partial = (restricted[restricted.measure == name] for name in ("rho", "partial_rho"))
-        texts = [f"Rho of drop and median divergence: {self._by_method(_first(plain), self._rho)}."]
+        n = rows.n.max()
+        texts = [f"Rho of drop and median divergence (n = {n}): {self._by_method(_first(plain), self._rho)}."]
         if len(partial):
             texts.append(
                 "Holding fixed the accuracy before quantization and the number of classes: "
@@ -111,38 +111,49 @@ class _Teller:
             drop = score == "drop_sub_points"
             intro = "Of what is lost against the own network in float: " if drop else ""
             texts += [
-                f"{intro}{self._by_method(_first(part), self._effect)}.",
+                f"{intro}{self._by_method(_first(part), self._effect)} (n = {part.n.max()}).",
                 self._count(part, _COUNTED[drop]),
             ]
         return " ".join(texts)
 
-    def _by_method(self, rows: pd.DataFrame, words: Callable[[Row], str]) -> str:
-        subjects: dict[str, list[str]] = {}
+    def _by_method(self, rows: pd.DataFrame, words: Callable[[Sequence[Row]], list[str]]) -> str:
+        subjects: dict[str, list[Row]] = {}
         for row in rows.to_dict("records"):
-            subjects.setdefault(_subject(row), []).append(words(row))
-        return "; ".join(f"{subject} {', '.join(told)}" for subject, told in subjects.items())
+            subjects.setdefault(_subject(row), []).append(row)
+        return "; ".join(f"{subject} {', '.join(words(some))}" for subject, some in subjects.items())
 
-    def _rho(self, row: Row) -> str:
-        classes = row["p_classes_holm"]
-        known: str = "" if pd.isna(classes) else f", classes permuted {_p(classes)}"
-        numbers = f"{self._range(row, '+.2f')}, p_holm {_p(row['p_holm'])}{known}, n = {row['n']}"
-        return f"{row['effect']:+.2f} {_at(row)} ({numbers})"
+    def _rho(self, rows: Sequence[Row]) -> list[str]:
+        return [f"{row['effect']:+.2f} {_at(row)} ({self._numbers(row, '+.2f')})" for row in rows]
 
-    def _effect(self, row: Row) -> str:
-        numbers = f"{self._range(row, '+.1f')}, p_holm {_p(row['p_holm'])}, n = {row['n']}"
-        if row["p_holm"] >= self.alpha:
-            return f"makes no certain difference {_at(row)} ({row['effect']:+.1f}, {numbers})"
-        up, down = _WORDS[row["score"] == "drop_sub_points"]
-        words = (up if row["effect"] > 0 else down).format(abs(row["effect"]))
-        return f"{words} {_at(row)} ({numbers})"
+    def _effect(self, rows: Sequence[Row]) -> list[str]:
+        """What is certain with its numbers, then the rest in one."""
+        sure = [row for row in rows if row["p_holm"] < self.alpha]
+        rest = [f"{_at(row)} ({row['effect']:+.1f})" for row in rows if row["p_holm"] >= self.alpha]
+        told = [f"{_gain(row)} {_at(row)} ({self._numbers(row, '+.1f')})" for row in sure]
+        return [*told, *([f"makes no certain difference {', '.join(rest)}"] if rest else [])]
+
+    def _numbers(self, row: Row, form: str) -> str:
+        """The interval, and what makes it certain."""
+        told = [self._range(row, form)]
+        if row["p_holm"] < self.alpha:
+            told.append(f"p_holm {_p(row['p_holm'])}")
+            classes = row.get("p_classes_holm")
+            told += [] if classes is None or pd.isna(classes) else [f"classes permuted {_p(classes)}"]
+        return ", ".join(told)
 
     def _range(self, row: Row, form: str) -> str:
-        return f"{self.level} {row['low']:{form}} to {row['high']:{form}}"
+        return f"{row['low']:{form}} to {row['high']:{form}}"
 
     def _count(self, rows: pd.DataFrame, names: tuple[str, str], sign: int = 1) -> str:
         sure = sign * rows.effect[rows.p_holm < self.alpha]
         up, down = int((sure > 0).sum()), int((sure < 0).sum())
         return f"Certain, of all {len(rows)} rows: {up} {names[0]}, {down} {names[1]}."
+
+
+def _gain(row: Row) -> str:
+    """The effect in words."""
+    up, down = _WORDS[row["score"] == "drop_sub_points"]
+    return (up if row["effect"] > 0 else down).format(abs(row["effect"]))
 
 
 def _subject(row: Row) -> str:

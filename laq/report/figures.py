@@ -49,8 +49,9 @@ def draw_against_divergence(path: Path, table: pd.DataFrame, title: str) -> None
     panels = figure.subplots(len(methods), len(bits), sharex=True, squeeze=False)
     for row, method in zip(panels, methods, strict=True):
         for axes, width in zip(row, bits, strict=True):
-            shown = (table.method == "float") | ((table.method == method) & (table.bits == width))
-            _scatter(axes, table[shown])
+            cells = (table.method == method) & (table.bits == width)
+            axes.set_visible(bool(cells.any()))
+            _scatter(axes, table[(table.method == "float") | cells])
             axes.set_title(wrapped(f"{METHOD_NAMES[method]}, {width} bits", 38), fontsize=10)
         row[0].set_ylabel("top-1 on the subset (%)")
     for axes in panels[-1]:
@@ -158,8 +159,9 @@ def _lines(axes: Axes, table: pd.DataFrame, score: str) -> None:
     groups = list(quantized.groupby(["variant", "method"], sort=False))
     offsets = 0.11 * (np.arange(len(groups)) - (len(groups) - 1) / 2) * min(1, 6 / len(groups))
     for offset, ((variant, method), group) in zip(offsets, groups, strict=True):
-        spread = group.groupby("bits")[score].agg(["mean", "std"]).loc[list(places)]
-        x = np.array(list(places.values())) + offset
+        spread = group.groupby("bits")[score].agg(["mean", "std"])
+        spread = spread.loc[[width for width in places if width in spread.index]]
+        x = np.array([places[str(width)] for width in spread.index]) + offset
         line, marker = LOOKS[str(method)]
         look: dict[str, Any] = {"c": COLOURS[str(variant)], "ls": line, "marker": marker}
         axes.errorbar(x, spread["mean"], spread["std"], ms=4, capsize=0, lw=1.4, elinewidth=0.9, **look)

@@ -7,7 +7,7 @@ import pandas as pd
 
 from laq.report.analysis import Analysis
 from laq.report.dependence import DEPENDENCE
-from laq.report.statistics import BASE_OF, SEED_SPREAD
+from laq.report.statistics import BASE_OF, SEED_SPREAD, main_rows
 
 METHOD_NAMES: Final = {
     "float": "float",
@@ -27,10 +27,10 @@ _ABOUT_SEEDS: Final = """
 Each subset's seeds are averaged first; *± seeds* is the standard deviation of *subset* over them, a mean
 over subsets."""
 CAVEAT: Final = """\
-n counts subsets; seeds are averaged first. Intervals are a bootstrap's over subsets; p_holm is corrected over
-all rows of a question. Subsets share classes and so are not independent: intervals are somewhat narrow, the
-more so where n is small. *Classes permuted* is a p_holm that takes account of it: the names of the
-divergence matrix's classes are permuted, and subsets that share classes go on sharing them."""
+n counts subsets; seeds are averaged first. Brackets hold intervals, a bootstrap's over subsets; p_holm is
+corrected over all rows of a question. Subsets share classes and so are not independent: intervals are
+somewhat narrow, the more so where n is small. *Classes permuted* is a p_holm that takes account of it: the
+names of the divergence matrix's classes are permuted, and subsets that share classes go on sharing them."""
 _ABOUT_RHO: Final = """\
 Spearman's rank correlation of the drop in restricted top-1 with the median divergence, and *partial*: with
 the accuracy before quantization and the subset's size held fixed. Bootstrap intervals over subsets;
@@ -72,7 +72,7 @@ def answered(answers: Mapping[str, str]) -> str:
 
 def findings(summary: pd.DataFrame) -> str:
     """A line per bit-width: the method that keeps most of the original network, beside round-to-nearest."""
-    quantized = summary[summary.variant == "quantized"]
+    quantized = main_rows(summary[summary.variant == "quantized"])
     lines = [_finding(str(bits), group) for bits, group in quantized.groupby("bits", sort=False)]
     return "\n".join(["Choosing among the subset's classes, of the original network:", "", *lines])
 
