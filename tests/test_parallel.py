@@ -86,13 +86,14 @@ def test_two_workers_of_a_cluster_do_the_same(
 def test_a_worker_killed_in_the_middle_loses_nothing(cluster: str, tmp_path: Path) -> None:
     """The last test of the cluster, which has one worker less afterwards."""
     results, victim = [], 0
-    for done in run_all(partial(slow, tmp_path), range(6), Workers(scheduler=cluster)):
+    for done in run_all(partial(slow, tmp_path), range(8), Workers(scheduler=cluster)):
         results.append(done.result)
-        if not victim:
-            begun = {int(mark.name.partition("-")[0]): mark for mark in tmp_path.iterdir()}
-            victim = next(int(m.name.partition("-")[2]) for n, m in begun.items() if n not in results)
+        marks = sorted(tmp_path.iterdir(), key=lambda mark: mark.stat().st_mtime)
+        begun = [mark.name.split("-") for mark in marks]
+        working = [int(process) for number, process in begun if int(number) not in results]
+        if not victim and working:
+            victim = working[-1]  # at what began last
             os.kill(victim, signal.SIGKILL)
-    assert sorted(filter(None, results)) == [1, 2, 3, 4, 5]
-    assert len(results) == 6
-    again = [mark.name.partition("-") for mark in tmp_path.iterdir()]
-    assert len(again) > 6  # what the killed one had begun was begun anew
+    assert victim
+    assert sorted(result for result in results if result is not None) == list(range(8))
+    assert len(list(tmp_path.iterdir())) > 8  # what the killed one had begun was begun anew
