@@ -134,6 +134,10 @@ def test_the_table_says_what_was_asked_for_and_what_it_came_to(
     table = read_measurements().set_index("cell")
     assert len(table) == 2 * 2 * (1 + 3)
     assert set(table.bits) == {"32", "3", "auto:3", "4 last:8"}
+    # Texts in rows that no file has gone through, too: whoever groups by them must not average them.
+    cells = plan(subsets.read_subsets(), params.study)
+    rows = [room.measurement_row(cell, room.Bench(params.study).folder(cell)) for cell in cells]
+    assert {row["bits"] for row in rows} == set(table.bits)
     assert table.loc["random-1.original.float", "mean_bits"] == 32
     assert table.loc["random-1.quantized.rtn-3bit", ["mean_bits", "levels"]].tolist() == [3, 7]
     assert table.loc["random-1.quantized.rtn-auto_3.subset-0", "mean_bits"] <= 3

@@ -111,7 +111,7 @@ def _key(cell: Cell) -> dict[str, Any]:
         "subset": cell.subset.name,
         "variant": cell.variant,
         "method": cell.method,
-        "bits": cell.bits,
+        "bits": str(cell.bits),
         "calibration": cell.calibration or NO_IMAGES,
         "seed": cell.seed,
     }
