@@ -318,13 +318,15 @@ TELL = """<script type="module">
 document.querySelector("[name=subset]").value = "similar-1";
 document.querySelector("[name=subset]").dispatchEvent(new Event("change", { bubbles: true }));
 const sizes = (query, of) => Math.min(...[...document.querySelectorAll(query)].map(of));
-parent.postMessage(JSON.stringify({
+const tell = () => parent.postMessage(JSON.stringify({
     width: innerWidth, scrolled: document.documentElement.scrollWidth, points: document.querySelectorAll("#plot .mark").length,
     named: document.querySelectorAll("#panel li").length,
     font: sizes("body *:not(script, noscript, .frame)", (one) => parseFloat(getComputedStyle(one).fontSize)),
     touch: sizes("select, th button, fieldset label", (one) => one.getBoundingClientRect().height),
     columns: new Set([...document.querySelectorAll(".beside > *")].map((one) => one.getBoundingClientRect().left)).size,
 }), "*");
+tell();
+setInterval(tell, 100); // the last counts
 </script></body>"""
 
 
@@ -335,8 +337,11 @@ def test_it_fits_a_phone_and_another_page(page: str, browser: Browser, how: str)
         FRAME.format(how=how + ' style="border:0"', page=html.escape(page.replace("</body>", TELL))),
         encoding="utf-8",
     )
-    dumped = browser.dump((browser.folder / "frame.html").as_uri())
-    found = json.loads(html.unescape(re.search(r'data-seen="([^"]*)"', dumped)[1]))  # type: ignore[index]
+    for _ in range(3):  # a frame of another process may be asked before it is laid out
+        dumped = browser.dump((browser.folder / "frame.html").as_uri())
+        found = json.loads(html.unescape(re.search(r'data-seen="([^"]*)"', dumped)[1]))  # type: ignore[index]
+        if found["touch"]:
+            break
     assert found["width"] == 360
     assert found["scrolled"] <= 360
     assert found["points"] == len(subsets())
