@@ -275,6 +275,10 @@ class Study(Design):
     ignore: tuple[str, ...]
     keep_networks: bool
 
+    def restricted(self, **design: Any) -> "Study":
+        """The study with another design alone (keys of ``Design``), whose networks are kept."""
+        return self.model_copy(update={**design, "also": (), "keep_networks": True})
+
     @property
     def designs(self) -> tuple[Design, ...]:
         """The study's own design, then the further ones."""

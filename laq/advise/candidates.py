@@ -53,8 +53,7 @@ def measure(params: Params, subset: Subset, workers: Workers) -> Candidates:
 
 def as_study(study: Study, advise: Advise) -> Study:
     """The study's recipe for the networks that ``advise`` chooses from, whose weights are kept."""
-    design = {name: getattr(advise, name) for name in Design.model_fields}
-    return study.model_copy(update={**design, "also": (), "keep_networks": True})
+    return study.restricted(**{name: getattr(advise, name) for name in Design.model_fields})
 
 
 def planned(subset: Subset, study: Study) -> list[Cell]:

@@ -15,11 +15,15 @@ Floats = NDArray[np.float64]
 _DPI = 110
 
 
+def clustered(matrix: Floats) -> Floats:
+    """The average-linkage clustering of the classes by their divergences (C, C), as SciPy gives it."""
+    distances = squareform(np.log1p(np.maximum(matrix, 0)), checks=False)
+    return np.asarray(linkage(distances, "average", optimal_ordering=True))
+
+
 def draw_heat_map(path: Path, matrix: Floats, names: Sequence[str]) -> None:
     """The divergence matrix (C, C), its classes in the order of an average-linkage clustering."""
-    tree = linkage(
-        squareform(np.log1p(np.maximum(matrix, 0)), checks=False), "average", optimal_ordering=True
-    )
+    tree = clustered(matrix)
     figure = Figure(figsize=(15, 14.5), layout="constrained")
     left, right = figure.subplots(1, 2, width_ratios=(1, 9))
     dendrogram(

@@ -23,14 +23,16 @@ from typing import Any, Final
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
-from scipy.cluster.hierarchy import leaves_list, linkage
-from scipy.spatial.distance import squareform
+from scipy.cluster.hierarchy import leaves_list
 
 from laq.divergence import FOLDER as DIVERGENCE
+from laq.divergence.pictures import clustered
 from laq.errors import LaqError
 from laq.files import need, replacing_file
+from laq.report.figures import in_order
 from laq.report.statistics import BASE_OF, DROPS
 from laq.report.text import METHOD_NAMES
+from laq.study import IMAGES_OF, NO_IMAGES
 from laq.subsets import Subset, read_subsets
 
 Floats = NDArray[np.float64]
@@ -40,7 +42,7 @@ _NAMES: Final[Mapping[str, Mapping[str, str]]] = {
     "bits": {"32": "32 (float)"},
     "method": {**METHOD_NAMES, "float": "none (float)"},
     "variant": {"finetuned": "fine-tuned"},
-    "calibration": {"none": "no images", "subset": "the subset", "all": "all classes"},
+    "calibration": {NO_IMAGES: "no images", **IMAGES_OF},
 }
 _HEADS: Final = {
     "top1_sub_percent": "top-1, restricted (%)",
@@ -143,7 +145,7 @@ def _data(contents: PageContents) -> dict[str, Any]:
     subsets = [subset for subset in contents.subsets if subset.name in measured]
     return {
         "classes": list(contents.class_names),
-        "order": _order(contents.matrix),
+        "order": leaves_list(clustered(contents.matrix)).tolist(),
         "matrix": [[float(f"{value:.4g}") for value in row] for row in contents.matrix],
         "subsets": {
             "name": [subset.name for subset in subsets],
@@ -153,13 +155,6 @@ def _data(contents: PageContents) -> dict[str, Any]:
         },
         **_measured(contents.table, [subset.name for subset in subsets]),
     }
-
-
-def _order(matrix: Floats) -> list[int]:
-    """The classes in the order of an average-linkage clustering, as in the divergence's heat map."""
-    distances = squareform(np.log1p(np.maximum(matrix, 0)), checks=False)
-    order: list[int] = leaves_list(linkage(distances, "average", optimal_ordering=True)).tolist()
-    return order
 
 
 def _measured(table: pd.DataFrame, names: list[str]) -> dict[str, Any]:
@@ -184,14 +179,14 @@ def _settings_of(table: pd.DataFrame) -> pd.DataFrame:
     calibration = table.get("calibration", pd.Series("subset", table.index))
     return table.assign(
         variant=table.variant.replace(BASE_OF),
-        calibration=calibration.fillna("none").where(table.method != "float", "none"),
+        calibration=calibration.fillna(NO_IMAGES).where(table.method != "float", NO_IMAGES),
     )
 
 
 def _values(rows: pd.DataFrame, field: str) -> list[str]:
     """What a field may be: bits from few to many, all else as the table has it."""
     if field == "bits":
-        return list(rows.groupby("bits").mean_bits.mean().sort_values(kind="stable").index)
+        return in_order(rows)
     return list(rows[field].unique())
 
 

@@ -47,15 +47,11 @@ def quantize(params: Params, order: Order, workers: Workers = Workers()) -> Resu
     check_dataset(params)
     subsets = _chosen(order.subset)
     methods = tuple(dict.fromkeys(("rtn", order.method)))
-    study = params.study.model_copy(
-        update={
-            "bits": (order.bits,),
-            "methods": methods,
-            "calibrations": params.study.calibrations[:1],
-            "seeds": params.study.seeds[:1],
-            "also": (),
-            "keep_networks": True,
-        }
+    study = params.study.restricted(
+        bits=(order.bits,),
+        methods=methods,
+        calibrations=params.study.calibrations[:1],
+        seeds=params.study.seeds[:1],
     )
     results = _measure(params.model_copy(update={"study": study}), subsets, workers)
     Outbox().put(tree_of(results, _root(results, order), OWN_RUN))
