@@ -58,6 +58,8 @@ def run_all(
     Raises:
         LaqError: there is no scheduler at the address, or a process here was killed.
     """
+    if not items:
+        return  # without processes or a scheduler, of which none is needed
     with _backend(workers, len(items)) as jobs:
         attempt = partial(_attempt, function, Path.cwd(), project_root())
         parallel = joblib.Parallel(n_jobs=jobs, return_as="generator_unordered", batch_size=1)
@@ -80,7 +82,7 @@ def _backend(workers: Workers, items: int) -> Iterator[int]:
     """Where joblib sends the work; yields the number of processes, of which each has some of it."""
     if not workers.scheduler:
         with joblib.parallel_config("loky", inner_max_num_threads=1):
-            yield max(1, min(workers.jobs, items))
+            yield min(workers.jobs, items)
         return
     with _client(workers.scheduler) as client, joblib.parallel_config("dask", client=client):
         yield -1
