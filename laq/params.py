@@ -131,7 +131,10 @@ class Dataset(Section):
 
 
 class Training(Section):
-    """How to train: one recipe, whatever the network."""
+    """How to train: one recipe, whatever the network.
+
+    ``bfloat16`` is mixed precision: products in bfloat16, weights and what they learn in float32.
+    """
 
     optimizer: Literal["sgd", "adamw"]
     learning_rate: Annotated[float, Field(gt=0)]
@@ -141,6 +144,7 @@ class Training(Section):
     batch_size: Positive
     crop: Annotated[int, Field(ge=0, le=16)]
     flip: bool
+    precision: Literal["float32", "bfloat16"] = "float32"
     seed: Seed
 
 

@@ -111,14 +111,26 @@ def test_augmentation_shifts_and_mirrors_and_nothing_else() -> None:
     assert len(seen) > 20
 
 
-def test_training_learns_and_is_the_same_every_time() -> None:
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_training_learns_and_is_the_same_every_time(precision: str) -> None:
     data, networks = images(), [build(DESIGN, 5) for _ in range(2)]
     data.images.div_(10, rounding_mode="floor").add_(20 * data.labels[:, None, None, None].byte())
+    changes = {"epochs": 30, "crop": 0, "flip": False, "precision": precision}
     for network in networks:
-        fit(network, data, RECIPE.model_copy(update={"epochs": 30, "crop": 0, "flip": False}), "train")
+        fit(network, data, RECIPE.model_copy(update=changes), "train")
     assert torch.equal(flat(networks[0]), flat(networks[1]))
     assert not networks[0].training
     assert evaluate(networks[0], data, range(10)).top1_all > 50
+
+
+def test_mixed_precision_keeps_weights_in_float32_and_stays_close() -> None:
+    networks = {precision: build(DESIGN) for precision in ("float32", "bfloat16")}
+    for precision, network in networks.items():
+        fit(network, images(), RECIPE.model_copy(update={"epochs": 1, "precision": precision}))
+    exact, mixed = networks.values()
+    assert all(p.dtype == torch.float32 for p in mixed.parameters())
+    moved = flat(exact) - flat(build(DESIGN))
+    assert 0 < (flat(mixed) - flat(exact)).norm() < 0.2 * moved.norm()
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])

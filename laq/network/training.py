@@ -1,6 +1,6 @@
 """One training loop, for networks from scratch and for fine-tuning."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -32,10 +32,12 @@ def fit(
     schedule = _schedule(optimizer, config, steps)
     done = _resume(checkpoint, network, optimizer, schedule)
     total, before = config.epochs * steps, done * steps
+    network.train()
     with progress(None, title, total=total, initial=before, unit="batch", disable=not title) as bar:
         for epoch in range(done, config.epochs):
             with seeded(_epoch_seed(config.seed, epoch)):
-                loss = _epoch(network, _batches(data, config, epoch), optimizer, schedule, bar)
+                batches = _batches(data, config, epoch)
+                loss = _epoch(_logits(network, config), batches, optimizer, schedule, bar)
             bar.set_postfix(epoch=epoch + 1, loss=f"{loss:.3f}")
             _save(checkpoint, epoch + 1, network, optimizer, schedule)
     network.eval()
@@ -55,18 +57,28 @@ def _schedule(optimizer: Optimizer, config: Training, steps: int) -> LRScheduler
     return ConstantLR(optimizer, factor=1.0)
 
 
+def _logits(network: nn.Module, config: Training) -> Callable[[Tensor], Tensor]:
+    """The network's forward pass in the recipe's precision; logits in float32."""
+
+    def forward(images: Tensor) -> Tensor:
+        with torch.autocast("cpu", torch.bfloat16, enabled=config.precision == "bfloat16"):
+            logits: Tensor = network(images)
+        return logits.float()
+
+    return forward
+
+
 def _epoch(
-    network: nn.Module,
+    logits: Callable[[Tensor], Tensor],
     batches: Iterator[tuple[Tensor, Tensor]],
     optimizer: Optimizer,
     schedule: LRScheduler,
     bar: "tqdm[Any]",
 ) -> float:
     """One pass over the data; returns the mean loss of its last batch."""
-    network.train()
     loss = torch.tensor(torch.nan)
     for images, labels in batches:
-        loss = F.cross_entropy(network(images), labels)
+        loss = F.cross_entropy(logits(images), labels)
         optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
