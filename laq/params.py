@@ -56,6 +56,7 @@ Count = Annotated[int, Field(ge=0)]
 Positive = Annotated[int, Field(ge=1)]
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
 Colour = tuple[float, float, float]
+Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 Spread = Annotated[float, Field(gt=0)]
 
 
@@ -157,7 +158,7 @@ class Network(Section):
     mean: Colour | None = None
     std: tuple[Spread, Spread, Spread] | None = None
     weights: str | None = None
-    sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")] | None = None
+    sha256: Sha256 | None = None
     training: Training | None = None
 
     @model_validator(mode="after")
@@ -184,11 +185,18 @@ class Embeddings(Section):
     network: str
 
 
+class Given(Section):
+    """A matrix of divergences from elsewhere: a .npy file (from the project's folder) and its hash."""
+
+    path: str
+    sha256: Sha256
+
+
 class Divergence(Section):
     """From features to the divergence of every pair of classes, in the study's own way and in others.
 
     ``alternatives`` are made of the same features, ``features`` standing for no reduction; ``given`` are
-    matrices (C, C) in nats from elsewhere, by name: paths of .npy files from the project's folder.
+    matrices (C, C) in nats from elsewhere, by name.
     """
 
     reduction: Literal["umap", "pca", "none"]
@@ -197,7 +205,7 @@ class Divergence(Section):
     estimator: Literal["gaussian", "knn"]
     knn_neighbours: Positive
     alternatives: Annotated[tuple[Alternative, ...], AfterValidator(_different)] = ()
-    given: dict[Annotated[str, Field(pattern=r"^[A-Za-z0-9][\w.-]*$")], str] = {}
+    given: dict[Annotated[str, Field(pattern=r"^[A-Za-z0-9][\w.-]*$")], Given] = {}
     seed: Seed
 
     @property

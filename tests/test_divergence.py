@@ -1,5 +1,6 @@
 """Divergences against closed forms, and the files that they end in."""
 
+from hashlib import sha256
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ from laq.divergence import class_divergence, read_matrix
 from laq.divergence.estimators import gaussian_divergence, knn_divergence, symmetrised
 from laq.divergence.reduction import reduce
 from laq.errors import LaqError
-from laq.params import Divergence
+from laq.params import Divergence, Given
 from tests.conftest import PREDECESSOR, needs
 
 PARAMS = Divergence(
@@ -126,6 +127,12 @@ def test_identical_points_are_refused_by_the_knn_estimator() -> None:
         knn_divergence([p, q], 5)
 
 
+def theirs(path: str = "theirs.npy") -> Given:
+    """The matrix in the file; of a file that is missing, one with some hash."""
+    there = Path(path).exists()
+    return Given(path=path, sha256=sha256(Path(path).read_bytes()).hexdigest() if there else "0" * 64)
+
+
 def test_alternatives_lie_beside_the_studys_own(project: Path) -> None:
     features, labels = write_embeddings()
     divergence.run(PARAMS)
@@ -134,7 +141,7 @@ def test_alternatives_lie_beside_the_studys_own(project: Path) -> None:
     given = np.arange(49.0).reshape(7, 7) + np.arange(49.0).reshape(7, 7).T
     np.save("theirs.npy", given)
     ways = ("features-gaussian", "features-knn", "pca-gaussian", "umap-gaussian")
-    divergence.run(PARAMS.model_copy(update={"alternatives": ways, "given": {"theirs": "theirs.npy"}}))
+    divergence.run(PARAMS.model_copy(update={"alternatives": ways, "given": {"theirs": theirs()}}))
     assert (divergence.FOLDER / "matrix.npy").read_bytes() == own
     found = {f.stem: np.load(f) for f in (divergence.FOLDER / divergence.ALTERNATIVES).iterdir()}
     # The study's own way, features-gaussian, is not made twice.
@@ -165,12 +172,13 @@ def test_an_alternatives_reduction_is_the_studys_own(project: Path, monkeypatch:
 
 
 SQUARE = np.ones((7, 7))
+X = {"path": "x.npy", "sha256": "0" * 64}
 
 
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (None, "theirs.npy: no such file; name a .npy file from the project's folder"),
+        (None, "theirs.npy: No such file or directory; name a .npy file from the project's folder"),
         (b"text", "theirs.npy: not a .npy file of numbers"),
         (np.array([["a"]]), "theirs.npy: not a .npy file of numbers"),
         (np.ones((6, 7)), r"theirs.npy: has the shape \(6, 7\); must be \(7, 7\)"),
@@ -188,21 +196,32 @@ def test_a_given_matrix_that_is_none_is_told_in_a_line(
     elif content is not None:
         np.save("theirs.npy", content)
     with pytest.raises(LaqError, match=f"divergence.given.mine: {message}") as caught:
-        divergence.run(PARAMS.model_copy(update={"given": {"mine": "theirs.npy"}}))
+        divergence.run(PARAMS.model_copy(update={"given": {"mine": theirs()}}))
     assert "\n" not in str(caught.value)
+    assert not divergence.FOLDER.exists()
+
+
+def test_a_given_matrix_that_has_changed_is_refused(project: Path) -> None:
+    write_embeddings()
+    np.save("theirs.npy", SQUARE)
+    known = theirs()
+    np.save("theirs.npy", 2 * SQUARE)
+    with pytest.raises(LaqError, match=f"SHA-256 is {theirs().sha256}, params.yaml says {known.sha256}"):
+        divergence.run(PARAMS.model_copy(update={"given": {"mine": known}}))
     assert not divergence.FOLDER.exists()
 
 
 def test_names_of_given_matrices_are_no_ways_of_our_own() -> None:
     with pytest.raises(ValueError, match="umap-knn is the name of a way of its own"):
-        Divergence(**{**PARAMS.model_dump(), "alternatives": ("umap-knn",), "given": {"umap-knn": "x.npy"}})
+        Divergence(**{**PARAMS.model_dump(), "alternatives": ("umap-knn",), "given": {"umap-knn": X}})
     with pytest.raises(ValueError, match="should match pattern"):
-        Divergence(**{**PARAMS.model_dump(), "given": {"../x": "x.npy"}})
+        Divergence(**{**PARAMS.model_dump(), "given": {"../x": X}})
     assert PARAMS.name == "features-gaussian"
 
 
 @needs(PREDECESSOR / "cifar100_kl_div_matrix.npy")
 def test_the_predecessors_matrix_can_be_given() -> None:
-    found = read_matrix(str(PREDECESSOR / "cifar100_kl_div_matrix.npy"), "predecessor", 100)
+    given = theirs(str(PREDECESSOR / "cifar100_kl_div_matrix.npy"))
+    found = read_matrix(given, "predecessor", 100)
     assert found.shape == (100, 100)
     assert found.max() == pytest.approx(192.25, abs=0.01)

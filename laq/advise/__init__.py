@@ -20,9 +20,10 @@ from laq.parallel import Workers
 from laq.params import Params
 from laq.provenance import commit
 from laq.subsets import FILE as SUBSETS
+from laq.track.connection import OWN_RUN
 from laq.track.reading import attach
 from laq.track.records import check_dataset
-from laq.track.store import OWN_RUN, Store
+from laq.track.store import Store
 
 __all__ = ["FOLDER", "Advice", "Question", "run", "stage_needed"]
 

@@ -1,5 +1,7 @@
 """Stage ``divergence``: how far apart every two classes are."""
 
+from hashlib import sha256
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +13,7 @@ from laq.divergence.reduction import pca, reduce
 from laq.embeddings import FOLDER as EMBEDDINGS
 from laq.errors import LaqError
 from laq.files import need, project_root, read_json, replacing_folder, write_json
-from laq.params import Divergence
+from laq.params import Divergence, Given
 
 FOLDER = Path("data/divergence")
 MATRIX = "matrix.npy"
@@ -26,7 +28,7 @@ def run(params: Divergence) -> None:
     """
     features, labels = (np.load(need(EMBEDDINGS / f"{n}.npy")) for n in ("features", "labels"))
     names = np.load(need(EMBEDDINGS / "class_names.npy"))
-    given = {name: read_matrix(path, name, len(names)) for name, path in params.given.items()}
+    given = {name: read_matrix(theirs, name, len(names)) for name, theirs in params.given.items()}
     points = reduce(features, params)
     matrix, method = class_divergence(points, labels, params)
     with replacing_folder(FOLDER) as folder:
@@ -64,17 +66,22 @@ def alternatives(
     return found
 
 
-def read_matrix(path: str, name: str, classes: int) -> NDArray[np.float64]:
+def read_matrix(given: Given, name: str, classes: int) -> NDArray[np.float64]:
     """A matrix (C, C) from elsewhere, its classes in the order of ``class_names.npy``.
 
     Raises:
-        LaqError: there is no such file, or it is no symmetric matrix of ``classes`` finite numbers.
+        LaqError: there is no such file, it is another one, or it is no symmetric matrix of ``classes``
+            finite numbers.
     """
-    where = f"divergence.given.{name}: {path}"
+    where = f"divergence.given.{name}: {given.path}"
     try:
-        matrix = np.asarray(np.load(project_root() / path, allow_pickle=False), dtype=np.float64)
-    except FileNotFoundError as error:
-        raise LaqError(f"{where}: no such file; name a .npy file from the project's folder") from error
+        content = (project_root() / given.path).read_bytes()
+    except OSError as error:
+        raise LaqError(f"{where}: {error.strerror}; name a .npy file from the project's folder") from error
+    if (found := sha256(content).hexdigest()) != given.sha256:
+        raise LaqError(f"{where}: SHA-256 is {found}, params.yaml says {given.sha256}")
+    try:
+        matrix = np.asarray(np.load(BytesIO(content), allow_pickle=False), dtype=np.float64)
     except (OSError, ValueError, EOFError) as error:
         raise LaqError(f"{where}: not a .npy file of numbers ({error})") from error
     if matrix.shape != (classes, classes):

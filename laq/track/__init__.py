@@ -17,6 +17,7 @@ from laq.study import FOLDER as STUDY
 from laq.study import INPUTS, LAYERS, MEASUREMENTS, SECONDS, read_measurements, weights_file
 from laq.subsets import FILE as SUBSETS
 from laq.subsets import read_subsets
+from laq.track.connection import OWN_RUN, telling
 from laq.track.notes import root_note
 from laq.track.ordering import Order, describe, quantize
 from laq.track.outbox import Outbox
@@ -29,7 +30,7 @@ from laq.track.records import (
     tree_of,
 )
 from laq.track.results import Results, row_dicts
-from laq.track.store import OWN_RUN, Store, telling
+from laq.track.store import Store
 
 __all__ = ["Order", "describe", "inputs_are_there", "quantize", "run", "send_waiting"]
 

@@ -14,6 +14,7 @@ from laq.report import headline
 from laq.report.statistics import summarise, with_drops
 from laq.study import Bench, layer_rows, measure_all, measurement_row, plan, read_seconds
 from laq.subsets import Subset, read_subsets
+from laq.track.connection import OWN_RUN
 from laq.track.notes import root_note
 from laq.track.outbox import Outbox
 from laq.track.record import Record
@@ -24,7 +25,6 @@ from laq.track.records import (
     tree_of,
 )
 from laq.track.results import Results, Row, row_dicts
-from laq.track.store import OWN_RUN
 
 ALL = "all"
 

@@ -12,8 +12,9 @@ from laq.errors import LaqError
 from laq.report.statistics import BASE_OF
 from laq.study import NO_IMAGES
 from laq.study.cells import FLOAT_BITS
+from laq.track.connection import OWN_RUN, telling
 from laq.track.notes import LONGEST
-from laq.track.store import OWN_RUN, Store, telling
+from laq.track.store import Store
 
 # By what they are called, and how far they lie back.
 AGES: Final = {"latest": 0, "previous": 1}

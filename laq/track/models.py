@@ -1,0 +1,80 @@
+"""A packed network as the folder that MLflow serves: a pyfunc model without pickles."""
+
+import copy
+import tempfile
+from datetime import UTC, datetime
+from functools import cache
+from importlib.metadata import version
+from pathlib import Path
+from typing import Final
+
+import mlflow
+import pandas as pd
+from mlflow.entities import LoggedModel
+from mlflow.models import Model, ModelSignature
+from mlflow.models.model import MLMODEL_FILE_NAME
+from mlflow.types import ColSpec, DataType, Schema
+from mlflow.types.schema import AnyType, Map
+
+from laq.track import served
+from laq.track.record import Packed
+
+_DATA: Final = "network"  # the folder of a model's own files
+_SIGNATURE: Final = ModelSignature(
+    inputs=Schema([ColSpec(AnyType(), served.COLUMN)]),  # type: ignore[no-untyped-call]
+    outputs=Schema(
+        [
+            ColSpec(DataType.string, "class"),
+            ColSpec(DataType.double, "probability"),
+            ColSpec(Map(DataType.double), "probabilities"),
+        ]
+    ),
+)
+# What loading and serving a model takes; versions are those that wrote it.
+_PACKAGES: Final = (
+    "laq",
+    "mlflow",
+    "numba",
+    "numpy",
+    "pandas",
+    "pillow",
+    "pydantic",
+    "safetensors",
+    "torch",
+    "torchvision",
+)
+
+
+def save_model(folder: Path, packed: Packed, logged: LoggedModel) -> None:
+    """Write the folder that `mlflow models serve` and ``mlflow.pyfunc.load_model`` take."""
+    frame, files = _frame(tuple(packed.examples))
+    folder.mkdir()
+    for name, content in files.items():
+        (folder / name).write_bytes(content)
+    (folder / "data").mkdir()
+    served.write_model(folder / "data" / _DATA, packed)
+    model = copy.copy(frame)
+    model.artifact_path, model.run_id = logged.artifact_location, logged.source_run_id
+    model.model_uuid = model.model_id = logged.model_id
+    model.utc_time_created = str(datetime.now(UTC).replace(tzinfo=None))
+    model.model_size_bytes = packed.weights.stat().st_size
+    model.save(folder / MLMODEL_FILE_NAME)
+
+
+@cache
+def _frame(examples: tuple[str, ...]) -> tuple[Model, dict[str, bytes]]:
+    """What models with the same examples share: made once, for that takes longer than all else."""
+    model = Model()
+    with tempfile.TemporaryDirectory() as scratch:
+        folder, data = Path(scratch) / "model", Path(scratch) / _DATA
+        data.mkdir()
+        mlflow.pyfunc.save_model(
+            str(folder),
+            loader_module=served.__name__,
+            data_path=str(data),
+            mlflow_model=model,
+            signature=_SIGNATURE,
+            input_example=pd.DataFrame({served.COLUMN: list(examples)}),
+            pip_requirements=[f"{name}=={version(name).partition('+')[0]}" for name in _PACKAGES],
+        )
+        return model, {file.name: file.read_bytes() for file in folder.iterdir() if file.is_file()}
