@@ -407,14 +407,6 @@ def test_the_same_study_is_the_same_bytes(page: str, tmp_path: Path) -> None:
     assert (tmp_path / "page.html").read_text(encoding="utf-8") == page
 
 
-def test_a_table_without_calibration_was_calibrated_on_the_subsets(tmp_path: Path) -> None:
-    plain = measured().query("calibration != 'all'").drop(columns=["calibration", "seed"])
-    write_page(tmp_path / "page.html", replace(contents(), table=plain))
-    data = json.loads(embedded((tmp_path / "page.html").read_text(encoding="utf-8")))
-    found = {(s["method"], s["calibration"]) for s in data["settings"]}
-    assert found == {("float", "none"), ("rtn", "subset"), ("gpfq", "subset")}
-
-
 def test_a_study_of_a_hundred_subsets_fits_in_two_megabytes(tmp_path: Path) -> None:
     table, many = measured(), subsets()
     copies = [(f"random-{n}", n % len(many)) for n in range(100)]

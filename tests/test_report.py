@@ -49,7 +49,8 @@ def study(subsets: int = 6) -> pd.DataFrame:
                 "subset_size_classes": 10,
             }
             key = {"variant": variant, "method": method, "bits": str(bits), "mean_bits": float(bits)}
-            rows.append({**shared, **key, **scores, **extra})
+            images = {"calibration": "none" if method == "float" else "subset", "seed": 0}
+            rows.append({**shared, **key, **images, **scores, **extra})
     return pd.DataFrame(rows)
 
 
@@ -132,11 +133,6 @@ def test_images_of_the_subset_are_told_first() -> None:
     assert "images of all" not in findings(summarise(table))
 
 
-def test_a_study_with_one_calibration_need_not_name_it() -> None:
-    named = study().assign(calibration="none", seed=pd.array([pd.NA] * len(study()), dtype="Int64"))
-    pd.testing.assert_frame_equal(with_drops(study()), with_drops(named), check_like=True)
-
-
 def test_the_fitted_curve_is_found_again() -> None:
     x = np.array([0.5, 1, 2, 4, 8])
     assert log_curve(x, 3 * np.log(2 * x) + 1) == pytest.approx((3, 1 + 3 * np.log(2)))
@@ -150,9 +146,9 @@ def test_metrics_text_and_tables_say_the_same() -> None:
         "rho": {"gpfq": -1.0},
     }
     text = told(study())
-    assert "| original | gpfq | 3 | 7 | 6 |  | 81.5 ± 1.9 |" in text
-    assert "| original | gpfq | 3 |  | 6 |  | -1.00 |" in text
-    assert "| finetuned | gpfq | 3 |  | 6 |  | undefined |" in text
+    assert "| original | gpfq | 3 | 7 | 6 | subset | 81.5 ± 1.9 |" in text
+    assert "| original | gpfq | 3 | subset | 6 |  | -1.00 |" in text
+    assert "| finetuned | gpfq | 3 | subset | 6 |  | undefined |" in text
     assert "GPFQ -1.00 at 3 bits" in text
     assert "without quantization it makes no certain difference in float (+5.0)" in text
     assert "nan" not in text
@@ -161,14 +157,14 @@ def test_metrics_text_and_tables_say_the_same() -> None:
 def test_two_subsets_are_reported_without_a_correlation() -> None:
     found = analysed(study(2))
     assert found.correlations.effect.isna().all()
-    assert "| original | gpfq | 3 |  | 2 |  | undefined |" in told(study(2))
+    assert "| original | gpfq | 3 | subset | 2 |  | undefined |" in told(study(2))
     assert "Does a subset lose more" not in told(study(2))
     assert metrics(found.summary, found.correlations)["rho"] == {}
 
 
 def test_one_subset_is_told_without_a_deviation() -> None:
     text = told(study(1))
-    assert "| original | gpfq | 3 | 7 | 1 |  | 79.0 |" in text
+    assert "| original | gpfq | 3 | 7 | 1 | subset | 79.0 |" in text
     assert "nan" not in text
 
 

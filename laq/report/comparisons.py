@@ -11,6 +11,7 @@ import pandas as pd
 from laq.params import METHODS, Report
 from laq.report.paired import corrected, paired_effects
 from laq.report.statistics import GROUP, complete
+from laq.study import NO_IMAGES
 
 CALIBRATION: Final = "calibration"
 FINETUNING: Final = "finetuning"
@@ -43,12 +44,12 @@ class _Contrast:
         Of the same seed, unless one side, such as round-to-nearest, uses no images and so has none: it is
         then the partner of every calibration of the other.
         """
-        without_images = {bool((side.calibration == "none").all()) for side in (self.first, self.second)}
+        without_images = {bool((side.calibration == NO_IMAGES).all()) for side in (self.first, self.second)}
         apart = {self.what} if len(without_images) == 1 else {self.what, "calibration", "seed"}
         on = [name for name in ("subset", *GROUP, "seed") if name not in apart]
         found = self.first.merge(self.second, on=on, suffixes=("", "_second"))
         if "calibration" in apart and self.what != "calibration":
-            used = found.calibration.where(found.calibration != "none", found.calibration_second)
+            used = found.calibration.where(found.calibration != NO_IMAGES, found.calibration_second)
             found = found.assign(calibration=used)
         return found.assign(difference=found[self.score] - found[f"{self.score}_second"])
 

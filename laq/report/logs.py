@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 
 from laq.errors import LaqError
+from laq.study import NO_IMAGES
 
 VARIANTS: Final = {
     "original": "Original",
@@ -115,7 +116,7 @@ def _key(row: dict[Any, Any], variant: str, *, floating: bool) -> dict[str, Any]
         "bits": str(bits),
         "mean_bits": float(bits),
         "levels": None if floating else 2**bits + 1,
-        "calibration": "none" if floating else "subset",
+        "calibration": NO_IMAGES if floating else "subset",
         "seed": row["seed"],
     }
 

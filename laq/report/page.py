@@ -176,10 +176,9 @@ def _measured(table: pd.DataFrame, names: list[str]) -> dict[str, Any]:
 
 def _settings_of(table: pd.DataFrame) -> pd.DataFrame:
     """The rows with the page's own variant (of the network before quantization) and calibration."""
-    calibration = table.get("calibration", pd.Series("subset", table.index))
     return table.assign(
         variant=table.variant.replace(BASE_OF),
-        calibration=calibration.fillna(NO_IMAGES).where(table.method != "float", NO_IMAGES),
+        calibration=table.calibration.where(table.method != "float", NO_IMAGES),
     )
 
 

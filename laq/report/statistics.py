@@ -7,6 +7,8 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from laq.study import NO_IMAGES
+
 Floats = NDArray[np.float64]
 BASE_OF: Final = {"quantized": "original", "finetuned_quantized": "finetuned"}
 SCORES: Final = ("top1_all_percent", "top1_sub_percent", "top5_all_percent", "top5_sub_percent")
@@ -20,19 +22,12 @@ _MEASURED: Final = [
 
 def with_drops(measurements: pd.DataFrame) -> pd.DataFrame:
     """Add the percentage points of top-1 that each quantized row lost against its own base."""
-    table = _with_calibration(measurements)
-    floats = table[table.method == "float"]
+    floats = measurements[measurements.method == "float"]
     bases = floats.set_index(["subset", "variant"])[list(DROPS)]
-    keys = [(s, BASE_OF.get(v, v)) for s, v in zip(table.subset, table.variant, strict=True)]
-    losses = bases.loc[keys].to_numpy() - table[list(DROPS)].to_numpy()
-    drops = pd.DataFrame(losses, index=table.index, columns=list(DROPS.values()))
-    return pd.concat([table, drops.round(6)], axis=1)
-
-
-def _with_calibration(table: pd.DataFrame) -> pd.DataFrame:
-    """Tables of studies with one calibration need not name it, nor its seed."""
-    found = table if "calibration" in table else table.assign(calibration="none")
-    return found if "seed" in found else found.assign(seed=pd.array([pd.NA] * len(table), dtype="Int64"))
+    keys = [(s, BASE_OF.get(v, v)) for s, v in zip(measurements.subset, measurements.variant, strict=True)]
+    losses = bases.loc[keys].to_numpy() - measurements[list(DROPS)].to_numpy()
+    drops = pd.DataFrame(losses, index=measurements.index, columns=list(DROPS.values()))
+    return pd.concat([measurements, drops.round(6)], axis=1)
 
 
 def over_seeds(table: pd.DataFrame) -> pd.DataFrame:
@@ -87,8 +82,8 @@ def main_rows(rows: pd.DataFrame) -> pd.DataFrame:
 
     What used images of the subset, or of all classes where a study has nothing else; and what used none.
     """
-    used = set(rows.calibration) - {"none"}
-    told = {"none", "subset"} if "subset" in used else {"none", *used}
+    used = set(rows.calibration) - {NO_IMAGES}
+    told = {NO_IMAGES, "subset"} if "subset" in used else {NO_IMAGES, *used}
     return rows[rows.calibration.isin(told)]
 
 

@@ -8,6 +8,7 @@ import pandas as pd
 from laq.report.analysis import Analysis
 from laq.report.dependence import DEPENDENCE
 from laq.report.statistics import BASE_OF, SEED_SPREAD, main_rows
+from laq.study import NO_IMAGES
 
 METHOD_NAMES: Final = {
     "float": "float",
@@ -19,7 +20,7 @@ METHOD_NAMES: Final = {
     "gptq": "GPTQ",
     "qronos": "Qronos",
 }
-IMAGES: Final = {"none": "", "subset": "subset", "all": "all classes"}
+IMAGES: Final = {NO_IMAGES: "", "subset": "subset", "all": "all classes"}
 _ABOUT_ACCURACY: Final = """\
 Top-1 accuracy in percent on the test images of each subset's classes, mean ± standard deviation over
 n subsets. *subset*: choosing among the subset's classes; *all*: among all. *images*: what calibrated."""
