@@ -137,11 +137,11 @@ def _workers(command: Callable[..., None]) -> Callable[..., None]:
 @main.command()
 @_workers
 def finetune(jobs: int | None, scheduler: str) -> None:
-    """Fine-tune the network for each subset."""
+    """Fine-tune the network for each subset, if the study asks for that."""
     from laq import finetune as room
     from laq.parallel import workers
 
-    room.run(load_params().finetune, workers(jobs, scheduler))
+    room.run(load_params(), workers(jobs, scheduler))
 
 
 @main.command()

@@ -298,6 +298,11 @@ class Study(Design):
         further = ({**own, **more.model_dump(exclude_none=True)} for more in self.also)
         return tuple(Design.model_construct(**fields) for fields in (own, *further))
 
+    @property
+    def fine_tunes(self) -> bool:
+        """Whether any cell's network is a fine-tuned one."""
+        return any("finetuned" in design.bases for design in self.designs)
+
 
 class Report(Section):
     """How sure to be of what is said.

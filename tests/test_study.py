@@ -116,8 +116,18 @@ def ready_for_a_study(folder: Path) -> Params:
     dataset.run(read.dataset)
     network.run(read.network)
     write_json(subsets.FILE, [asdict(SUBSET), asdict(OTHER)])
-    finetune.run(read.finetune)
+    finetune.run(read)
     return read
+
+
+def test_nothing_is_fine_tuned_that_no_cell_asks_for(project: Path) -> None:
+    params = ready_for_a_study(project)
+    tuned = [f"{s.name}.safetensors" for s in (SUBSET, OTHER)]
+    original = params.study.model_copy(update={"bases": ("original",)})
+    further = original.model_copy(update={"also": (Further(bases=("finetuned",)),)})
+    for study, expected in ((original, []), (further, tuned), (params.study, tuned)):
+        finetune.run(params.model_copy(update={"study": study}))
+        assert sorted(file.name for file in finetune.FOLDER.iterdir()) == sorted(expected)
 
 
 def test_the_table_says_what_was_asked_for_and_what_it_came_to(
