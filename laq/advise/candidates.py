@@ -44,7 +44,7 @@ def measure(params: Params, subset: Subset, workers: Workers) -> Candidates:
     cells = planned(subset, study)
     # One subset is one piece of work, for which no processes are started here.
     one = workers if workers.scheduler else Workers()
-    tuned = finetune([subset], params.finetune, one) if "finetuned" in study.bases else {}
+    tuned = finetune([subset], params.finetune, one) if study.fine_tunes else {}
     bench = Bench(study, finetuned={made.name: path for made, path in tuned.items()})
     folders = measure_all(cells, bench, workers)
     table = pd.DataFrame(_rows(folders, bench)).astype({"levels": "Int64", "seed": "Int64"})
