@@ -1,6 +1,7 @@
 """The study's questions: planted effects are found, others are not, and every row is its pairs' own."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -131,7 +132,7 @@ def test_false_alarms_of_whole_families_are_rare() -> None:
         table = with_drops(
             made_up_study(made_up_subsets(14, MATRIX, seed=trial), Planted(), ("2", "4"), trial)
         )
-        told = [comparisons(table, few), dependence(over_seeds(table), distances_in(table), few)]
+        told = [comparisons(table, None, few), dependence(over_seeds(table), distances_in(table), few)]
         found = pd.concat(told).query("measure != 'partial_rho' and score != 'drop_all_points'")
         for question in alarms:
             alarms[question] += bool((rows(found, question=question).p_holm <= 0.05).any())
@@ -144,7 +145,7 @@ def test_effects_are_those_of_the_pairs_with_the_same_seed() -> None:
     dropped = (table.calibration == "all") & (table.seed == 1) & (table.subset == SUBSETS[0].name)
     table = table[~dropped]
     row = the(
-        comparisons(table, PARAMS), question="calibration", variant="quantized", method="gpfq", bits="4"
+        comparisons(table, None, PARAMS), question="calibration", variant="quantized", method="gpfq", bits="4"
     )
     wide = table[(table.variant == "quantized") & (table.method == "gpfq") & (table.bits == "4")].pivot_table(
         "top1_sub_percent", ["subset", "seed"], "calibration"
@@ -163,7 +164,7 @@ def test_a_cell_that_some_subsets_lack_is_asked_of_the_others() -> None:
     table = with_drops(made_up_study(SUBSETS[:8], Planted()))
     lacking = table.subset.isin([s.name for s in SUBSETS[:3]]) & (table.bits == "4")
     table = table[~lacking | (table.method == "float")]
-    found = comparisons(table, PARAMS)
+    found = comparisons(table, None, PARAMS)
     assert set(rows(found, question="calibration", bits="4").n) == {5}
     assert set(rows(found, question="calibration", bits="2").n) == {8}
     told = dependence(over_seeds(table), distances_in(table), PARAMS)
@@ -190,7 +191,8 @@ def test_answers_say_what_the_tables_do(planted: Analysis, nothing: Analysis) ->
     told = answers(planted, PARAMS)
     assert set(told) == set(QUESTIONS.values())
     row = the(planted.comparisons, question="calibration", variant="quantized", method="gpfq", bits="2")
-    expected = f"GPFQ gains {row.effect:.1f} points at 2 bits ({row.low:+.1f} to {row.high:+.1f}, p_holm"
+    interval = f"{row.low_classes:+.1f} to {row.high_classes:+.1f}"
+    expected = f"GPFQ gains {row.effect:.1f} points at 2 bits ({interval}, p_holm"
     assert expected in told[QUESTIONS["calibration"]]
     assert "Certain, of all 6 rows: 6 gains, 0 losses." in told[QUESTIONS["calibration"]]
     assert "GPFQ instead of round-to-nearest gains" in told[QUESTIONS["method"]]
@@ -202,6 +204,19 @@ def test_answers_say_what_the_tables_do(planted: Analysis, nothing: Analysis) ->
     assert "makes no certain difference at 2 bits" in negative[QUESTIONS["calibration"]]
     assert "Certain, of all 6 rows: 0 gains, 0 losses." in negative[QUESTIONS["calibration"]]
     assert "0 negative rho, 0 positive rho" in negative[QUESTIONS["dependence"]]
+
+
+def test_what_only_independent_subsets_would_show_is_not_certain(planted: Analysis) -> None:
+    table = planted.comparisons
+    shared = table.assign(p_classes_holm=table.p_classes_holm.where(table.question != "calibration", 0.2))
+    told = answers(replace(planted, comparisons=shared), PARAMS)
+    assert "Certain, of all 6 rows: 0 gains, 0 losses." in told[QUESTIONS["calibration"]]
+    assert "classes shared <" in told[QUESTIONS["method"]]
+    unknown = table.assign(low_classes=np.nan, p_classes_holm=np.nan)
+    told = answers(replace(planted, comparisons=unknown), PARAMS)
+    assert "Certain, of all 6 rows: 6 gains, 0 losses." in told[QUESTIONS["calibration"]]
+    row = the(table, question="calibration", variant="quantized", method="gpfq", bits="2")
+    assert f"at 2 bits ({row.low:+.1f} to {row.high:+.1f}, p_holm" in told[QUESTIONS["calibration"]]
 
 
 def test_a_loss_is_called_a_loss() -> None:

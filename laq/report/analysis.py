@@ -45,7 +45,7 @@ def analyse(measurements: pd.DataFrame, distances: Distances, params: Report) ->
         summarise(table),
         summarise(table, ("subset_size_classes",)),
         dependence(cells, distances, params),
-        comparisons(table, params),
+        comparisons(table, distances.members, params),
     )
 
 

@@ -34,7 +34,8 @@ def answers(analysis: Analysis, params: Report) -> dict[str, str]:
     """Every question that the study can be asked, and its answer.
 
     What is told is about the original network and the calibration that is told first; in brackets stand
-    intervals, and the p_holm of what is certain (below 1 - confidence). How many of all rows are ends each.
+    intervals, and the p-values of what is certain (all below 1 - confidence). How many of all rows are ends
+    each.
     """
     tell = _Teller(params)
     told = {
@@ -127,25 +128,30 @@ class _Teller:
 
     def _effect(self, rows: Sequence[Row]) -> list[str]:
         """What is certain with its numbers, then the rest in one."""
-        sure = [row for row in rows if row["p_holm"] < self.alpha]
-        rest = [f"{_at(row)} ({row['effect']:+.1f})" for row in rows if row["p_holm"] >= self.alpha]
+        sure = [row for row in rows if self._sure(row)]
+        rest = [f"{_at(row)} ({row['effect']:+.1f})" for row in rows if not self._sure(row)]
         told = [f"{_gain(row)} {_at(row)} ({self._numbers(row, '+.1f')})" for row in sure]
         return [*told, *([f"makes no certain difference {', '.join(rest)}"] if rest else [])]
 
     def _numbers(self, row: Row, form: str) -> str:
         """The interval, and what makes it certain."""
         told = [self._range(row, form)]
-        if row["p_holm"] < self.alpha:
+        if self._sure(row):
             told.append(f"p_holm {_p(row['p_holm'])}")
-            classes = row.get("p_classes_holm")
-            told += [] if classes is None or pd.isna(classes) else [f"classes permuted {_p(classes)}"]
+            told += [] if pd.isna(row["p_classes_holm"]) else [f"classes shared {_p(row['p_classes_holm'])}"]
         return ", ".join(told)
 
     def _range(self, row: Row, form: str) -> str:
-        return f"{row['low']:{form}} to {row['high']:{form}}"
+        """The interval that knows what subsets share, where there is one."""
+        known = "_classes" if pd.notna(row.get("low_classes")) else ""
+        return f"{row[f'low{known}']:{form}} to {row[f'high{known}']:{form}}"
+
+    def _sure(self, row: Row) -> bool:
+        """Whether chance is ruled out, were subsets independent and as they share classes."""
+        return bool(row["p_holm"] < self.alpha) and not row["p_classes_holm"] >= self.alpha
 
     def _count(self, rows: pd.DataFrame, names: tuple[str, str], sign: int = 1) -> str:
-        sure = sign * rows.effect[rows.p_holm < self.alpha]
+        sure = sign * rows.effect[[self._sure(row) for row in rows.to_dict("records")]]
         up, down = int((sure > 0).sum()), int((sure < 0).sum())
         return f"Certain, of all {len(rows)} rows: {up} {names[0]}, {down} {names[1]}."
 

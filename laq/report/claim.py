@@ -15,7 +15,7 @@ from laq.report.analysis import Analysis, analyse
 from laq.report.answers import answers
 from laq.report.classes import distances_in
 from laq.report.dependence import DEPENDENCE
-from laq.report.logs import VARIANTS, column_of, log_table, read_rows
+from laq.report.logs import VARIANTS, column_of, log_table, members_of, read_rows
 from laq.report.paired import Effects, paired_effects
 from laq.report.ranks import Sides, correlate
 from laq.report.text import line, markdown
@@ -98,7 +98,7 @@ def read_log(path: Path, params: Report) -> Log:
     """
     rows = read_rows(path)
     table = log_table(rows)
-    analysis = analyse(table, distances_in(table), params)
+    analysis = analyse(table, replace(distances_in(table), members=members_of(rows)), params)
     return Log(path.stem, rows, replace(analysis, title=f"{path.stem}: {analysis.title}"))
 
 

@@ -24,11 +24,13 @@ _STATISTICS: Final = {"median": "median_divergence_nats", "mean": "mean_divergen
 class Distances:
     """Per subset: ``nats``, with columns (divergence, statistic), of which the first is the study's own.
 
-    ``relabelled`` (k, subsets) are medians of the study's own with the names of its classes permuted; None
-    where there is no matrix.
+    ``members`` (subsets, classes) is 1 for the classes that a subset has, else 0; None where these are not
+    known. ``relabelled`` (k, subsets) are medians of the study's own with the names of its classes permuted;
+    None where there is no matrix.
     """
 
     nats: pd.DataFrame
+    members: pd.DataFrame | None = None
     relabelled: pd.DataFrame | None = None
 
 
@@ -58,10 +60,16 @@ def measure(matrices: Mapping[str, Floats], subsets: Sequence[Subset], seed: int
         for name, matrix in matrices.items()
         for statistic, how in (("median", np.median), ("mean", np.mean))
     }
+    own = next(iter(matrices.values()))
     names = [subset.name for subset in subsets]
     classes = [subset.classes for subset in subsets]
-    null = relabelled_medians(next(iter(matrices.values())), classes, RELABELLINGS, seed)
-    return Distances(pd.DataFrame(columns, index=names), pd.DataFrame(null, columns=names))
+    members = [np.isin(np.arange(len(own)), chosen) for chosen in classes]
+    null = relabelled_medians(own, classes, RELABELLINGS, seed)
+    return Distances(
+        pd.DataFrame(columns, index=names),
+        pd.DataFrame(members, index=names, dtype=np.float64),
+        pd.DataFrame(null, columns=names),
+    )
 
 
 def relabelled_medians(matrix: Floats, subsets: Sequence[Sequence[int]], count: int, seed: int) -> Floats:

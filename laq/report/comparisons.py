@@ -10,6 +10,7 @@ import pandas as pd
 
 from laq.params import METHODS, Report
 from laq.report.paired import corrected, paired_effects
+from laq.report.shared import shared_effects
 from laq.report.statistics import GROUP, complete
 from laq.study import NO_IMAGES
 
@@ -20,7 +21,8 @@ ALLOCATION: Final = "allocation"
 FAMILY: Final = ["question", "score"]
 COLUMNS: Final = [
     *FAMILY, "first", "second", *GROUP,
-    "n", "effect", "low", "high", "d_z", "p_value", "p_holm", "size_ratio",
+    "n", "effect", "low", "high", "d_z", "p_value", "p_holm",
+    "low_classes", "high_classes", "p_classes", "p_classes_holm", "size_ratio",
 ]  # fmt: skip
 _SCORE: Final = "top1_sub_percent"
 _DROP: Final = "drop_sub_points"
@@ -54,25 +56,28 @@ class _Contrast:
         return found.assign(difference=found[self.score] - found[f"{self.score}_second"])
 
 
-def comparisons(table: pd.DataFrame, params: Report) -> pd.DataFrame:
+def comparisons(table: pd.DataFrame, members: pd.DataFrame | None, params: Report) -> pd.DataFrame:
     """A row per question, pair of choices, variant, method, bits and calibration.
 
     Args:
         table: a row per cell and seed, with drops (``statistics.with_drops``).
+        members: the subsets' classes, if they are known (``classes.Distances``).
         params: resamples, permutations, confidence and seed.
 
     ``effect`` is the mean over n subsets of ``first`` - ``second`` in points of ``score``, each subset's
     seeds averaged first; with an interval (bootstrap over subsets), d_z (mean / standard deviation of the
-    differences), a p-value (sign flips), Holm's correction over all rows of a question and score, and
-    ``size_ratio``, the mean size of ``first`` / ``second``. What ``first`` and ``second`` name is left
-    empty. Questions that the study has no two sides for have no rows.
+    differences), a p-value (sign flips), and ``size_ratio``, the mean size of ``first`` / ``second``. These
+    take subsets for independent; what ends in ``_classes`` knows that they share classes
+    (``shared.shared_effects``). Both p-values are corrected by Holm over all rows of a question and score.
+    What ``first`` and ``second`` name is left empty. Questions that the study has no two sides for have no
+    rows.
 
     - ``calibration``: images of the subset, or of all classes.
     - ``finetuning``: on the subset first, or not; the score, and the drop against the own base.
     - ``method``: every pair of methods, so that the best is not chosen by the numbers that it is tested on.
     - ``allocation``: ``auto:N``, bits by layer for these classes, or N bits everywhere.
     """
-    rows = [row for contrast in _contrasts(table) for row in _rows(contrast, params)]
+    rows = [row for contrast in _contrasts(table) for row in _rows(contrast, members, params)]
     return corrected(rows, FAMILY).reindex(columns=COLUMNS)
 
 
@@ -97,14 +102,14 @@ def _allocations(table: pd.DataFrame) -> Iterator[_Contrast]:
             yield _Contrast(ALLOCATION, "bits", first, second)
 
 
-def _rows(contrast: _Contrast, params: Report) -> Iterator[dict[str, Any]]:
+def _rows(contrast: _Contrast, members: pd.DataFrame | None, params: Report) -> Iterator[dict[str, Any]]:
     keys = [*GROUP, f"{contrast.what}_second"]
     pairs = contrast.pairs()
     sizes = pairs.groupby(keys)[["size_bytes", "size_bytes_second"]].mean()
     wide = pairs.pivot_table("difference", "subset", keys, sort=False)  # the mean over seeds
     for differences in complete(wide):
-        found = paired_effects(differences.T.to_numpy(), params)
-        for cell, key in enumerate(differences.columns):
+        told = _estimates(differences, members, params)
+        for key, estimate in zip(differences.columns, told, strict=True):
             about = dict(zip(keys, key, strict=True))
             yield {
                 "question": contrast.question,
@@ -112,7 +117,19 @@ def _rows(contrast: _Contrast, params: Report) -> Iterator[dict[str, Any]]:
                 "first": about[contrast.what],
                 "second": about.pop(keys[-1]),
                 **about | {contrast.what: ""},
-                "n": found.n,
-                **found.told(cell),
+                **estimate,
                 "size_ratio": sizes.size_bytes[key] / sizes.size_bytes_second[key],
             }
+
+
+def _estimates(
+    differences: pd.DataFrame, members: pd.DataFrame | None, params: Report
+) -> list[dict[str, float]]:
+    """What is said of each cell of ``differences`` (subsets, cells)."""
+    numbers = differences.T.to_numpy()
+    found = paired_effects(numbers, params)
+    told = [{"n": found.n, **found.told(cell)} for cell in range(len(numbers))]
+    if members is None:
+        return told
+    shared = shared_effects(numbers, members.loc[differences.index].to_numpy(), params)
+    return [estimate | shared.told(cell) for cell, estimate in enumerate(told)]

@@ -23,6 +23,7 @@ _SCORES: Final = {
 _DIVERGENCES: Final = {"max": "Max_KL", "min": "Min_KL", "mean": "Avg_KL", "median": "Median_KL"}
 _ALWAYS: Final = ["Model Name", "Dataset", "Bits", "Subset_Classes", *_DIVERGENCES.values()]
 _LARGEST: Final = np.finfo(np.float64).max
+_BETWEEN: Final = ", "  # classes of a subset
 _REGULARIZERS: Final = {"L0": "gpfq_l0", "L1": "gpfq_l1"}
 
 
@@ -67,22 +68,34 @@ def _check(rows: pd.DataFrame, path: Path) -> None:
 def _classes(text: Any, path: Path) -> str:
     """The subset's classes, whatever order they were chosen in."""
     try:
-        return ", ".join(sorted(str(name) for name in ast.literal_eval(text)))
+        return _BETWEEN.join(sorted(str(name) for name in ast.literal_eval(text)))
     except (ValueError, SyntaxError, TypeError) as error:
         raise LaqError(f"--log {path}: Subset_Classes: found {text!r}; must be a list of names") from error
 
 
 def log_table(rows: pd.DataFrame) -> pd.DataFrame:
     """The study's table (``laq.study.read_measurements``) from a log's rows; what was not logged is empty."""
-    numbers = {classes: number for number, classes in enumerate(dict.fromkeys(rows.classes), 1)}
+    names = _names(rows)
     numbered = rows.assign(
-        subset=[f"log-{numbers[classes]}" for classes in rows.classes],
+        subset=[names[classes] for classes in rows.classes],
         seed=rows.groupby("classes").cumcount(),
     )
     table = pd.DataFrame([cell for row in numbered.to_dict("records") for cell in _cells(row)])
     table = table.astype({"levels": "Int64", "seed": "Int64"})
     table["seed"] = table.seed.mask(table.method == "float")
     return table[(table.method != "float") | ~table.duplicated(["subset", "variant"])]
+
+
+def members_of(rows: pd.DataFrame) -> pd.DataFrame:
+    """Which classes a log's subsets have: 1 or 0, by the names that ``log_table`` gives them."""
+    names = _names(rows)
+    found = pd.Series(list(names), index=list(names.values()))
+    return found.str.get_dummies(_BETWEEN).astype(np.float64)
+
+
+def _names(rows: pd.DataFrame) -> dict[str, str]:
+    """A name for each different subset, by its classes."""
+    return {classes: f"log-{number}" for number, classes in enumerate(dict.fromkeys(rows.classes), 1)}
 
 
 def _cells(row: dict[Any, Any]) -> Iterator[dict[str, Any]]:
@@ -92,7 +105,7 @@ def _cells(row: dict[Any, Any]) -> Iterator[dict[str, Any]]:
         "network": row["Model Name"],
         "subset": row["subset"],
         "kind": "log",
-        "subset_size_classes": row["classes"].count(",") + 1,
+        "subset_size_classes": row["classes"].count(_BETWEEN) + 1,
         **{f"{ours}_divergence_nats": row[theirs] for ours, theirs in _DIVERGENCES.items()},
         "relative_error_mean": np.nan,
         "relative_error_logits": np.nan,

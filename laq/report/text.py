@@ -28,10 +28,11 @@ _ABOUT_SEEDS: Final = """
 Each subset's seeds are averaged first; *± seeds* is the standard deviation of *subset* over them, a mean
 over subsets."""
 CAVEAT: Final = """\
-n counts subsets; seeds are averaged first. Brackets hold intervals, a bootstrap's over subsets; p_holm is
-corrected over all rows of a question. Subsets share classes and so are not independent: intervals are
-somewhat narrow, the more so where n is small. *Classes permuted* is a p_holm that takes account of it: the
-names of the divergence matrix's classes are permuted, and subsets that share classes go on sharing them."""
+n counts subsets; seeds are averaged first. Subsets share classes and so are not independent. *Certain* is
+what two p-values say, each corrected over all rows of a question: p_holm, which takes subsets for
+independent, and *classes shared*, which does not: for differences every class has a random effect, for
+correlations the names of the divergence matrix's classes are permuted. In brackets stand intervals: of
+differences the one with classes shared, of correlations a bootstrap's over subsets, somewhat narrow."""
 _ABOUT_RHO: Final = """\
 Spearman's rank correlation of the drop in restricted top-1 with the median divergence, and *partial*: with
 the accuracy before quantization and the subset's size held fixed. Bootstrap intervals over subsets;
@@ -39,8 +40,9 @@ p-values by permutation of subsets, and of the divergence matrix's classes (*cla
 undefined where the drop is constant."""
 _ABOUT_EFFECTS: Final = """\
 *first* − *second* in points, paired by subset (and seed): mean, bootstrap interval over n subsets, mean /
-standard deviation (d_z), p-value by sign flips, corrected by Holm. *drop*: of the points lost against the own
-base, less is better."""
+standard deviation (d_z), p-value by sign flips, corrected by Holm; and the interval and the corrected p-value
+with a random effect of every class, as subsets share classes (*classes*). *drop*: of the points lost against
+the own base, less is better."""
 
 
 def markdown(analysis: Analysis, answers: Mapping[str, str]) -> str:
@@ -138,7 +140,7 @@ def _correlations(correlations: pd.DataFrame) -> Iterable[str]:
 
 
 def _comparisons(comparisons: pd.DataFrame) -> Iterable[str]:
-    estimates = ("difference", "interval", "d_z", "p", "p_holm")
+    estimates = ("difference", "interval", "d_z", "p", "p_holm", "interval (classes)", "p_holm (classes)")
     yield from _head("question", "first", "second", "network", "method", "bits", "images", "n", *estimates)
     for row in comparisons.to_dict("records"):
         yield line(
@@ -153,6 +155,8 @@ def _comparisons(comparisons: pd.DataFrame) -> Iterable[str]:
             *_estimate(row, "+.2f"),
             _number(row["d_z"], "+.2f"),
             *(_number(row[p], ".4f") for p in ("p_value", "p_holm")),
+            _interval(row["low_classes"], row["high_classes"], "+.2f"),
+            _number(row["p_classes_holm"], ".4f"),
         )
 
 
@@ -160,8 +164,11 @@ def _estimate(row: Mapping[Hashable, Any], form: str) -> tuple[str, str]:
     """The effect and its interval."""
     if pd.isna(row["effect"]):
         return "undefined", ""
-    low, high = (_number(row[end], form) for end in ("low", "high"))
-    return f"{row['effect']:{form}}", f"{low} to {high}" if low else ""
+    return f"{row['effect']:{form}}", _interval(row["low"], row["high"], form)
+
+
+def _interval(low: float, high: float, form: str) -> str:
+    return "" if pd.isna(low) else f"{low:{form}} to {high:{form}}"
 
 
 def _number(value: float, form: str) -> str:
