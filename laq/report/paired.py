@@ -10,6 +10,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from laq.params import Report
+from laq.report.ranks import interval
 
 Floats = NDArray[np.float64]
 _EXACT: Final = 12  # subsets up to which all 2^n signs are tried
@@ -52,9 +53,7 @@ def paired_effects(differences: Floats, params: Report) -> Effects:
 def _interval(differences: Floats, params: Report) -> tuple[Floats, Floats]:
     rng, n = np.random.default_rng(params.seed), differences.shape[1]
     drawn = rng.multinomial(n, np.full(n, 1 / n), params.bootstrap_samples)
-    tail = (1 - params.confidence) / 2
-    low, high = np.quantile(drawn @ differences.T / n, [tail, 1 - tail], axis=0)
-    return low, high
+    return interval(drawn @ differences.T / n, params)
 
 
 def sign_flip(differences: Floats, params: Report) -> Floats:

@@ -28,9 +28,9 @@ _ABOUT_SEEDS: Final = """
 Each subset's seeds are averaged first; *± seeds* is the standard deviation of *subset* over them, a mean
 over subsets."""
 CAVEAT: Final = """\
-n counts subsets; seeds are averaged first. Subsets share classes and so are not independent. *Certain* is
+n counts subsets; seeds are averaged first. Subsets share classes and so are not independent. **Certain** is
 what two p-values say, each corrected over all rows of a question: p_holm, which takes subsets for
-independent, and *classes shared*, which does not: for differences every class has a random effect, for
+independent, and **classes shared**, which does not: for differences every class has a random effect, for
 correlations the names of the divergence matrix's classes are permuted. In brackets stand intervals: of
 differences the one with classes shared, of correlations a bootstrap's over subsets, somewhat narrow."""
 _ABOUT_RHO: Final = """\
