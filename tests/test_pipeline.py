@@ -1,5 +1,6 @@
 """The real thing, small: `dvc repro`, `dvc exp run`, `mlflow run` and kill -9, in a copy of the project."""
 
+import gzip
 import shutil
 import signal
 import subprocess
@@ -201,6 +202,9 @@ def test_publishing_brings_the_provenance_and_deletes_nothing_else(own: Path) ->
     assert found["commit"] == run(own, "git", "rev-parse", "HEAD").strip()
     assert found["dirty"] is False
     assert found["inputs"]["dataset_md5"] == read_json(own / "data/dataset/manifest.json")["md5"]
+    published = gzip.decompress((own / "out/glyphs/measurements.csv.gz").read_bytes())
+    assert published == (own / "data/report/measurements.csv").read_bytes()
+    assert not (own / "out/glyphs/measurements.csv").exists()
     assert (own / "laq/cli.py").exists()
 
 

@@ -210,7 +210,9 @@ def test_what_only_independent_subsets_would_show_is_not_certain(planted: Analys
     table = planted.comparisons
     shared = table.assign(p_classes_holm=table.p_classes_holm.where(table.question != "calibration", 0.2))
     told = answers(replace(planted, comparisons=shared), PARAMS)
-    assert "Certain, of all 6 rows: 0 gains, 0 losses." in told[QUESTIONS["calibration"]]
+    counted = "Certain, of all 6 rows: 0 gains, 0 losses; on these classes alone: 6 gains, 0 losses."
+    assert counted in told[QUESTIONS["calibration"]]
+    assert "at 2 bits on these classes (" in told[QUESTIONS["calibration"]]
     assert "classes shared <" in told[QUESTIONS["method"]]
     unknown = table.assign(low_classes=np.nan, p_classes_holm=np.nan)
     told = answers(replace(planted, comparisons=unknown), PARAMS)

@@ -1,5 +1,6 @@
 """Stage ``report``: the study's findings as numbers, tables and pictures."""
 
+import gzip
 import shutil
 from collections.abc import Collection, Hashable, Mapping
 from pathlib import Path
@@ -157,6 +158,8 @@ def _headline_name(row: Mapping[Hashable, Any], first: Collection[str]) -> str:
 def publish(target: Path) -> None:
     """Copy the report to ``target`` with all that it takes to place it: parameters, hashes, commit.
 
+    The table of measurements is compressed: it belongs in git and is large.
+
     Raises:
         LaqError: ``target`` holds something else, or the study was made by other code or parameters.
     """
@@ -170,9 +173,16 @@ def publish(target: Path) -> None:
         raise LaqError(f"{STUDY}: made by other code or parameters than are here now; run `dvc repro`")
     with replacing_folder(target) as folder:
         shutil.copytree(FOLDER, folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns(*_UNPUBLISHED))
+        _compress(folder / TABLE)
         for file in (PARAMS, DIVERGENCE / "heat_map.png"):
             shutil.copyfile(need(file), folder / file.name)
         write_json(folder / PROVENANCE, {**commit(), "inputs": inputs})
+
+
+def _compress(file: Path) -> None:
+    """Put ``file.gz`` in its place, the same bytes whenever it is made; pandas reads it as it is."""
+    file.with_name(f"{file.name}.gz").write_bytes(gzip.compress(file.read_bytes(), mtime=0))
+    file.unlink()
 
 
 def read_summary() -> pd.DataFrame:

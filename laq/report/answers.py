@@ -127,16 +127,20 @@ class _Teller:
         return [f"{row['effect']:+.2f} {_at(row)} ({self._numbers(row, '+.2f')})" for row in rows]
 
     def _effect(self, rows: Sequence[Row]) -> list[str]:
-        """What is certain with its numbers, then the rest in one."""
-        sure = [row for row in rows if self._sure(row)]
-        rest = [f"{_at(row)} ({row['effect']:+.1f})" for row in rows if not self._sure(row)]
-        told = [f"{_gain(row)} {_at(row)} ({self._numbers(row, '+.1f')})" for row in sure]
+        """What is certain with its numbers, or is so on these classes; then the rest in one."""
+        told = [
+            f"{_gain(row)} {_at(row)}{'' if self._sure(row) else ' on these classes'} "
+            f"({self._numbers(row, '+.1f')})"
+            for row in rows
+            if self._sure_here(row)
+        ]
+        rest = [f"{_at(row)} ({row['effect']:+.1f})" for row in rows if not self._sure_here(row)]
         return [*told, *([f"makes no certain difference {', '.join(rest)}"] if rest else [])]
 
     def _numbers(self, row: Row, form: str) -> str:
         """The interval, and what makes it certain."""
         told = [self._range(row, form)]
-        if self._sure(row):
+        if self._sure_here(row):
             told.append(f"p_holm {_p(row['p_holm'])}")
             told += [] if pd.isna(row["p_classes_holm"]) else [f"classes shared {_p(row['p_classes_holm'])}"]
         return ", ".join(told)
@@ -146,14 +150,25 @@ class _Teller:
         known = "_classes" if pd.notna(row.get("low_classes")) else ""
         return f"{row[f'low{known}']:{form}} to {row[f'high{known}']:{form}}"
 
+    def _sure_here(self, row: Row) -> bool:
+        """Whether chance is ruled out for subsets of the study's classes."""
+        return bool(row["p_holm"] < self.alpha)
+
     def _sure(self, row: Row) -> bool:
-        """Whether chance is ruled out, were subsets independent and as they share classes."""
-        return bool(row["p_holm"] < self.alpha) and not row["p_classes_holm"] >= self.alpha
+        """Whether it is, too, were the classes others; as far as that is known."""
+        return self._sure_here(row) and not row["p_classes_holm"] >= self.alpha
 
     def _count(self, rows: pd.DataFrame, names: tuple[str, str], sign: int = 1) -> str:
-        sure = sign * rows.effect[[self._sure(row) for row in rows.to_dict("records")]]
-        up, down = int((sure > 0).sum()), int((sure < 0).sum())
-        return f"Certain, of all {len(rows)} rows: {up} {names[0]}, {down} {names[1]}."
+        told = rows.to_dict("records")
+        sure = [sign * row["effect"] for row in told if self._sure(row)]
+        here = [sign * row["effect"] for row in told if self._sure_here(row) and not self._sure(row)]
+        alone = f"; on these classes alone: {_counted(here, names)}" if here else ""
+        return f"Certain, of all {len(rows)} rows: {_counted(sure, names)}{alone}."
+
+
+def _counted(effects: Sequence[float], names: tuple[str, str]) -> str:
+    up, down = sum(effect > 0 for effect in effects), sum(effect < 0 for effect in effects)
+    return f"{up} {names[0]}, {down} {names[1]}"
 
 
 def _gain(row: Row) -> str:

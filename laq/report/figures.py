@@ -72,13 +72,14 @@ def wrapped(label: str, width: int) -> str:
 
 
 def _scatter(axes: Axes, rows: pd.DataFrame) -> None:
+    size = np.clip(1000 / rows.subset.nunique(), 9, 24)  # many points would hide each other
     axes.set_xscale("log")
     axes.grid(alpha=0.25)
     for variant, group in rows.groupby("variant", sort=False):
         colour = COLOURS[str(variant)]
         for kind, members in group.groupby("kind"):
             points = (members.median_divergence_nats, members.top1_sub_percent)
-            axes.scatter(*points, s=24, c=colour, marker=_MARKERS[str(kind)], alpha=0.8, linewidths=0)
+            axes.scatter(*points, s=size, c=colour, marker=_MARKERS[str(kind)], alpha=0.8, linewidths=0)
         _curve(axes, group, colour)
 
 

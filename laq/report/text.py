@@ -28,11 +28,11 @@ _ABOUT_SEEDS: Final = """
 Each subset's seeds are averaged first; *± seeds* is the standard deviation of *subset* over them, a mean
 over subsets."""
 CAVEAT: Final = """\
-n counts subsets; seeds are averaged first. Subsets share classes and so are not independent. **Certain** is
-what two p-values say, each corrected over all rows of a question: p_holm, which takes subsets for
-independent, and **classes shared**, which does not: for differences every class has a random effect, for
-correlations the names of the divergence matrix's classes are permuted. In brackets stand intervals: of
-differences the one with classes shared, of correlations a bootstrap's over subsets, somewhat narrow."""
+n counts subsets; seeds are averaged first. Subsets share classes: p_holm, which takes them for independent,
+speaks of subsets of these classes alone; **classes shared** speaks of other classes, too. For differences
+every class then has a random effect, for correlations the names of the divergence matrix's classes are
+permuted. Both are corrected over all rows of a question, and **certain** is what both say. In brackets stand
+intervals: of differences the one with classes shared, of correlations a bootstrap's over subsets."""
 _ABOUT_RHO: Final = """\
 Spearman's rank correlation of the drop in restricted top-1 with the median divergence, and *partial*: with
 the accuracy before quantization and the subset's size held fixed. Bootstrap intervals over subsets;
