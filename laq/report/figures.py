@@ -39,6 +39,7 @@ LOOKS: Final[dict[str, tuple[Any, str]]] = {  # line and marker of a method
     "qronos": (":", "X"),
 }
 DPI: Final = 130
+_WIDEST: Final = 1700  # pixels
 
 
 def draw_against_divergence(path: Path, table: pd.DataFrame, title: str) -> None:
@@ -58,7 +59,7 @@ def draw_against_divergence(path: Path, table: pd.DataFrame, title: str) -> None
         axes.set_xlabel("median divergence (nats)")
     figure.legend(handles=_keys(table), loc="outside lower center", ncols=4, frameon=False, fontsize=9)
     figure.suptitle(title, fontsize=11)
-    figure.savefig(path, dpi=DPI)
+    figure.savefig(path, dpi=min(DPI, _WIDEST / figure.get_figwidth()))
 
 
 def in_order(quantized: pd.DataFrame) -> list[str]:
