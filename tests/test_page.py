@@ -88,7 +88,8 @@ def contents() -> PageContents:
     table = measured()
     tables = {"Summary": summary(table), "p & q": pd.DataFrame({"name": NAMES, "p": [None, *range(11)]})}
     text = "Of **all**:\n\n- one <i>\n- `two` a\\*=4\n\n## Then"
-    return PageContents("resnet20 on glyphs", table, subsets(), divergences(), NAMES, tables, text)
+    told = "About p.\n\n- **Why?** Because."
+    return PageContents("resnet20 on glyphs", table, subsets(), divergences(), NAMES, tables, text, told)
 
 
 @dataclass(frozen=True)
@@ -431,3 +432,15 @@ def test_what_does_not_fit_together_is_told(tmp_path: Path) -> None:
     with pytest.raises(LaqError, match=r"divergences \(12, 12\) do not fit 11 class names"):
         write_page(tmp_path / "page.html", replace(contents(), class_names=NAMES[1:]))
     assert list(tmp_path.iterdir()) == []
+
+
+def test_answers_stand_below_the_plot_and_nothing_does_where_there_are_none(
+    page: str, tmp_path: Path
+) -> None:
+    answers = '<h2 id="answers">Answers</h2>'
+    assert (
+        page.index('id="findings"') < page.index('id="plot"') < page.index(answers) < page.index('id="map"')
+    )
+    assert "<li><strong>Why?</strong> Because.</li>" in page
+    write_page(tmp_path / "bare.html", replace(contents(), answers=""))
+    assert answers not in (tmp_path / "bare.html").read_text(encoding="utf-8")

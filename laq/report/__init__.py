@@ -80,8 +80,9 @@ def _write(folder: Path, found: Analysis, params: Report) -> None:
         table.to_csv(folder / name, index=False)
     write_json(folder / METRICS, metrics(found.summary, found.correlations))
     (folder / TEXT).write_text(markdown(found, told), encoding="utf-8")
-    text = "\n\n".join([findings(found.summary), *([CAVEAT, answered(told)] if told else [])])
-    write_page(folder / PAGE, read_contents(found.title, found.table, _on_page(found), text))
+    below = f"{CAVEAT}\n\n{answered(told)}" if told else ""
+    contents = read_contents(found.title, found.table, _on_page(found), findings(found.summary), below)
+    write_page(folder / PAGE, contents)
 
 
 def _on_page(found: Analysis) -> dict[str, pd.DataFrame]:

@@ -69,6 +69,7 @@ class PageContents:
         tables: Tables to read and sort, by their headings. Of two columns ``x_mean`` and ``x_std`` one
             column mean ± standard deviation is made.
         text: The findings: paragraphs and lists of Markdown.
+        answers: Likewise what the study's questions come to; empty if none can be asked.
     """
 
     title: str
@@ -78,10 +79,11 @@ class PageContents:
     class_names: Sequence[str]
     tables: Mapping[str, pd.DataFrame]
     text: str
+    answers: str
 
 
 def read_contents(
-    title: str, table: pd.DataFrame, tables: Mapping[str, pd.DataFrame], text: str
+    title: str, table: pd.DataFrame, tables: Mapping[str, pd.DataFrame], text: str, answers: str
 ) -> PageContents:
     """A page's contents, with the subsets and the divergences that the pipeline made.
 
@@ -89,7 +91,8 @@ def read_contents(
         LaqError: one of their files is missing.
     """
     matrix, names = (np.load(need(DIVERGENCE / f"{name}.npy")) for name in ("matrix", "class_names"))
-    return PageContents(title, table, read_subsets(), matrix, [str(name) for name in names], tables, text)
+    classes = [str(name) for name in names]
+    return PageContents(title, table, read_subsets(), matrix, classes, tables, text, answers)
 
 
 def write_page(path: Path, contents: PageContents) -> None:
@@ -102,6 +105,7 @@ def write_page(path: Path, contents: PageContents) -> None:
         title=escape(contents.title),
         provenance=escape(_provenance(contents.table)),
         text=_html(contents.text),
+        answers=_answers(contents.answers),
         tables="\n".join(_section(*item) for item in contents.tables.items()),
         style=_part("page.css"),
         script="\n".join(_part(name) for name in _SCRIPTS),
@@ -224,6 +228,14 @@ def _inline(text: str) -> str:
     marked = re.sub(r"`([^`]+)`", r"<code>\1</code>", escape(text, quote=False))
     marked = re.sub(r"\*\*(.+?)\*\*", r"<strong>\1</strong>", marked)
     return re.sub(r"\\([*|_\\])", r"\1", marked)
+
+
+def _answers(text: str) -> str:
+    """A section of its own, below what can be looked at."""
+    if not text:
+        return ""
+    head = '<section aria-labelledby="answers">\n<h2 id="answers">Answers</h2>'
+    return f'{head}\n<div class="prose">\n{_html(text)}\n</div>\n</section>\n'
 
 
 def _section(title: str, table: pd.DataFrame) -> str:
