@@ -22,7 +22,7 @@ from laq.report.dependence import DEPENDENCE
 from laq.report.figures import draw_against_bits, draw_against_divergence
 from laq.report.page import read_contents, write_page
 from laq.report.statistics import main_rows
-from laq.report.text import CAVEAT, answered, findings, markdown
+from laq.report.text import answered, findings, markdown
 from laq.study import FOLDER as STUDY
 from laq.study import INPUTS, read_measurements, study_code
 from laq.subsets import FILE as SUBSETS
@@ -80,9 +80,8 @@ def _write(folder: Path, found: Analysis, params: Report) -> None:
         table.to_csv(folder / name, index=False)
     write_json(folder / METRICS, metrics(found.summary, found.correlations))
     (folder / TEXT).write_text(markdown(found, told), encoding="utf-8")
-    below = f"{CAVEAT}\n\n{answered(told)}" if told else ""
-    contents = read_contents(found.title, found.table, _on_page(found), findings(found.summary), below)
-    write_page(folder / PAGE, contents)
+    texts = findings(found.summary), answered(told)
+    write_page(folder / PAGE, read_contents(found.title, found.table, _on_page(found), *texts))
 
 
 def _on_page(found: Analysis) -> dict[str, pd.DataFrame]:

@@ -34,8 +34,8 @@ def answers(analysis: Analysis, params: Report) -> dict[str, str]:
     """Every question that the study can be asked, and its answer.
 
     What is told is about the original network and the calibration that is told first; in brackets stand
-    intervals, and the p-values of what is certain (all below 1 - confidence). How many of all rows are ends
-    each.
+    intervals, and the p-values of what is certain (below 1 - confidence), on these classes at least. How many
+    of all rows are ends each.
     """
     tell = _Teller(params)
     told = {

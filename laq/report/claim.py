@@ -98,7 +98,7 @@ def read_log(path: Path, params: Report) -> Log:
     """
     rows = read_rows(path)
     table = log_table(rows)
-    analysis = analyse(table, replace(distances_in(table), members=members_of(rows)), params)
+    analysis = analyse(table, distances_in(table, members_of(rows)), params)
     return Log(path.stem, rows, replace(analysis, title=f"{path.stem}: {analysis.title}"))
 
 

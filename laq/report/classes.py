@@ -34,11 +34,11 @@ class Distances:
     relabelled: pd.DataFrame | None = None
 
 
-def distances_in(table: pd.DataFrame) -> Distances:
+def distances_in(table: pd.DataFrame, members: pd.DataFrame | None = None) -> Distances:
     """What the study's table says itself: the study's own divergence, with no matrix behind it."""
     nats = table.groupby("subset")[list(_STATISTICS.values())].first()
     nats.columns = pd.MultiIndex.from_product([[MAIN], _STATISTICS])
-    return Distances(nats)
+    return Distances(nats, members)
 
 
 def read_distances(subsets: Sequence[Subset], seed: int, folder: Path = FOLDER) -> Distances:

@@ -104,8 +104,8 @@ def write_page(path: Path, contents: PageContents) -> None:
     page = Template(_part("page.html")).substitute(
         title=escape(contents.title),
         provenance=escape(_provenance(contents.table)),
-        text=_html(contents.text),
-        answers=_answers(contents.answers),
+        findings=_prose("Findings", contents.text),
+        answers=_prose("Answers", contents.answers) if contents.answers else "",
         tables="\n".join(_section(*item) for item in contents.tables.items()),
         style=_part("page.css"),
         script="\n".join(_part(name) for name in _SCRIPTS),
@@ -230,11 +230,10 @@ def _inline(text: str) -> str:
     return re.sub(r"\\([*|_\\])", r"\1", marked)
 
 
-def _answers(text: str) -> str:
-    """A section of its own, below what can be looked at."""
-    if not text:
-        return ""
-    head = '<section aria-labelledby="answers">\n<h2 id="answers">Answers</h2>'
+def _prose(title: str, text: str) -> str:
+    """A text under its heading."""
+    name = title.lower()
+    head = f'<section aria-labelledby="{name}">\n<h2 id="{name}">{title}</h2>'
     return f'{head}\n<div class="prose">\n{_html(text)}\n</div>\n</section>\n'
 
 

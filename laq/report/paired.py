@@ -14,6 +14,7 @@ from laq.report.ranks import interval
 
 Floats = NDArray[np.float64]
 _EXACT: Final = 12  # subsets up to which all 2^n signs are tried
+_NOTHING: Final = 1e-12  # what rounding leaves of a deviation
 _CHUNK: Final = 2000  # signs tried at once: memory, not results
 
 
@@ -45,9 +46,14 @@ def paired_effects(differences: Floats, params: Report) -> Effects:
     if n < 2:
         return Effects(n, mean, nothing, nothing, nothing, nothing)
     deviation = differences.std(1, ddof=1)
-    varied = deviation > 1e-12 * (1 + np.abs(mean))
+    varied = varies(differences)
     d_z = np.where(varied, mean / np.where(varied, deviation, 1), np.nan)
     return Effects(n, mean, *_interval(differences, params), d_z, sign_flip(differences, params))
+
+
+def varies(differences: Floats) -> NDArray[np.bool_]:
+    """Which rows (q,) of ``differences`` (q, n), of at least two, are not the same all along."""
+    return np.asarray(differences.std(1, ddof=1) > _NOTHING * (1 + np.abs(differences.mean(1))))
 
 
 def _interval(differences: Floats, params: Report) -> tuple[Floats, Floats]:

@@ -8,11 +8,11 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from laq.params import Report
+from laq.report.paired import varies
 
 Floats = NDArray[np.float64]
 _SHARES: Final = (np.arange(40) + 0.5) / 40  # of the variance that is the classes', all as likely beforehand
 _HALVINGS: Final = 60
-_NOTHING: Final = 1e-12
 
 
 @dataclass(frozen=True)
@@ -41,8 +41,7 @@ def shared_effects(differences: Floats, members: Floats, params: Report) -> Shar
     n = differences.shape[1]
     nothing = np.full(len(differences), np.nan)
     mean = differences.mean(1)
-    varied = differences.std(1) > _NOTHING * (1 + np.abs(mean))
-    if n < 2 or not varied.any():
+    if n < 2 or not (varied := varies(differences)).any():
         return SharedEffects(nothing, nothing, nothing)
     errors, weights = _errors(differences[varied], _covariances(members))
     half, p_value = nothing.copy(), nothing.copy()

@@ -27,7 +27,7 @@ n subsets. *subset*: choosing among the subset's classes; *all*: among all. *ima
 _ABOUT_SEEDS: Final = """
 Each subset's seeds are averaged first; *± seeds* is the standard deviation of *subset* over them, a mean
 over subsets."""
-CAVEAT: Final = """\
+_CAVEAT: Final = """\
 n counts subsets; seeds are averaged first. Subsets share classes: p_holm, which takes them for independent,
 speaks of subsets of these classes alone; **classes shared** speaks of other classes, too. For differences
 every class then has a random effect, for correlations the names of the divergence matrix's classes are
@@ -63,14 +63,14 @@ def markdown(analysis: Analysis, answers: Mapping[str, str]) -> str:
 def _answers(answers: Mapping[str, str]) -> Iterable[str]:
     if answers:
         yield "## Answers"
-        yield CAVEAT
         yield answered(answers)
         yield "## Tables"
 
 
 def answered(answers: Mapping[str, str]) -> str:
-    """Each question with its answer."""
-    return "\n".join(f"- **{question}** {text}" for question, text in answers.items())
+    """Each question with its answer, below what their numbers mean; nothing where nothing was asked."""
+    told = "\n".join(f"- **{question}** {text}" for question, text in answers.items())
+    return f"{_CAVEAT}\n\n{told}" if told else ""
 
 
 def findings(summary: pd.DataFrame) -> str:
