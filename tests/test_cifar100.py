@@ -67,7 +67,7 @@ def test_the_committed_results_are_of_cifar100() -> None:
     import pandas as pd
 
     folder = ROOT / "results" / "cifar100"
-    table = pd.read_csv(folder / "measurements.csv", dtype={"bits": str})
+    table = pd.read_csv(folder / "measurements.csv.gz", dtype={"bits": str})
     assert set(table.dataset) == {"cifar100"}
     assert table.subset.nunique() >= 10
     assert {"2", "3", "4", "8"} <= set(table.bits)
