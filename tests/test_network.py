@@ -14,7 +14,7 @@ from laq.dataset import ImageSet
 from laq.embeddings import embed, imagenet_network
 from laq.errors import LaqError
 from laq.network import evaluate, fit, make_network
-from laq.network.training import augment
+from laq.network.training import augment, has_bfloat16
 from laq.network.weights import load_foreign_weights, load_tensors, save_tensors
 from laq.network.zoo import Design, build, seeded
 from laq.params import Network, Training
@@ -111,7 +111,10 @@ def test_augmentation_shifts_and_mirrors_and_nothing_else() -> None:
     assert len(seen) > 20
 
 
-@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+mixed_precision = pytest.mark.skipif(not has_bfloat16(), reason="this CPU has no AVX-512")
+
+
+@pytest.mark.parametrize("precision", ["float32", pytest.param("bfloat16", marks=mixed_precision)])
 def test_training_learns_and_is_the_same_every_time(precision: str) -> None:
     data, networks = images(), [build(DESIGN, 5) for _ in range(2)]
     data.images.div_(10, rounding_mode="floor").add_(20 * data.labels[:, None, None, None].byte())
@@ -123,6 +126,7 @@ def test_training_learns_and_is_the_same_every_time(precision: str) -> None:
     assert evaluate(networks[0], data, range(10)).top1_all > 50
 
 
+@mixed_precision
 def test_mixed_precision_keeps_weights_in_float32_and_stays_close() -> None:
     networks = {precision: build(DESIGN) for precision in ("float32", "bfloat16")}
     for precision, network in networks.items():
@@ -131,6 +135,14 @@ def test_mixed_precision_keeps_weights_in_float32_and_stays_close() -> None:
     assert all(p.dtype == torch.float32 for p in mixed.parameters())
     moved = flat(exact) - flat(build(DESIGN))
     assert 0 < (flat(mixed) - flat(exact)).norm() < 0.2 * moved.norm()
+
+
+def test_mixed_precision_is_refused_where_it_would_take_longer(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.backends.cpu.get_cpu_capability", lambda: "AVX2")
+    network = build(DESIGN)
+    with pytest.raises(LaqError, match=r"precision: found bfloat16, .* set it to float32"):
+        fit(network, images(), RECIPE.model_copy(update={"precision": "bfloat16"}))
+    fit(network, images(), RECIPE.model_copy(update={"epochs": 1}))
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])

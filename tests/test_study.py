@@ -187,7 +187,7 @@ def test_the_table_is_the_same_whoever_does_the_work_and_in_a_smaller_study(
 
 
 def test_a_cell_that_raises_is_told_and_tried_again_while_the_others_are_kept(
-    project: Path, monkeypatch: pytest.MonkeyPatch
+    project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     params = ready_for_a_study(project).study.model_copy(update={"bits": (2, 3), "methods": ("rtn", "gpfq")})
     calls = []
@@ -211,11 +211,30 @@ def test_a_cell_that_raises_is_told_and_tried_again_while_the_others_are_kept(
         for variant in ("finetuned_quantized", "quantized")
     ]
     assert not room.FOLDER.exists()
+    bar = capsys.readouterr().err
+    assert ", 0/20 cells]" in bar
+    assert ", 16/20 cells]" in bar
     calls.clear()
     with pytest.raises(LaqError):
         room.run(params)
     assert {(recipe.bits, recipe.method) for recipes in calls for recipe in recipes} == {(2, "gpfq")}
     monkeypatch.undo()
     monkeypatch.chdir(project)
+    capsys.readouterr()
     room.run(params)
     assert len(read_measurements()) == 20
+    bar = capsys.readouterr().err
+    assert ", 16/20 cells]" in bar
+    assert "100%" in bar
+    assert ", 20/20 cells]" in bar
+
+
+def test_the_bar_knows_that_choosing_bits_takes_longest_and_shared_networks_serve_many(project: Path) -> None:
+    params = ready_for_a_study(project).study.model_copy(update={"radius": "error"})
+    params = params.model_copy(update={"methods": ("gpfq",), "calibrations": ("subset", "all")})
+    bench = room.Bench(params)
+    costs = {job.cells[0].name: bench.cost(job) / len(job.cells) for job in jobs_of(plan([SUBSET], params))}
+    assert ".gpfq-auto_3." in max(costs, key=costs.__getitem__)
+    both = {job.cells[0].name: bench.cost(job) for job in jobs_of(plan([SUBSET, OTHER], params))}
+    shared = "random-1.quantized.gpfq-3bit.all-0"
+    assert both[shared] == costs[shared] * len(params.bits)

@@ -12,6 +12,7 @@ from torch.optim.lr_scheduler import ConstantLR, LRScheduler, OneCycleLR
 from tqdm import tqdm
 
 from laq.dataset import ImageSet
+from laq.errors import LaqError
 from laq.files import replacing_file
 from laq.network.zoo import seeded
 from laq.params import Training
@@ -26,7 +27,11 @@ def fit(
     Every epoch draws its order and augmentation from ``(config.seed, epoch)``, so a run that was
     killed and continues from ``checkpoint`` ends with the weights of one that was not. The file is
     the caller's to remove, once the weights are safe. Without ``title`` no bar is shown.
+
+    Raises:
+        LaqError: mixed precision is asked of a processor that lacks it.
     """
+    _check(config)
     optimizer = _optimizer(network, config)
     steps = -(-len(data) // config.batch_size)
     schedule = _schedule(optimizer, config, steps)
@@ -41,6 +46,19 @@ def fit(
             bar.set_postfix(epoch=epoch + 1, loss=f"{loss:.3f}")
             _save(checkpoint, epoch + 1, network, optimizer, schedule)
     network.eval()
+
+
+def _check(config: Training) -> None:
+    if config.precision == "bfloat16" and not has_bfloat16():
+        raise LaqError(
+            "precision: found bfloat16, which this CPU lacks (no AVX-512) and would take many times "
+            "longer for than for float32; set it to float32"
+        )
+
+
+def has_bfloat16() -> bool:
+    """Whether products in bfloat16 are not slower than in float32: on x86, since AVX-512."""
+    return torch.backends.cpu.get_cpu_capability() != "AVX2"
 
 
 def _optimizer(network: nn.Module, config: Training) -> Optimizer:

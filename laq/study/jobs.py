@@ -4,10 +4,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cache, partial
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Self
 
 import torch
-from tqdm import tqdm
 
 from laq.cache import cached, code_digest, place_of
 from laq.dataset import FOLDER as DATASET
@@ -37,8 +36,11 @@ from laq.subsets import Subset
 SECONDS: Final = "seconds.json"
 MEASUREMENT: Final = "measurement.json"
 LAYERS: Final = "layers.json"
-# Quantizing takes so many times what running the network on the image does.
+# Quantizing takes so many times what running the network on the image does; choosing bits for the layers of
+# a network takes so many more.
 _QUANTIZING: Final = 9
+_CHOOSING: Final = 120
+_BAR: Final = "{desc}: {percentage:3.0f}%|{bar}| [{elapsed}<{remaining}{postfix}]"
 _MOST_NAMED: Final = 5
 
 
@@ -148,7 +150,8 @@ class Bench:
         scored = len(self.images("test").labels)
         share = 1 if job.is_shared else len(job.cells[0].subset.classes) / self.design["classes"]
         learned = _QUANTIZING * self.params.calibration_images * (job.cells[0].recipe is not None)
-        return len(job.networks) * (scored * share + learned)
+        chosen = _CHOOSING * self.params.calibration_images * is_label_aware(job.cells[0].bits)
+        return len(job.networks) * (scored * share + learned + chosen)
 
 
 def _calibration(cell: Cell) -> Calibration:
@@ -175,7 +178,7 @@ def measure_all(cells: Sequence[Cell], bench: Bench, workers: Workers) -> dict[C
     """
     folders = {cell: bench.folder(cell) for cell in cells}
     missing = [cell for cell, folder in folders.items() if not folder.exists()]
-    with progress(None, "study", total=len(cells), initial=len(cells) - len(missing), unit="cell") as bar:
+    with _Progress(cells, missing, bench) as bar:
         work = partial(_work, bench, workers, bar)
         failed = work(sorted(jobs_of(missing), key=bench.cost, reverse=True))
         reasons = work([Job((cell,)) for job in failed for cell in job.cells])
@@ -184,14 +187,41 @@ def measure_all(cells: Sequence[Cell], bench: Bench, workers: Workers) -> dict[C
     return folders
 
 
-def _work(bench: Bench, workers: Workers, bar: "tqdm[Any]", jobs: Sequence[Job]) -> dict[Job, str]:
+class _Progress:
+    """A bar of the study's work, of which cells have very different shares; it counts cells beside that."""
+
+    def __init__(self, cells: Sequence[Cell], missing: Sequence[Cell], bench: Bench) -> None:
+        self.shares = {cell: bench.cost(job) / len(job.cells) for job in jobs_of(cells) for cell in job.cells}
+        self.measured = len(cells) - len(missing)
+        total = sum(self.shares.values())
+        kept = total - sum(self.shares[cell] for cell in missing)
+        options = {"postfix": self._counted(), "bar_format": _BAR}
+        self.bar = progress(None, "study", total=total, initial=kept, **options)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.bar.close()
+
+    def done(self, job: Job) -> None:
+        """The job's cells are measured."""
+        self.measured += len(job.cells)
+        self.bar.set_postfix_str(self._counted(), refresh=False)
+        self.bar.update(sum(self.shares[cell] for cell in job.cells))
+
+    def _counted(self) -> str:
+        return f"{self.measured}/{len(self.shares)} cells"
+
+
+def _work(bench: Bench, workers: Workers, bar: _Progress, jobs: Sequence[Job]) -> dict[Job, str]:
     """Do the jobs; returns those that failed, and why."""
     failures = {}
     for done in run_all(partial(measure, bench), jobs, workers):
         if done.failure:
             failures[done.item] = done.failure
         else:
-            bar.update(len(done.item.cells))
+            bar.done(done.item)
     return failures
 
 
