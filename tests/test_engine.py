@@ -543,6 +543,33 @@ class OwnPadding(nn.Conv2d):
         return super().forward(F.pad(input, (1, 1, 1, 1)))
 
 
+@pytest.mark.parametrize(
+    ("option", "value", "allowed"),
+    [
+        ("bits", 99, "2 to 24"),
+        ("bits", {"head": 1}, "2 to 24"),
+        ("bits", "4", "a map of layers to such"),
+        ("method", "awq", "rtn, gpfq, sgpfq"),
+        ("alphabet", "ternary", "symmetric, twos_complement"),
+        ("granularity", "group", "channel, layer"),
+        ("radius", -0.5, "auto, mse, error, or a number above 0"),
+        ("radius", "large", "auto, mse, error"),
+        ("percentile", 99.0, "above 0, at most 1"),
+        ("retain_rate", 0.0, "above 0, at most 1"),
+        ("threshold", -1.0, "at least 0"),
+        ("batch_size", 0, "a whole number above 0"),
+        ("form", "primal", "auto, residual, covariance"),
+        ("memory_gib", -1.0, "at least 0"),
+        ("seed", "a", "a whole number"),
+    ],
+)
+def test_options_that_are_none_are_named_with_what_is_allowed(option: str, value: Any, allowed: str) -> None:
+    with pytest.raises(QuantizationError) as caught:
+        Recipe(**{option: value})
+    assert str(caught.value).startswith(f"{option}: found {value!r}; must be ")
+    assert allowed in str(caught.value)
+
+
 def test_layers_that_compute_in_their_own_way_are_refused_by_name() -> None:
     network, images = nn.Sequential(OwnPadding(3, 4, 3), nn.Conv2d(4, 2, 3)), torch.randn(2, 3, 6, 6)
     with pytest.raises(QuantizationError, match="layer 0: OwnPadding computes in its own way"):

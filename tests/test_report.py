@@ -185,6 +185,13 @@ def test_findings_name_the_best_method_beside_round_to_nearest() -> None:
     assert "points lost by GPFQ; 17.5 ± " in text
 
 
+def test_what_rounds_to_nothing_has_no_sign() -> None:
+    table = study()
+    table.loc[table.variant == "quantized", "top1_sub_percent"] = 89.004
+    assert "- 3 bits: 0.0 ± 0.0 points lost by GPFQ" in findings(summarise(with_drops(table)))
+    assert "-0.0" not in told(table)
+
+
 def test_levels_are_told_only_where_all_subsets_have_them() -> None:
     table = study().astype({"levels": "Int64"})
     table.loc[(table.variant == "quantized") & (table.subset == "random-3"), "levels"] = pd.NA

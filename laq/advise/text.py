@@ -189,7 +189,7 @@ def _row(row: Mapping[Any, Any], several: Sequence[str]) -> tuple[str, ...]:
         f"{times(row)}×",
         f"{row['top1_sub_percent']:.1f}",
         interval_of(row),
-        "" if floating and row["variant"] == "original" else f"{row['lost_points']:.1f}",
+        "" if floating and row["variant"] == "original" else f"{row['lost_points']:z.1f}",
     )
 
 

@@ -98,7 +98,7 @@ def _place(row: Mapping[Hashable, Any]) -> tuple[str, str, str]:
 
 
 def _spread(mean: float, std: float, sign: str = "") -> str:
-    return f"{mean:{sign}.2f}" if pd.isna(std) else f"{mean:{sign}.2f} ± {std:.2f}"
+    return f"{mean:{sign}z.2f}" if pd.isna(std) else f"{mean:{sign}z.2f} ± {std:.2f}"
 
 
 def _kib(size: float) -> str:

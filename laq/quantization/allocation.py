@@ -14,10 +14,10 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from laq.quantization.alphabet import AlphabetKind, AlphabetSpec
+from laq.quantization.alphabet import HIGHEST, AlphabetKind, AlphabetSpec
 from laq.quantization.engine import quantize, quantize_each
 from laq.quantization.fusion import fold_batch_norms
-from laq.quantization.precision import HIGHEST, Budget, Precision, bits_per_layer
+from laq.quantization.precision import Budget, Precision, bits_per_layer
 from laq.quantization.recipe import QuantizationError, Recipe
 from laq.quantization.sensitivity import Sensitivities, sensitivities
 

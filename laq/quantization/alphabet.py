@@ -11,6 +11,8 @@ Granularity = Literal["channel", "layer"]
 RadiusRule = Literal["auto", "mse", "error"]
 Radius = float | RadiusRule
 RADIUS_RULES: Final[tuple[RadiusRule, ...]] = get_args(RadiusRule)
+LOWEST: Final = 2  # bits
+HIGHEST: Final = 24  # float32 cannot hold finer codes
 # Few levels are better spent inside the range than at its ends. Fractions of max|w|;
 # benchmarks/accuracy.py measures what others give.
 AUTO_RADIUS: Final = {2: 0.7, 3: 0.9}

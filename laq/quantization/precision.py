@@ -10,11 +10,10 @@ from fnmatch import fnmatchcase
 from fractions import Fraction
 from typing import Any, Final, Literal
 
+from laq.quantization.alphabet import HIGHEST, LOWEST
 from laq.quantization.engine import check_patterns
 from laq.quantization.recipe import QuantizationError
 
-LOWEST: Final = 2
-HIGHEST: Final = 24  # float32 cannot hold finer codes
 CHOICES: Final = (2, 3, 4, 5, 6, 8)
 _FORMS: Final = (
     'a number such as 4, one per layer such as 8,4,4, patterns such as "body.fc=8 *=3", or asc:4, desc:4:2, '

@@ -1,11 +1,21 @@
 """What goes into a quantization, the recipe, and what comes out of it."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Any, Final, Literal, get_args
 
 from torch import Tensor, nn
 
-from laq.quantization.alphabet import Alphabet, AlphabetKind, AlphabetSpec, Granularity, Radius
+from laq.quantization.alphabet import (
+    HIGHEST,
+    LOWEST,
+    RADIUS_RULES,
+    Alphabet,
+    AlphabetKind,
+    AlphabetSpec,
+    Granularity,
+    Radius,
+)
 
 Method = Literal["rtn", "gpfq", "sgpfq", "gpfq_l0", "gpfq_l1", "gptq", "qronos"]
 METHODS: tuple[Method, ...] = get_args(Method)
@@ -14,6 +24,48 @@ Form = Literal["auto", "residual", "covariance"]
 
 class QuantizationError(ValueError):
     """The network, the calibration images or the options cannot be worked with."""
+
+
+def _among(words: tuple[str, ...]) -> tuple[Callable[[Any], bool], str]:
+    return words.__contains__, ", ".join(words)
+
+
+def _are_bits(value: Any) -> bool:
+    every = value.values() if isinstance(value, dict) else [value]
+    return all(type(bits) is int and LOWEST <= bits <= HIGHEST for bits in every)
+
+
+def _is_positive(value: Any) -> bool:
+    return isinstance(value, int | float) and value > 0
+
+
+def _is_radius(value: Any) -> bool:
+    return value in RADIUS_RULES or _is_positive(value)
+
+
+def _is_share(value: Any) -> bool:
+    return _is_positive(value) and value <= 1
+
+
+def _is_none_or_more(value: Any) -> bool:
+    return value == 0 or _is_positive(value)
+
+
+# What a recipe's options may be, and that in words.
+_ALLOWED: Final[dict[str, tuple[Callable[[Any], bool], str]]] = {
+    "bits": (_are_bits, f"{LOWEST} to {HIGHEST}, or a map of layers to such, as choose_bits makes"),
+    "method": _among(METHODS),
+    "alphabet": _among(get_args(AlphabetKind)),
+    "granularity": _among(get_args(Granularity)),
+    "radius": (_is_radius, f"{', '.join(RADIUS_RULES)}, or a number above 0"),
+    "percentile": (_is_share, "above 0, at most 1"),
+    "threshold": (_is_none_or_more, "a number, at least 0"),
+    "retain_rate": (_is_share, "above 0, at most 1"),
+    "batch_size": (lambda value: type(value) is int and value > 0, "a whole number above 0"),
+    "form": _among(get_args(Form)),
+    "memory_gib": (_is_none_or_more, "a number, at least 0"),
+    "seed": (lambda value: type(value) is int, "a whole number"),
+}
 
 
 @dataclass(frozen=True)
@@ -38,6 +90,9 @@ class Recipe:
         memory_gib: half of it is for activations, before they go to a temporary folder, and half for a
             layer's patches and residuals, before the form is taken that needs less.
         seed: draws the patches and the stochastic roundings.
+
+    Raises:
+        QuantizationError: an option that is none of these.
     """
 
     bits: int | dict[str, int] = 4
@@ -55,6 +110,12 @@ class Recipe:
     form: Form = "auto"
     memory_gib: float = 4.0
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name, (allows, words) in _ALLOWED.items():
+            value = getattr(self, name)
+            if not allows(value):
+                raise QuantizationError(f"{name}: found {value!r}; must be {words}")
 
     @property
     def memory(self) -> float:

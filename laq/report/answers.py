@@ -94,7 +94,7 @@ class _Teller:
 
     def _predictor(self, method: str, rows: pd.DataFrame) -> str:
         first, own = rows.sort_values("rank").to_dict("records")[0], rows.to_dict("records")[0]
-        numbers = f"rho {first['effect']:+.2f}, {self._range(first, '+.2f')}, n = {first['n']}"
+        numbers = f"rho {first['effect']:+z.2f}, {self._range(first, '+z.2f')}, n = {first['n']}"
         text = f"{method} {_at(first)}: {_named(first)} ({numbers})."
         if own["rank"] != first["rank"]:
             gap: Row = {"low": own["gap_low"], "high": own["gap_high"]}
@@ -124,17 +124,17 @@ class _Teller:
         return "; ".join(f"{subject} {', '.join(words(some))}" for subject, some in subjects.items())
 
     def _rho(self, rows: Sequence[Row]) -> list[str]:
-        return [f"{row['effect']:+.2f} {_at(row)} ({self._numbers(row, '+.2f')})" for row in rows]
+        return [f"{row['effect']:+z.2f} {_at(row)} ({self._numbers(row, '+z.2f')})" for row in rows]
 
     def _effect(self, rows: Sequence[Row]) -> list[str]:
         """What is certain with its numbers, or is so on these classes; then the rest in one."""
         told = [
             f"{_gain(row)} {_at(row)}{'' if self._sure(row) else ' on these classes'} "
-            f"({self._numbers(row, '+.1f')})"
+            f"({self._numbers(row, '+z.1f')})"
             for row in rows
             if self._sure_here(row)
         ]
-        rest = [f"{_at(row)} ({row['effect']:+.1f})" for row in rows if not self._sure_here(row)]
+        rest = [f"{_at(row)} ({row['effect']:+z.1f})" for row in rows if not self._sure_here(row)]
         return [*told, *([f"makes no certain difference {', '.join(rest)}"] if rest else [])]
 
     def _numbers(self, row: Row, form: str) -> str:

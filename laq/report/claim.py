@@ -125,9 +125,9 @@ def _as_logged(logs: Sequence[Log]) -> Iterator[str]:
             else ""
             for v in VARIANTS
         ]
-        drop = " / ".join(f"{log.drops(side).mean():.1f}" for side in ("all", "sub"))
+        drop = " / ".join(f"{log.drops(side).mean():z.1f}" for side in ("all", "sub"))
         found = (log.rho(side) for side in ("all", "sub"))
-        rhos = ("undefined" if np.isnan(rho) else f"{rho:+.2f}" for rho in found)
+        rhos = ("undefined" if np.isnan(rho) else f"{rho:+z.2f}" for rho in found)
         yield line(log.name, log.bits, len(log.rows), *pairs, drop, *rhos)
 
 
@@ -154,7 +154,7 @@ def _agreement(row: Mapping[Hashable, Any], params: Report) -> str:
 def _rho(row: Mapping[Hashable, Any]) -> str:
     if pd.isna(row["effect"]):
         return "undefined"
-    return f"{row['effect']:+.2f} ({row['low']:+.2f} to {row['high']:+.2f})"
+    return f"{row['effect']:+z.2f} ({row['low']:+z.2f} to {row['high']:+z.2f})"
 
 
 def _clipping(logs: Sequence[Log], params: Report) -> Iterator[str]:
@@ -182,8 +182,8 @@ def _clipping(logs: Sequence[Log], params: Report) -> Iterator[str]:
 
 
 def _points(effect: Effects) -> str:
-    interval = "" if np.isnan(effect.low[0]) else f" ({effect.low[0]:.1f} to {effect.high[0]:.1f})"
-    return f"{effect.effect[0]:.1f}{interval} points"
+    interval = "" if np.isnan(effect.low[0]) else f" ({effect.low[0]:z.1f} to {effect.high[0]:z.1f})"
+    return f"{effect.effect[0]:z.1f}{interval} points"
 
 
 def _gains(logs: Sequence[Log]) -> Iterator[str]:

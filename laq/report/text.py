@@ -134,7 +134,7 @@ def _correlations(correlations: pd.DataFrame) -> Iterable[str]:
             IMAGES[row["calibration"]],
             row["n"],
             "partial" if row["measure"] == "partial_rho" else "",
-            *_estimate(row, "+.2f"),
+            *_estimate(row, "+z.2f"),
             *(_number(row[p], ".4f") for p in ("p_value", "p_holm", "p_classes", "p_classes_holm")),
         )
 
@@ -152,10 +152,10 @@ def _comparisons(comparisons: pd.DataFrame) -> Iterable[str]:
             row["bits"],
             IMAGES.get(row["calibration"], ""),
             row["n"],
-            *_estimate(row, "+.2f"),
-            _number(row["d_z"], "+.2f"),
+            *_estimate(row, "+z.2f"),
+            _number(row["d_z"], "+z.2f"),
             *(_number(row[p], ".4f") for p in ("p_value", "p_holm")),
-            _interval(row["low_classes"], row["high_classes"], "+.2f"),
+            _interval(row["low_classes"], row["high_classes"], "+z.2f"),
             _number(row["p_classes_holm"], ".4f"),
         )
 
@@ -177,7 +177,7 @@ def _number(value: float, form: str) -> str:
 
 def _spread(row: Mapping[Hashable, Any], name: str) -> str:
     mean, std = row[f"{name}_mean"], row[f"{name}_std"]
-    return f"{mean:.1f}" if pd.isna(std) else f"{mean:.1f} ± {std:.1f}"
+    return f"{mean:z.1f}" if pd.isna(std) else f"{mean:z.1f} ± {std:.1f}"
 
 
 def _head(*names: str) -> tuple[str, str]:

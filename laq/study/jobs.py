@@ -192,11 +192,10 @@ class _Progress:
 
     def __init__(self, cells: Sequence[Cell], missing: Sequence[Cell], bench: Bench) -> None:
         self.shares = {cell: bench.cost(job) / len(job.cells) for job in jobs_of(cells) for cell in job.cells}
-        self.measured = len(cells) - len(missing)
-        total = sum(self.shares.values())
-        kept = total - sum(self.shares[cell] for cell in missing)
-        options = {"postfix": self._counted(), "bar_format": _BAR}
-        self.bar = progress(None, "study", total=total, initial=kept, **options)
+        kept = set(cells).difference(missing)
+        self.measured = len(kept)
+        work = {"total": sum(self.shares.values()), "initial": sum(self.shares[cell] for cell in kept)}
+        self.bar = progress(None, "study", **work, postfix=self._counted(), bar_format=_BAR)
 
     def __enter__(self) -> Self:
         return self

@@ -50,7 +50,7 @@ def _cells(row: Row) -> list[str]:
         METHOD_NAMES[row["method"]],
         str(row["bits"]),
         f"{row['top1_sub_percent']:.2f}",
-        "" if row["method"] == "float" else f"{row['drop_sub_points']:.2f}",
+        "" if row["method"] == "float" else f"{row['drop_sub_points']:z.2f}",
         f"{row['size_bytes'] / 1024:.1f}",
         f"{row['compression']:.1f}",
     ]
