@@ -225,7 +225,7 @@ def test_a_cell_that_raises_is_told_and_tried_again_while_the_others_are_kept(
     assert len(read_measurements()) == 20
     bar = capsys.readouterr().err
     assert ", 16/20 cells]" in bar
-    assert "100%" in bar
+    assert "100%|██████████|" in bar
     assert ", 20/20 cells]" in bar
 
 

@@ -191,7 +191,10 @@ class _Progress:
     """A bar of the study's work, of which cells have very different shares; it counts cells beside that."""
 
     def __init__(self, cells: Sequence[Cell], missing: Sequence[Cell], bench: Bench) -> None:
-        self.shares = {cell: bench.cost(job) / len(job.cells) for job in jobs_of(cells) for cell in job.cells}
+        # Whole numbers, whose sum is exact: the bar ends at its end.
+        self.shares = {
+            cell: round(bench.cost(job) / len(job.cells)) for job in jobs_of(cells) for cell in job.cells
+        }
         kept = set(cells).difference(missing)
         self.measured = len(kept)
         work = {"total": sum(self.shares.values()), "initial": sum(self.shares[cell] for cell in kept)}
