@@ -1,8 +1,10 @@
 """The real CIFAR-100 with the given weights: what the numbers must be."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
+import pandas as pd
 import pytest
 import torch
 
@@ -14,6 +16,7 @@ from laq.quantization import Recipe, quantize
 from tests.conftest import CIFAR100, ROOT, WEIGHTS, needs
 
 pytestmark = [needs(CIFAR100), needs(WEIGHTS)]
+PUBLISHED = ROOT / "results" / "cifar100"
 CLASSES = (4, 30, 55, 72, 95, 1, 32, 67, 73, 91)  # aquatic mammals and fish
 
 
@@ -64,11 +67,29 @@ def test_gpfq_keeps_more_than_round_to_nearest_at_three_bits(
 
 
 def test_the_committed_results_are_of_cifar100() -> None:
-    import pandas as pd
-
-    folder = ROOT / "results" / "cifar100"
-    table = pd.read_csv(folder / "measurements.csv.gz", dtype={"bits": str})
+    table = pd.read_csv(PUBLISHED / "measurements.csv.gz", dtype={"bits": str})
     assert set(table.dataset) == {"cifar100"}
     assert table.subset.nunique() >= 10
     assert {"2", "3", "4", "8"} <= set(table.bits)
-    assert Path(folder / "provenance.json").exists()
+    assert Path(PUBLISHED / "provenance.json").exists()
+
+
+@pytest.mark.parametrize("calibration", ["subset", "all"])
+def test_a_published_cell_comes_out_again(
+    study: tuple[Classifier, ImageSet, ImageSet], calibration: str
+) -> None:
+    trained, train, test = study
+    page = (
+        (PUBLISHED / "page.html").read_text(encoding="utf-8").split('type="application/json" id="data">')[1]
+    )
+    subsets = json.loads(page.split("</script>")[0])["subsets"]
+    classes = subsets["classes"][subsets["name"].index("random5-1")]
+    pool = train.select(classes) if calibration == "subset" else train
+    images = pool.sample(128, torch.Generator().manual_seed(0)).images
+    result = quantize(trained, images, Recipe(bits=2, alphabet="twos_complement", radius="error"))
+    cell = f"random5-1.quantized.gpfq-2bit.{calibration}-0"
+    row = pd.read_csv(PUBLISHED / "measurements.csv.gz", index_col="cell").loc[cell]
+    # Other processors round otherwise, so an image or a code may fall to another side.
+    assert evaluate(result.network, test, classes).top1_sub == pytest.approx(row.top1_sub_percent, abs=0.5)
+    assert 100 * result.sparsity == pytest.approx(row.sparsity_percent, abs=0.02)
+    assert result.relative_error == pytest.approx(row.relative_error_logits, rel=1e-3)
