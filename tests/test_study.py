@@ -68,7 +68,8 @@ def test_networks_that_are_for_no_subset_are_made_once_for_all() -> None:
     cells = plan([SUBSET, OTHER], study(bits=(2, 3), calibrations=("subset", "all"), seeds=(0, 1)))
     jobs = jobs_of(cells)
     assert sorted(cell.name for job in jobs for cell in job.cells) == sorted(cell.name for cell in cells)
-    shared = [job for job in jobs if job.is_shared]
+    shared = [job for job in jobs if len({cell.subset for cell in job.cells}) > 1]
+    assert [job.classes for job in shared] == [[1, 2, 7, 50]] * 4
     # As it is, rounded, and calibrated on all classes with two seeds; each bit-width for both subsets.
     assert [len(job.networks) for job in shared] == [1, 2, 2, 2]
     assert all(len(cells) == 2 for job in shared for cells in job.networks.values())
@@ -239,4 +240,4 @@ def test_the_bar_knows_that_choosing_bits_takes_longest_and_shared_networks_serv
     )
     assert max(alone, key=alone.__getitem__) == "random-1.quantized.gpfq-auto_3.subset-0"
     shared = "random-1.quantized.gpfq-3bit.all-0"
-    assert both[shared] == alone[shared]
+    assert alone[shared] < both[shared] < 2 * alone[shared]

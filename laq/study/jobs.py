@@ -65,9 +65,9 @@ class Job:
         return made
 
     @property
-    def is_shared(self) -> bool:
-        """Whether the networks do not depend on a subset, so that all images are scored once for all."""
-        return _owner(self.cells[0]) is None
+    def classes(self) -> list[int]:
+        """Those of all the job's subsets, whose images each network is scored on, once for all."""
+        return sorted({number for cell in self.cells for number in cell.subset.classes})
 
 
 def jobs_of(cells: Sequence[Cell]) -> list[Job]:
@@ -148,7 +148,7 @@ class Bench:
     def cost(self, job: Job) -> float:
         """How long the job takes, in runs of the network on an image."""
         scored = len(self.images("test").labels)
-        share = 1 if job.is_shared else len(job.cells[0].subset.classes) / self.design["classes"]
+        share: float = len(job.classes) / self.design["classes"]
         learned = _QUANTIZING * self.params.calibration_images * (job.cells[0].recipe is not None)
         chosen = _CHOOSING * self.params.calibration_images * is_label_aware(job.cells[0].bits)
         return len(job.networks) * (scored * share + learned + chosen)
@@ -245,8 +245,7 @@ def measure(bench: Bench, job: Job) -> None:
     if study_code() != bench.code:
         raise LaqError("the worker's laq, or its torch, is another one than here; install the same on both")
     network = load_network(weights=bench.weights(job.cells[0]))
-    test = bench.images("test")
-    scored = test if job.is_shared else test.select(job.cells[0].subset.classes)
+    scored = bench.images("test").select(job.classes)
     for cells, result in _networks(bench, job, network):
         logits = predict(network if result is None else result.network, scored)
         for cell in cells:
