@@ -226,3 +226,17 @@ def test_a_loss_is_called_a_loss() -> None:
     assert "GPFQ loses" in told[QUESTIONS["calibration"]]
     assert "0 gains, 6 losses" in told[QUESTIONS["calibration"]]
     assert "points more at 2 bits" in told[QUESTIONS["finetuning"]]
+
+
+def test_what_is_asked_of_no_original_network_is_told_of_none() -> None:
+    """Where its drops are constant nothing goes with them; the fine-tuned network's are counted alone."""
+    table = made_up_study(SUBSETS, Planted(distance=3), seed=0)
+    original = table[table.variant == "original"].set_index("subset")
+    quantized = table.variant == "quantized"
+    for score in ("top1_all_percent", "top1_sub_percent"):
+        table.loc[quantized, score] = table[quantized].subset.map(original[score]) - 1
+    analysis = analyse(table, measure({"own": MATRIX, "other": made_up_matrix(seed=9)}, SUBSETS, 0), PARAMS)
+    told = answers(analysis, PARAMS)
+    assert QUESTIONS["predictor"] not in told
+    assert told[QUESTIONS["dependence"]].startswith("Certain, of all ")
+    assert "(n = " not in told[QUESTIONS["dependence"]]

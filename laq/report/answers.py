@@ -73,22 +73,24 @@ class _Teller:
             return ""
         restricted = rows[rows.score == "drop_sub_points"]
         plain, partial = (restricted[restricted.measure == name] for name in ("rho", "partial_rho"))
-        n = rows.n.max()
-        texts = [f"Rho of drop and median divergence (n = {n}): {self._by_method(_first(plain), self._rho)}."]
-        if len(partial):
-            texts.append(
-                "Holding fixed the accuracy before quantization and the number of classes: "
-                f"{self._by_method(_first(partial), self._rho)}."
-            )
+        intros = (
+            f"Rho of drop and median divergence (n = {rows.n.max()})",
+            "Holding fixed the accuracy before quantization and the number of classes",
+        )
+        texts = [
+            f"{intro}: {self._by_method(_first(part), self._rho)}."
+            for intro, part in zip(intros, (plain, partial), strict=True)
+            if len(_first(part))
+        ]
         for name, part in (("rho", plain), ("partial rho", partial)):
             texts.append(self._count(part, (f"negative {name}", f"positive {name}"), sign=-1))
         return " ".join(texts)
 
     def predictors(self, rows: pd.DataFrame) -> str:
         """Which divergence is first at the fewest bits, and how far the study's own is behind, by method."""
-        if rows.empty:
+        told = _first(rows[rows.measure == "rho"]) if len(rows) else rows
+        if told.empty:
             return ""
-        told = _first(rows[rows.measure == "rho"])
         groups = told[told.bits == told.bits.iloc[0]].groupby("method", sort=False)
         return " ".join(self._predictor(METHOD_NAMES[str(name)], group) for name, group in groups)
 
@@ -109,6 +111,8 @@ class _Teller:
             return ""
         texts = []
         for score, part in rows.groupby("score", sort=False):
+            if _first(part).empty:
+                continue
             drop = score == "drop_sub_points"
             intro = "Of what is lost against the own network in float: " if drop else ""
             texts += [
