@@ -2,7 +2,6 @@
 
 import json
 from dataclasses import replace
-from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -14,6 +13,7 @@ from laq.network import Classifier, evaluate, load_network
 from laq.params import load_params
 from laq.quantization import Recipe, quantize
 from tests.conftest import CIFAR100, ROOT, WEIGHTS, needs
+from tests.test_page import embedded
 
 pytestmark = [needs(CIFAR100), needs(WEIGHTS)]
 PUBLISHED = ROOT / "results" / "cifar100"
@@ -71,7 +71,7 @@ def test_the_committed_results_are_of_cifar100() -> None:
     assert set(table.dataset) == {"cifar100"}
     assert table.subset.nunique() >= 10
     assert {"2", "3", "4", "8"} <= set(table.bits)
-    assert Path(PUBLISHED / "provenance.json").exists()
+    assert (PUBLISHED / "provenance.json").exists()
 
 
 @pytest.mark.parametrize("calibration", ["subset", "all"])
@@ -79,10 +79,7 @@ def test_a_published_cell_comes_out_again(
     study: tuple[Classifier, ImageSet, ImageSet], calibration: str
 ) -> None:
     trained, train, test = study
-    page = (
-        (PUBLISHED / "page.html").read_text(encoding="utf-8").split('type="application/json" id="data">')[1]
-    )
-    subsets = json.loads(page.split("</script>")[0])["subsets"]
+    subsets = json.loads(embedded((PUBLISHED / "page.html").read_text(encoding="utf-8")))["subsets"]
     classes = subsets["classes"][subsets["name"].index("random5-1")]
     pool = train.select(classes) if calibration == "subset" else train
     images = pool.sample(128, torch.Generator().manual_seed(0)).images

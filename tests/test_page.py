@@ -110,8 +110,6 @@ class Browser:
 
     def dump(self, address: str) -> str:
         options = ["--headless=new", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr"]
-        # A sandboxed frame in a process of its own would not be waited for.
-        options += ["--disable-features=IsolateSandboxedIframes"]
         profile = [f"--user-data-dir={self.folder}", "--virtual-time-budget=5000", "--dump-dom"]
         done = subprocess.run(
             [self.path, *options, *profile, address], capture_output=True, text=True, check=True

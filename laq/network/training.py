@@ -51,8 +51,8 @@ def fit(
 def _check(config: Training) -> None:
     if config.precision == "bfloat16" and not has_bfloat16():
         raise LaqError(
-            "precision: found bfloat16, which this CPU lacks (no AVX-512) and would take many times "
-            "longer for than for float32; set it to float32"
+            "precision: found bfloat16, with which training takes many times longer on this CPU "
+            "(it has no AVX-512); set it to float32"
         )
 
 

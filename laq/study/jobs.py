@@ -192,9 +192,9 @@ class _Progress:
 
     def __init__(self, cells: Sequence[Cell], missing: Sequence[Cell], bench: Bench) -> None:
         # Whole numbers, whose sum is exact: the bar ends at its end.
-        self.shares = {
-            cell: round(bench.cost(job) / len(job.cells)) for job in jobs_of(cells) for cell in job.cells
-        }
+        self.shares: dict[Cell, int] = {}
+        for job in jobs_of(cells):
+            self.shares |= dict.fromkeys(job.cells, round(bench.cost(job) / len(job.cells)))
         kept = set(cells).difference(missing)
         self.measured = len(kept)
         work = {"total": sum(self.shares.values()), "initial": sum(self.shares[cell] for cell in kept)}
