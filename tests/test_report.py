@@ -240,6 +240,15 @@ def test_the_picture_of_bits_tells_every_line_from_the_others(drawn: list[Figure
     assert np.abs(places - np.arange(5)).max() < 0.5
 
 
+def test_the_legend_of_bits_names_what_is_drawn_alone(drawn: list[Figure]) -> None:
+    table = study()
+    for cells in (table, table[table.variant.isin(["original", "quantized"])]):
+        draw_against_bits(Path("none.png"), cells, "")
+    both, original = ([text.get_text() for text in f.legends[0].get_texts()] for f in drawn)
+    assert both == ["original, float", "finetuned, float", "quantized", "finetuned + quantized", "GPFQ"]
+    assert original == ["original, float", "quantized", "GPFQ"]
+
+
 def test_the_picture_of_divergences_has_a_panel_for_each_method_and_bits(drawn: list[Figure]) -> None:
     draw_against_divergence(Path("none.png"), crowd(), "title")
     titles = [axes.get_title() for axes in drawn[0].axes]

@@ -122,7 +122,7 @@ def draw_against_bits(path: Path, table: pd.DataFrame, title: str) -> None:
         axes.set_xlabel("bits per weight")
         axes.grid(alpha=0.25)
     panels[0].set_ylabel("top-1 on the subset's images (%)")
-    keys = _line_keys(quantized)
+    keys = _line_keys(table)
     figure.legend(
         handles=keys, loc="outside lower center", ncols=3, frameon=False, fontsize=9, handlelength=4
     )
@@ -130,15 +130,17 @@ def draw_against_bits(path: Path, table: pd.DataFrame, title: str) -> None:
     figure.savefig(path, dpi=DPI)
 
 
-def _line_keys(quantized: pd.DataFrame) -> list[Line2D]:
+def _line_keys(table: pd.DataFrame) -> list[Line2D]:
     """The legend: colours for variants, dotted where nothing is quantized, then lines for methods."""
-    floats = [Line2D([], [], color=COLOURS[b], ls=":", lw=1.4, label=f"{b}, float") for b in BASE_OF.values()]
+    looks = {b: (":", f"{b}, float") for b in BASE_OF.values()}
+    looks |= {v: ("-", v.replace("_", " + ")) for v in BASE_OF}
+    there = set(table.variant)
     variants = [
-        Line2D([], [], color=COLOURS[v], lw=1.4, label=v.replace("_", " + "))
-        for v in COLOURS
-        if v in set(quantized.variant)
+        Line2D([], [], color=COLOURS[v], ls=line, lw=1.4, label=label)
+        for v, (line, label) in looks.items()
+        if v in there
     ]
-    return floats + variants + method_keys(set(quantized.method))
+    return variants + method_keys(set(table.method))
 
 
 def method_keys(methods: Collection[str]) -> list[Line2D]:
@@ -155,9 +157,8 @@ def _lines(axes: Axes, table: pd.DataFrame, score: str) -> None:
     places = {width: place for place, width in enumerate(in_order(quantized))}
     axes.set_xticks(list(places.values()), [wrapped(width, 11) for width in places])
     axes.set_xlim(-0.6, len(places) - 0.4)
-    for base in BASE_OF.values():
-        mean = table[table.variant == base][score].mean()
-        axes.axhline(mean, c=COLOURS[base], ls=":", lw=1.4)
+    for base, cells in table[table.method == "float"].groupby("variant"):
+        axes.axhline(cells[score].mean(), c=COLOURS[str(base)], ls=":", lw=1.4)
     groups = list(quantized.groupby(["variant", "method"], sort=False))
     offsets = 0.11 * (np.arange(len(groups)) - (len(groups) - 1) / 2) * min(1, 6 / len(groups))
     for offset, ((variant, method), group) in zip(offsets, groups, strict=True):
