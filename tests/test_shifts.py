@@ -31,7 +31,11 @@ def inputs(chunks: list[Patches], pool: Pool, *, shifts: bool) -> Inputs:
 
 
 @pytest.mark.parametrize(
-    ("groups", "C", "h", "w"), [(1, 8, 6, 5), (1, 9, 1, 1), (1, 8, 2, 3), (2, 8, 3, 1), (3, 10, 4, 4)]
+    ("groups", "C", "h", "w"),
+    [
+        *[(1, 8, 6, 5), (1, 9, 1, 1), (1, 8, 2, 3), (2, 8, 3, 1), (3, 10, 4, 4), (1, 13, 40, 31)],
+        *[(1, 17, 6, 5), (1, 17, 1, 1), (2, 18, 3, 1), (3, 20, 4, 4)],  # many channels
+    ],
 )
 def test_moved_images_give_the_covariances_of_patches(
     groups: int, C: int, h: int, w: int, pool: Pool

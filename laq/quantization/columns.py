@@ -17,6 +17,7 @@ from laq.quantization.pool import Pool
 from laq.quantization.walk import Floats, Levels, Problem, Rule, compiled, nearest_code, nearest_codes, slices
 
 _ROWS: Final = 16  # neurons that a thread takes at most
+_COLUMNS: Final = 128  # columns of which a thread takes products at a time
 _SEGMENT: Final = 1024  # entries of columns that stay in the innermost cache
 _REORDER: Final = {"reassoc", "contract"}  # sums in the order that suits the processor, always the same
 _Array = NDArray[Any]  # of float32 or float64, as the network is
@@ -47,10 +48,10 @@ def gpfq_columns(X: Tensor, X_q: Tensor, pool: Pool) -> Columns:
         return Columns(X, X_q, X_q, scales)
 
     def fill(start: int) -> None:
-        b = slice(start, start + _ROWS)
+        b = slice(start, start + _COLUMNS)
         scales[:, :, b] = torch.from_numpy(_products(X[:, b].numpy(), X_q[:, b].numpy()))
 
-    pool.run(fill, range(0, X.shape[1], _ROWS))
+    pool.run(fill, range(0, X.shape[1], _COLUMNS))
     return Columns(X, X_q, X_q, scales)
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from laq.quantization.patches import Patches, Places, rows_as_patches
 from laq.quantization.pool import Pool
-from laq.quantization.shifts import OPERATIONS_FOR_G, OPERATIONS_FOR_H, assemble, correlate
+from laq.quantization.shifts import OPERATIONS_FOR_G, OPERATIONS_FOR_H, assemble, correlate, is_narrow
 
 _PER_ENTRY: Final = 500  # an entry of a covariance, which is summed up and moved about, in operations
 # The residual form's operations beside those in matrix products, for as many patches as stay in the cache
@@ -129,6 +129,8 @@ def _products(patches: Patches, *, cross: bool) -> Tensor:
 def _products_of_shifts(patches: Patches, *, cross: bool) -> Tensor:
     """The same of moved images (``shifts.correlate``)."""
     C = patches.X.shape[1]
+    if is_narrow(patches.X):
+        return correlate(patches.X[:, :, 1, 1], patches.X_q[:, :, 1, 1], cross=cross)
     tiles = _tiles(patches, 13 * patches.X[:, :, 1, 1].numel() / patches.images, 2 * 84 * C * C)
     return reduce(add, (correlate(t.X[:, :, 1, 1], t.X_q[:, :, 1, 1], cross=cross) for t in tiles))
 

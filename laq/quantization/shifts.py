@@ -21,6 +21,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812 (torch's own convention)
 from torch import Tensor
 
+from laq.quantization.narrow import Flat
 from laq.quantization.pool import Pool
 
 _FAR: Final = 5  # differences of two offsets of a kernel of 3, in rows or columns: 2 to -2
@@ -33,6 +34,7 @@ _WHICH: Final = {(i, k): 2 + i if i == k else k - i + (4 if k > i else 2) for i 
 _ACROSS: Final = [0, 1, 2, 2, 2, 3, 4]  # where these are among differences of columns, -2 to 2
 _DOWN: Final = [4, 3, 2, 2, 2, 1, 0]  # and of rows, 2 to -2
 _OVER: Final = (4, 2)  # which of the seven leave out the first, and the last
+_FEW: Final = 16  # channels
 _ROWS: Final = 32  # of sums that a thread assembles at a time
 
 
@@ -71,11 +73,37 @@ def correlate(X: Tensor, X_q: Tensor, *, cross: bool) -> Tensor:
 
     Returns (G, 84 C²), or (G, 35 C²).
     """
-    across = F.pad(X_q, (2, 2)).unfold(4, X_q.shape[4], 1).permute(0, 4, 1, 3, 2, 5).contiguous()
-    moved = [_moved_up(X_q, _NEAR)]
-    if cross:
-        moved.insert(0, _moved_up(X, _FAR))
-    return torch.cat([part.pack() for part in _multiply(moved, across)], 1)
+    multiply = _multiply_few if is_narrow(X) else _multiply
+    return torch.cat([part.pack() for part in multiply(X, X_q, cross=cross)], 1)
+
+
+def is_narrow(images: Tensor) -> bool:
+    """Whether images (G, C, ...) have so few channels that moved copies take longer than their products."""
+    return images.device.type == "cpu" and images.shape[1] <= _FEW
+
+
+def _multiply_few(X: Tensor, X_q: Tensor, *, cross: bool) -> list[_Products]:
+    """Every kind of sum on its own, without moved copies."""
+    G, C = X.shape[:2]
+    ends = [tuple(_at_ends(images, *dims) for images in (X, X_q)) for dims in ((3,), (4,), (3, 4))]
+    whole, rows, columns, corners = (Flat(*both) for both in ((X, X_q), *ends))
+    return [
+        _Products(
+            whole.sums(side, n, _FAR),
+            rows.sums(side, 1, _FAR).reshape(G, 2, C, _FAR, C),
+            columns.sums(side, n, 1).reshape(G, 2, n, C, C),
+            corners.sums(side, 1, 1).reshape(G, 2, 2, C, C),
+        )
+        for side, n in ((0, _FAR), (1, _NEAR))[0 if cross else 1 :]
+    ]
+
+
+def _at_ends(images: Tensor, *dims: int) -> Tensor:
+    """The first and the last along each of the dimensions, as groups of their own."""
+    for dim in dims:
+        ends = [images.narrow(dim, at, 1) for at in (0, images.shape[dim] - 1)]
+        images = torch.stack(ends, 1).flatten(0, 1)
+    return images
 
 
 def _moved_up(images: Tensor, n: int) -> Tensor:
@@ -85,8 +113,12 @@ def _moved_up(images: Tensor, n: int) -> Tensor:
     return padded.unfold(2, images.shape[3], 1).permute(0, 2, 1, 5, 3, 4)
 
 
-def _multiply(moved: list[Tensor], across: Tensor) -> list[_Products]:
-    """Every part of ``moved`` with ``across``, all in the same few products of matrices."""
+def _multiply(X: Tensor, X_q: Tensor, *, cross: bool) -> list[_Products]:
+    """All kinds of sums in the same few products of matrices."""
+    across = F.pad(X_q, (2, 2)).unfold(4, X_q.shape[4], 1).permute(0, 4, 1, 3, 2, 5).contiguous()
+    moved = [_moved_up(X_q, _NEAR)]
+    if cross:
+        moved.insert(0, _moved_up(X, _FAR))
     sizes, rows = [part.shape[1] for part in moved], torch.cat(moved, 1)
     still, middle = torch.stack([part[:, 2] for part in moved], 1), across[:, 2:3]
     planes = torch.split(_sums(rows[:, None], across[:, None])[:, 0], sizes, 1)
