@@ -135,6 +135,7 @@ class Training(Section):
     """How to train: one recipe, whatever the network.
 
     ``bfloat16`` is mixed precision: products in bfloat16, weights and what they learn in float32.
+    ``auto`` is a GPU where torch sees one, or else the CPU.
     """
 
     optimizer: Literal["sgd", "adamw"]
@@ -146,6 +147,7 @@ class Training(Section):
     crop: Annotated[int, Field(ge=0, le=16)]
     flip: bool
     precision: Literal["float32", "bfloat16"] = "float32"
+    device: Literal["cpu", "cuda", "auto"] = "cpu"
     seed: Seed
 
 

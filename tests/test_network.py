@@ -14,7 +14,7 @@ from laq.dataset import ImageSet
 from laq.embeddings import embed, imagenet_network
 from laq.errors import LaqError
 from laq.network import evaluate, fit, make_network
-from laq.network.training import augment, has_bfloat16
+from laq.network.training import augment, has_bfloat16, training_device
 from laq.network.weights import load_foreign_weights, load_tensors, save_tensors
 from laq.network.zoo import Design, build, seeded
 from laq.params import Network, Training
@@ -111,14 +111,23 @@ def test_augmentation_shifts_and_mirrors_and_nothing_else() -> None:
     assert len(seen) > 20
 
 
+gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no GPU here")
 mixed_precision = pytest.mark.skipif(not has_bfloat16(), reason="this CPU has no AVX-512")
 
 
-@pytest.mark.parametrize("precision", ["float32", pytest.param("bfloat16", marks=mixed_precision)])
-def test_training_learns_and_is_the_same_every_time(precision: str) -> None:
+@pytest.mark.parametrize(
+    ("precision", "device"),
+    [
+        ("float32", "cpu"),
+        pytest.param("bfloat16", "cpu", marks=mixed_precision),
+        pytest.param("float32", "cuda", marks=gpu),
+        pytest.param("bfloat16", "auto", marks=gpu),
+    ],
+)
+def test_training_learns_and_is_the_same_every_time(precision: str, device: str) -> None:
     data, networks = images(), [build(DESIGN, 5) for _ in range(2)]
     data.images.div_(10, rounding_mode="floor").add_(20 * data.labels[:, None, None, None].byte())
-    changes = {"epochs": 30, "crop": 0, "flip": False, "precision": precision}
+    changes = {"epochs": 30, "crop": 0, "flip": False, "precision": precision, "device": device}
     for network in networks:
         fit(network, data, RECIPE.model_copy(update=changes), "train")
     assert torch.equal(flat(networks[0]), flat(networks[1]))
@@ -143,6 +152,30 @@ def test_mixed_precision_is_refused_where_it_would_take_longer(monkeypatch: pyte
     with pytest.raises(LaqError, match=r"precision: found bfloat16, .* set it to float32"):
         fit(network, images(), RECIPE.model_copy(update={"precision": "bfloat16"}))
     fit(network, images(), RECIPE.model_copy(update={"epochs": 1}))
+
+
+@gpu
+def test_a_gpu_trains_what_the_cpu_does(tmp_path: Path) -> None:
+    trained = [build(DESIGN) for _ in range(3)]
+    for network, device in zip(trained, ("cpu", "cuda", "cuda"), strict=True):
+        checkpoint = tmp_path / device
+        fit(network, images(), RECIPE.model_copy(update={"epochs": 1, "device": device}), "", checkpoint)
+    assert {p.device.type for p in trained[1].parameters()} == {"cpu"}
+    moved = flat(trained[0]) - flat(build(DESIGN))
+    assert (flat(trained[1]) - flat(trained[0])).norm() < 0.01 * moved.norm()
+    assert torch.equal(flat(trained[2]), flat(trained[1]))  # from the checkpoint
+
+
+def test_a_gpu_is_taken_only_where_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    asked = {d: RECIPE.model_copy(update={"device": d}) for d in ("cpu", "cuda", "auto")}
+    assert training_device(asked["auto"]).type == training_device(asked["cpu"]).type == "cpu"
+    with pytest.raises(
+        LaqError, match="device: found cuda, but torch sees no GPU here; set it to auto or cpu"
+    ):
+        fit(build(DESIGN), images(), asked["cuda"])
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    assert [training_device(c).type for c in asked.values()] == ["cpu", "cuda", "cuda"]
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
@@ -309,7 +342,8 @@ def test_the_stage_writes_weights_design_and_scores(project: Path) -> None:
     assert network.design.classes == 100
     test = dataset.read_images(dataset.FOLDER, "test")
     assert record["test_top1_percent"] == evaluate(network, test, range(100)).top1_all
-    assert record["origin"] == {"source": "train", "images": 100, "epochs": 1}
+    trainer = f"CPU, torch {torch.__version__}"
+    assert record["origin"] == {"source": "train", "images": 100, "epochs": 1, "trained_on": trainer}
 
 
 def test_files_that_are_damaged_or_something_else_are_told_in_a_line(project: Path) -> None:

@@ -11,10 +11,10 @@ from laq.dataset import ImageSet, read_images, read_manifest
 from laq.errors import LaqError
 from laq.files import digest, project_root, read_json, replacing_folder, write_json
 from laq.network.evaluation import Scores, collecting_features, evaluate, predict, score
-from laq.network.training import fit
+from laq.network.training import fit, training_device
 from laq.network.weights import load_foreign_weights, load_tensors, save_tensors
 from laq.network.zoo import Classifier, Design, build
-from laq.params import Network
+from laq.params import Network, Training
 
 __all__ = [
     "FOLDER",
@@ -66,8 +66,19 @@ def make_network(params: Network, train: ImageSet) -> tuple[Classifier, dict[str
     elif params.source == "train":
         assert params.training
         fit(network, train, params.training, f"train {params.architecture}", _checkpoint(params))
-        origin |= {"images": len(train), "epochs": params.training.epochs}
+        origin |= {
+            "images": len(train),
+            "epochs": params.training.epochs,
+            "trained_on": _trainer(params.training),
+        }
     return network, origin
+
+
+def _trainer(params: Training) -> str:
+    """What the weights depend on beside the recipe: another processor's differ in their last digits."""
+    device = training_device(params)
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
+    return f"{name}, torch {torch.__version__}"
 
 
 def _checkpoint(params: Network) -> Path:

@@ -1,6 +1,7 @@
 """One training loop, for networks from scratch and for fine-tuning."""
 
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -26,12 +27,15 @@ def fit(
 
     Every epoch draws its order and augmentation from ``(config.seed, epoch)``, so a run that was
     killed and continues from ``checkpoint`` ends with the weights of one that was not. The file is
-    the caller's to remove, once the weights are safe. Without ``title`` no bar is shown.
+    the caller's to remove, once the weights are safe. Without ``title`` no bar is shown. The network
+    comes back from a GPU; on one, too, the same run twice gives the same weights, others than on a CPU.
 
     Raises:
-        LaqError: mixed precision is asked of a processor that lacks it.
+        LaqError: a GPU is asked for that is not there, or mixed precision of a processor that lacks it.
     """
-    _check(config)
+    device = training_device(config)
+    _check(config, device)
+    network.to(device)
     optimizer = _optimizer(network, config)
     steps = -(-len(data) // config.batch_size)
     schedule = _schedule(optimizer, config, steps)
@@ -40,16 +44,36 @@ def fit(
     network.train()
     with progress(None, title, total=total, initial=before, unit="batch", disable=not title) as bar:
         for epoch in range(done, config.epochs):
-            with seeded(_epoch_seed(config.seed, epoch)):
-                batches = _batches(data, config, epoch)
+            with seeded(_epoch_seed(config.seed, epoch)), _repeatable():
+                batches = ((x.to(device), y.to(device)) for x, y in _batches(data, config, epoch))
                 loss = _epoch(_logits(network, config), batches, optimizer, schedule, bar)
             bar.set_postfix(epoch=epoch + 1, loss=f"{loss:.3f}")
             _save(checkpoint, epoch + 1, network, optimizer, schedule)
-    network.eval()
+    network.eval().cpu()
 
 
-def _check(config: Training) -> None:
-    if config.precision == "bfloat16" and not has_bfloat16():
+def training_device(config: Training) -> torch.device:
+    """The device that the recipe trains on, here.
+
+    Raises:
+        LaqError: it asks for a GPU, and torch sees none.
+    """
+    there = torch.cuda.is_available()
+    if config.device == "cuda" and not there:
+        raise LaqError("device: found cuda, but torch sees no GPU here; set it to auto or cpu")
+    return torch.device("cuda" if there and config.device != "cpu" else "cpu")
+
+
+def _repeatable() -> AbstractContextManager[None]:
+    """Convolutions on a GPU the same every time, and float32 ones not in TF32, inside the block."""
+    flags: AbstractContextManager[None] = torch.backends.cudnn.flags(
+        enabled=True, benchmark=False, deterministic=True, allow_tf32=False
+    )
+    return flags
+
+
+def _check(config: Training, device: torch.device) -> None:
+    if config.precision == "bfloat16" and device.type == "cpu" and not has_bfloat16():
         raise LaqError(
             "precision: found bfloat16, with which training takes many times longer on this CPU "
             "(it has no AVX-512); set it to float32"
@@ -79,7 +103,7 @@ def _logits(network: nn.Module, config: Training) -> Callable[[Tensor], Tensor]:
     """The network's forward pass in the recipe's precision; logits in float32."""
 
     def forward(images: Tensor) -> Tensor:
-        with torch.autocast("cpu", torch.bfloat16, enabled=config.precision == "bfloat16"):
+        with torch.autocast(images.device.type, torch.bfloat16, enabled=config.precision == "bfloat16"):
             logits: Tensor = network(images)
         return logits.float()
 
@@ -148,7 +172,7 @@ def _resume(path: Path | None, network: nn.Module, optimizer: Optimizer, schedul
     """Load the last epoch's state; returns the number of epochs done."""
     if path is None or not path.exists():
         return 0
-    state = torch.load(path, weights_only=True)
+    state = torch.load(path, map_location="cpu", weights_only=True)
     network.load_state_dict(state["network"])
     optimizer.load_state_dict(state["optimizer"])
     schedule.load_state_dict(state["schedule"])
