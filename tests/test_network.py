@@ -158,7 +158,7 @@ def test_mixed_precision_is_refused_where_it_would_take_longer(monkeypatch: pyte
 def test_a_gpu_trains_what_the_cpu_does(tmp_path: Path) -> None:
     trained = [build(DESIGN) for _ in range(3)]
     for network, device in zip(trained, ("cpu", "cuda", "cuda"), strict=True):
-        checkpoint = tmp_path / device
+        checkpoint = tmp_path / f"{device}.pt"
         fit(network, images(), RECIPE.model_copy(update={"epochs": 1, "device": device}), "", checkpoint)
     assert {p.device.type for p in trained[1].parameters()} == {"cpu"}
     moved = flat(trained[0]) - flat(build(DESIGN))
