@@ -103,7 +103,11 @@ class Browser:
         """What the body of an async function, ``script``, returns in the page, as JSON."""
         file = self.folder / "page.html"
         file.write_text(page.replace("</body>", PROBE.format(script=script)), encoding="utf-8")
-        dumped = self.dump(f"{file.as_uri()}#{fragment}")
+        return self.seen(f"{file.as_uri()}#{fragment}")
+
+    def seen(self, address: str) -> Any:
+        """What the page at ``address`` keeps in ``data-seen``, as JSON."""
+        dumped = self.dump(address)
         found = re.search(r'<html[^>]* data-seen="([^"]*)"', dumped)
         assert found is not None, dumped[:300]
         return json.loads(html.unescape(found[1]))
@@ -111,10 +115,10 @@ class Browser:
     def dump(self, address: str) -> str:
         options = ["--headless=new", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr"]
         # The virtual clock waits for no frame of another process, which a sandboxed one would be.
-        options += ["--disable-features=IsolateSandboxedIframes"]
+        frames = "--disable-features=IsolateSandboxedIframes"
         profile = [f"--user-data-dir={self.folder}", "--virtual-time-budget=5000", "--dump-dom"]
         done = subprocess.run(
-            [self.path, *options, *profile, address], capture_output=True, text=True, check=True
+            [self.path, *options, frames, *profile, address], capture_output=True, text=True, check=True
         )
         assert [line for line in done.stderr.splitlines() if "CONSOLE" in line] == []
         return done.stdout
@@ -340,9 +344,7 @@ def test_it_fits_a_phone_and_another_page(page: str, browser: Browser, how: str)
         FRAME.format(how=how + ' style="border:0"', page=html.escape(page.replace("</body>", TELL))),
         encoding="utf-8",
     )
-    seen = re.search(r'data-seen="([^"]*)"', browser.dump((browser.folder / "frame.html").as_uri()))
-    assert seen is not None
-    found = json.loads(html.unescape(seen[1]))
+    found = browser.seen((browser.folder / "frame.html").as_uri())
     assert found["width"] == 360
     assert found["scrolled"] <= 360
     assert found["points"] == len(subsets())
