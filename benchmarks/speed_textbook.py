@@ -15,7 +15,7 @@ from speed_contender import Contender, Outcome
 from speed_plan import RETAIN_RATE
 from torch import Tensor, nn
 
-from laq.quantization.patches import Sampler
+from laq.quantization.calibration.patches import Sampler
 
 _LAYERS: Final = (nn.Conv2d, nn.Linear)
 

@@ -8,12 +8,20 @@ Free of everything else in ``laq``: networks and tensors in, networks and codes 
     result.network, result.layers[0].relative_error
 """
 
-from laq.quantization.allocation import choose_bits, choose_bits_each
 from laq.quantization.alphabet import Alphabet, AlphabetSpec, make_alphabet
+from laq.quantization.bits.allocate import choose_bits, choose_bits_each
+from laq.quantization.bits.spec import parse_bits
 from laq.quantization.engine import layer_names, quantize, quantize_each
-from laq.quantization.export import export_onnx
-from laq.quantization.packing import Cut, float32_bytes, keep_rows, load, load_quantized, read_metadata, save
-from laq.quantization.precision import parse_bits
+from laq.quantization.files.onnx import export_onnx
+from laq.quantization.files.packing import (
+    Cut,
+    float32_bytes,
+    keep_rows,
+    load,
+    load_quantized,
+    read_metadata,
+    save,
+)
 from laq.quantization.recipe import (
     METHODS,
     Method,

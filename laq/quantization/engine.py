@@ -15,17 +15,24 @@ from typing import Any, Final, Protocol
 import torch
 from torch import Tensor, nn
 
-from laq.quantization.execution import OUTPUTS, Execution, Networks, Pair, Stop
-from laq.quantization.fusion import fold_batch_norms
-from laq.quantization.inputs import Inputs
-from laq.quantization.layerwise import Layerwise
-from laq.quantization.lockstep import Lockstep
-from laq.quantization.methods import solve
-from laq.quantization.patches import Layer, Patches, Sampler, cut_patches, grouped_weights, has_shifts
-from laq.quantization.pool import Pool, worker_pool
-from laq.quantization.program import trace
+from laq.quantization.calibration.covariance import Inputs
+from laq.quantization.calibration.patches import (
+    Layer,
+    Patches,
+    Sampler,
+    cut_patches,
+    grouped_weights,
+    has_shifts,
+)
+from laq.quantization.execution.base import OUTPUTS, Execution, Networks, Pair, Stop
+from laq.quantization.execution.fusion import fold_batch_norms
+from laq.quantization.execution.graph import trace
+from laq.quantization.execution.layerwise import Layerwise
+from laq.quantization.execution.lockstep import Lockstep
+from laq.quantization.execution.offload import Shelf
+from laq.quantization.methods.registry import solve
 from laq.quantization.recipe import QuantizationError, QuantizedLayer, QuantizedNetwork, Recipe
-from laq.quantization.shelf import Shelf
+from laq.quantization.threads import Pool, worker_pool
 
 _SHARED: Final = ("batch_size", "ignore", "fuse", "memory_gib")  # options that a pass depends on
 _Walked = list[tuple[QuantizedLayer, ...]]  # layer after layer, by recipe

@@ -73,7 +73,7 @@ class Recipe:
     """How to quantize.
 
     Attributes:
-        bits: of every layer, or of each by name (``laq.quantization.precision`` makes such maps).
+        bits: of every layer, or of each by name (``laq.quantization.bits.spec`` makes such maps).
         method: round-to-nearest, GPFQ, its stochastic and sparse kin, GPTQ or Qronos.
         alphabet: which levels there are, see ``make_alphabet``, as for the next three.
         granularity: a step per output channel, or one for the layer.

@@ -8,7 +8,7 @@ from typing import get_args
 from laq.errors import LaqError
 from laq.params import Base, Calibration, Design, Study, bits_name
 from laq.quantization import QuantizationError, Recipe, parse_bits
-from laq.quantization.precision import Budget
+from laq.quantization.bits.spec import Budget
 from laq.subsets import Subset
 
 FLOAT_BITS = 32

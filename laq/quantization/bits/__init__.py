@@ -1,0 +1,1 @@
+"""How many bits each layer gets: what users write, sensitivities, and the allocation of a budget."""

@@ -1,0 +1,1 @@
+"""Quantized networks as files: packed safetensors and ONNX."""

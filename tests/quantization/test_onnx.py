@@ -1,0 +1,116 @@
+"""ONNX files: small, and onnxruntime predicts with them what torch does."""
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+from torch import Tensor, nn
+
+from laq.quantization import AlphabetSpec, QuantizationError, quantize
+from laq.quantization.files.onnx import export_onnx
+from laq.quantization.files.packing import Cut, float32_bytes, keep_rows, load_quantized, save
+from laq.quantization.recipe import Recipe
+from tests.conftest import Branching
+from tests.quantization.test_packing import KINDS, Small, classifier, pixels, rounded
+
+
+def run(path: Path, images: Tensor) -> Tensor:
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    (logits,) = session.run(["logits"], {"pixels": images.numpy()})
+    return torch.from_numpy(logits)
+
+
+def assert_predicts_like(path: Path, network: nn.Module, images: Tensor) -> None:
+    with torch.no_grad():
+        truth = network(images)
+    found = run(path, images)
+    assert found.shape == truth.shape
+    assert (found - truth).abs().max() <= 1e-4 * truth.abs().max()
+    assert torch.equal(found.argmax(1), truth.argmax(1))
+
+
+def types(path: Path) -> set[str]:
+    """The types of the codes."""
+    model = onnx.load(path)
+    onnx.checker.check_model(model)
+    codes = {node.input[0] for node in model.graph.node if node.op_type == "DequantizeLinear"}
+    return {onnx.TensorProto.DataType.Name(t.data_type) for t in model.graph.initializer if t.name in codes}
+
+
+@pytest.mark.parametrize(
+    ("architecture", "spec", "integers"),
+    [
+        ("resnet20", AlphabetSpec("twos_complement", 4), "INT4"),
+        ("mobilenet_v2", AlphabetSpec("predecessor", 4), "INT8"),
+        ("squeezenet", AlphabetSpec("midrise", 3), "INT4"),
+    ],
+)
+def test_onnxruntime_predicts_what_torch_does(
+    architecture: str, spec: AlphabetSpec, integers: str, tmp_path: Path
+) -> None:
+    result = rounded(classifier(architecture), spec)
+    size = export_onnx(tmp_path / "q.onnx", result, pixels(1))
+    assert size == (tmp_path / "q.onnx").stat().st_size
+    assert types(tmp_path / "q.onnx") == {integers}
+    for count in (1, 6):
+        assert_predicts_like(tmp_path / "q.onnx", result.network, pixels(count))
+    payload = result.weights * int(integers.removeprefix("INT")) / 8
+    floats = float32_bytes(result.network) - 4 * result.weights + 4 * sum(len(x.codes) for x in result.layers)
+    assert size <= payload + floats + 500 * len(onnx.load(tmp_path / "q.onnx").graph.node)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("bits", [2, 4, 8, 12, 17])
+def test_every_alphabet_gets_the_smallest_integers_that_hold_it(kind: str, bits: int, tmp_path: Path) -> None:
+    result = rounded(Small().eval(), AlphabetSpec(kind, bits))  # type: ignore[arg-type]
+    export_onnx(tmp_path / "q.onnx", result, torch.randn(2, 3, 8, 8))
+    one_more = kind in {"midrise", "predecessor"}
+    expected = {2: "INT4", 4: "INT8" if one_more else "INT4", 8: "INT16" if one_more else "INT8", 12: "INT16"}
+    assert types(tmp_path / "q.onnx") == ({expected[bits]} if bits in expected else set())
+    assert_predicts_like(tmp_path / "q.onnx", result.network, torch.randn(7, 3, 8, 8))
+
+
+def test_stored_weights_are_the_networks_bit_for_bit(tmp_path: Path) -> None:
+    result = rounded(Small().eval(), AlphabetSpec("midrise", 3))
+    export_onnx(tmp_path / "q.onnx", result, torch.randn(2, 3, 8, 8))
+    tensors = {
+        t.name: onnx.numpy_helper.to_array(t) for t in onnx.load(tmp_path / "q.onnx").graph.initializer
+    }
+    codes, step = tensors["conv.codes"].astype(np.float32), tensors["conv.step"]
+    assert step.shape == (5,)
+    assert np.array_equal(codes * step[:, None, None, None], result.network.conv.weight.detach().numpy())
+    assert "conv.weight" not in tensors
+
+
+def test_a_fused_and_a_cut_network_go_from_file_to_onnx(tmp_path: Path) -> None:
+    network = classifier("resnet20")
+    result = quantize(network, pixels(), Recipe(bits=4, fuse=True, retain_rate=0.2))
+    save(tmp_path / "q", result, cut=Cut("body.fc", (7, 2)))
+    loaded = load_quantized(tmp_path / "q", network)
+    export_onnx(tmp_path / "q.onnx", loaded, pixels())
+    assert_predicts_like(tmp_path / "q.onnx", keep_rows(result, Cut("body.fc", (7, 2))).network, pixels(5))
+    assert run(tmp_path / "q.onnx", pixels(5)).shape == (5, 2)
+
+
+def test_a_plain_network_is_written_in_float32(tmp_path: Path) -> None:
+    network = Small().eval()
+    export_onnx(tmp_path / "q.onnx", network, torch.randn(2, 3, 8, 8))
+    assert types(tmp_path / "q.onnx") == set()
+    assert_predicts_like(tmp_path / "q.onnx", network, torch.randn(4, 3, 8, 8))
+
+
+def test_what_cannot_be_exported_is_said_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "q.onnx"
+    with pytest.raises(QuantizationError, match="in training mode"):
+        export_onnx(file, Small(), torch.randn(2, 3, 8, 8))
+    with pytest.raises(QuantizationError, match="cannot export the network .*data-dependent") as caught:
+        export_onnx(file, Branching().eval(), torch.randn(2, 3))
+    assert "\n" not in str(caught.value)
+    monkeypatch.setitem(sys.modules, "onnxscript.optimizer", None)
+    with pytest.raises(QuantizationError, match=r"pip install 'laq\[onnx\]'"):
+        export_onnx(file, Small().eval(), torch.randn(2, 3, 8, 8))
+    assert not file.exists()

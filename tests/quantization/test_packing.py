@@ -1,0 +1,367 @@
+"""Files of quantized networks: as small as they say, and read back bit for bit."""
+
+import copy
+import hashlib
+import json
+import math
+import os
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import safetensors.torch
+import torch
+from safetensors import safe_open
+from torch import Tensor, nn
+from torchvision.models import squeezenet1_1
+
+from laq.network.zoo import ZOO, Classifier, Design, build
+from laq.quantization import (
+    Alphabet,
+    AlphabetSpec,
+    QuantizationError,
+    QuantizedLayer,
+    QuantizedNetwork,
+    Recipe,
+    make_alphabet,
+    quantize,
+)
+from laq.quantization.files.packing import (
+    Cut,
+    codes_bytes,
+    float32_bytes,
+    keep_rows,
+    load,
+    load_quantized,
+    pack,
+    pack_codes,
+    read_metadata,
+    save,
+    unpack_codes,
+)
+
+SMALLEST_SIDE = {"alexnet": 64, "vgg16": 32, "vgg16_bn": 32}
+KINDS = ("symmetric", "twos_complement", "midrise", "predecessor")
+CIFAR = Recipe(bits=3, method="rtn")
+
+
+def classifier(architecture: str, classes: int = 10) -> Classifier:
+    """With random weights and batch norms that have seen images, so that logits differ."""
+    design = Design(architecture, classes, SMALLEST_SIDE.get(architecture, 40), (0.5,) * 3, (0.25,) * 3)
+    if architecture == "squeezenet":
+        return Classifier(design, squeezenet1_1(num_classes=classes)).eval()
+    return seen(build(design, seed=1))
+
+
+def seen(network: Classifier) -> Classifier:
+    norms = [m for m in network.modules() if isinstance(m, nn.BatchNorm2d)]
+    for norm in norms:
+        norm.momentum = 1.0
+    if norms:
+        with torch.no_grad():
+            network.train()(pixels(4))
+    return network.eval()
+
+
+def pixels(count: int = 2) -> Tensor:
+    return torch.randint(256, (count, 3, 32, 32), generator=torch.Generator().manual_seed(3)).float()
+
+
+def rounded(network: nn.Module, spec: AlphabetSpec, ignore: tuple[str, ...] = ()) -> QuantizedNetwork:
+    """``network`` with its weights rounded to nearest, layer by layer."""
+    network, layers = copy.deepcopy(network), []
+    for name, module in network.named_modules():
+        if isinstance(module, nn.Conv2d | nn.Linear) and name not in ignore:
+            layers.append(rounded_layer(name, module, spec))
+            module.weight.data.copy_(layers[-1].alphabet.decode(layers[-1].codes))
+    return QuantizedNetwork(network, tuple(layers), 0.5, replace(CIFAR, bits=spec.bits, alphabet=spec.kind))
+
+
+def rounded_layer(name: str, module: nn.Conv2d | nn.Linear, spec: AlphabetSpec) -> QuantizedLayer:
+    weight = module.weight.detach()
+    alphabet = make_alphabet(weight.flatten(1)[None], spec)
+    alphabet = alphabet.with_step(alphabet.step.view(-1, *[1] * (weight.ndim - 1)))
+    return QuantizedLayer(name, spec.bits, alphabet.encode(weight), alphabet, 0.1, 1.0, 2.0)
+
+
+def tensors_of(network: nn.Module) -> dict[str, Tensor]:
+    return {k: t for k, t in network.state_dict().items() if not k.endswith("num_batches_tracked")}
+
+
+def assert_same(network: nn.Module, other: nn.Module) -> None:
+    states = tensors_of(network), tensors_of(other)
+    assert states[0].keys() == states[1].keys()
+    assert [k for k, t in states[0].items() if not torch.equal(t, states[1][k])] == []
+
+
+@pytest.mark.parametrize("architecture", [*sorted(ZOO), "squeezenet"])
+def test_every_network_of_the_zoo_comes_back_bit_for_bit_from_a_small_file(
+    architecture: str, tmp_path: Path
+) -> None:
+    network = classifier(architecture)
+    result = rounded(network, AlphabetSpec(bits=2))
+    size = save(tmp_path / "q.safetensors", result)
+    assert size == (tmp_path / "q.safetensors").stat().st_size
+    loaded = load(tmp_path / "q.safetensors", network)
+    assert_same(loaded, result.network)
+    with torch.no_grad():
+        assert torch.equal(loaded(pixels()), result.network(pixels()))
+    steps = 4 * sum(len(layer.codes) for layer in result.layers)
+    rest = float32_bytes(network) - 4 * result.weights
+    header = 1000 + 150 * len(tensors_of(network)) + 300 * len(result.layers)
+    assert codes_bytes(result) == sum(2 * math.ceil(layer.codes.numel() / 8) for layer in result.layers)
+    assert size <= codes_bytes(result) + steps + rest + header
+
+
+class Small(nn.Module):
+    """Convolutions and an odd number of weights, so that bits do not fill the last byte."""
+
+    def __init__(self, outputs: int = 3) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 5, 3, bias=False)
+        self.norm = nn.BatchNorm2d(5)
+        self.head = nn.Linear(5, outputs)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.norm(self.conv(x)).relu().mean((2, 3)))
+
+
+@pytest.mark.parametrize("bits", range(2, 13))
+@pytest.mark.parametrize("kind", KINDS)
+def test_each_alphabet_takes_the_bits_that_its_levels_need(kind: str, bits: int, tmp_path: Path) -> None:
+    network = Small().eval()
+    result = rounded(network, AlphabetSpec(kind, bits))  # type: ignore[arg-type]
+    tensors, _ = pack(result)
+    width = bits + 1 if kind == "predecessor" else bits
+    assert tensors["codes:conv"].shape == (width, 17)
+    assert tensors["codes:head"].shape == (width, 2)
+    save(tmp_path / "q", result)
+    again = load_quantized(tmp_path / "q", network)
+    assert_same(again.network, result.network)
+    assert [layer.levels for layer in again.layers] == [layer.levels for layer in result.layers]
+    assert all(torch.equal(a.codes, b.codes) for a, b in zip(again.layers, result.layers, strict=True))
+    assert again.recipe == result.recipe
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_any_codes_of_any_alphabet_are_unpacked_as_they_were(seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    low, high = sorted(
+        torch.randint(-(2 ** (seed % 31 + 1)), 2 ** (seed % 31 + 1), (2,), generator=generator)
+    )
+    alphabet = Alphabet(torch.ones(1), int(low), int(high) + 1)
+    count = int(torch.randint(1, 50, (1,), generator=generator))
+    codes = torch.randint(alphabet.low, alphabet.high + 1, (count,), generator=generator).to(torch.int32)
+    codes[0] = alphabet.high
+    planes = pack_codes(codes, alphabet)
+    assert planes.shape == (math.ceil(math.log2(alphabet.levels)), math.ceil(count / 8))
+    assert torch.equal(unpack_codes(planes, count, alphabet.low), codes)
+
+
+def test_codes_over_all_of_int32_do_not_overflow() -> None:
+    codes = torch.tensor([-(2**31), -1, 0, 2**31 - 1], dtype=torch.int32)
+    planes = pack_codes(codes, Alphabet(torch.ones(1), -(2**31), 2**31 - 1))
+    assert planes.shape == (32, 1)
+    assert torch.equal(unpack_codes(planes, 4, -(2**31)), codes)
+
+
+def test_fused_and_corrected_networks_fit_the_architecture_they_came_from(tmp_path: Path) -> None:
+    network = classifier("resnet20")
+    recipe = Recipe(bits=3, fuse=True, bias_correction=True, retain_rate=0.2, ignore=("body.fc",))
+    result = quantize(network, pixels(), recipe)
+    save(tmp_path / "q", result)
+    loaded = load(tmp_path / "q", network)
+    assert len(result.folded) == 21
+    assert isinstance(loaded.get_submodule("body.bn1"), nn.Identity)
+    assert_same(loaded, result.network)
+    assert torch.equal(loaded.body.fc.weight, network.body.fc.weight)
+    with torch.no_grad():
+        assert torch.equal(loaded(pixels(5)), result.network(pixels(5)))
+
+
+def test_shared_layers_are_stored_once(tmp_path: Path) -> None:
+    shared = nn.Linear(4, 4)
+    network = nn.Sequential(shared, nn.ReLU(), shared, nn.BatchNorm1d(4)).eval()
+    result = rounded(network, AlphabetSpec(bits=4))
+    save(tmp_path / "q", result)
+    loaded = load(tmp_path / "q", network)
+    assert [layer.name for layer in result.layers] == ["0"]
+    assert loaded[0] is loaded[2]
+    assert_same(loaded, result.network)
+
+
+@pytest.mark.parametrize(
+    ("architecture", "head"), [("resnet20", "body.fc"), ("squeezenet", "body.classifier.1")]
+)
+@pytest.mark.parametrize("stored", ["codes", "floats"])
+def test_a_cut_network_gives_the_chosen_logits(
+    architecture: str, head: str, stored: str, tmp_path: Path
+) -> None:
+    network, cut = classifier(architecture, 30), Cut(head, (17, 3, 28))
+    result = rounded(network, AlphabetSpec(bits=4), ignore=() if stored == "codes" else (head,))
+    sizes = [save(tmp_path / "full", result), save(tmp_path / "cut", result, cut=cut)]
+    loaded = load(tmp_path / "cut", network)
+    with torch.no_grad():
+        full, few = result.network(pixels(6)), loaded(pixels(6))
+    assert few.shape == (6, 3)
+    torch.testing.assert_close(few, full[:, [17, 3, 28]], rtol=1e-5, atol=1e-6)
+    assert_same(loaded, keep_rows(result, cut).network)
+    assert sizes[1] < sizes[0]
+    assert read_metadata(tmp_path / "cut").cut == cut
+    assert len(network(pixels())[0]) == len(full[0]) == 30
+
+
+@pytest.mark.parametrize(
+    ("cut", "message"),
+    [
+        (Cut("body.fc", ()), r"rows of body.fc must be distinct and in 0..9, got \[\]"),
+        (Cut("body.fc", (1, 1)), "distinct"),
+        (Cut("body.fc", (-1,)), "in 0..9"),
+        (Cut("body.fc", (10,)), "in 0..9"),
+        (Cut("body.bn1", (1,)), "'body.bn1' is no Linear"),
+        (Cut("nothing", (1,)), "name the classifier"),
+    ],
+)
+def test_cuts_that_do_not_fit_are_refused(cut: Cut, message: str, tmp_path: Path) -> None:
+    result = rounded(classifier("resnet20"), AlphabetSpec())
+    with pytest.raises(QuantizationError, match=message):
+        save(tmp_path / "q", result, cut=cut)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_header_says_what_is_inside_and_files_do_not_change_from_run_to_run(tmp_path: Path) -> None:
+    result = rounded(Small().eval(), AlphabetSpec("midrise", 3))
+    notes = {"classes": [1, 2]}
+    for name in ("a", "b"):
+        save(tmp_path / name, result, notes)
+    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
+    header = read_metadata(tmp_path / "a")
+    assert header.notes == notes
+    assert (header.recipe.method, header.recipe.alphabet) == ("rtn", "midrise")
+    assert header.torch == torch.__version__
+    first = header.layers[0]
+    assert (first.name, first.bits, first.low, first.high, first.offset) == ("conv", 3, -4, 3, 0.5)
+    assert first.shape == (5, 3, 3, 3)
+    with safe_open(tmp_path / "a", framework="pt") as file:
+        assert len(file.metadata()) == 1
+
+
+def test_the_header_holds_the_hash_of_the_calibration_images_however_they_come(tmp_path: Path) -> None:
+    network, images = nn.Sequential(nn.Flatten(), nn.Linear(12, 3)), torch.rand(5, 3, 2, 2)
+    expected = hashlib.sha256(images.numpy().tobytes()).hexdigest()
+    for given in (images, images.split(2), images.to(memory_format=torch.channels_last)):
+        save(tmp_path / "q", quantize(network, given, Recipe(batch_size=3)))
+        assert read_metadata(tmp_path / "q").calibration == expected
+        assert load_quantized(tmp_path / "q", network).calibration == expected
+
+
+def test_equal_steps_are_stored_once() -> None:
+    network = Small().eval()
+    tensors = {g: pack(rounded(network, AlphabetSpec(granularity=g)))[0] for g in ("channel", "layer")}
+    assert tensors["channel"]["step:conv"].shape == (5,)
+    assert tensors["layer"]["step:conv"].shape == (1,)
+    assert not any(name.endswith("num_batches_tracked") for name in tensors["layer"])
+
+
+def truncated(file: Path) -> None:
+    file.write_bytes(file.read_bytes()[:-50])
+
+
+def pickled(file: Path) -> None:
+    torch.save({"weight": torch.ones(2)}, file)
+
+
+def plain(file: Path) -> None:
+    safetensors.torch.save_file(Small().state_dict(), file)
+
+
+def edited(change: Callable[[dict], None]) -> Callable[[Path], None]:
+    """Change the header, and nothing else."""
+
+    def edit(file: Path) -> None:
+        with safe_open(file, framework="pt") as opened:
+            header = json.loads(opened.metadata()["laq"])
+        tensors = safetensors.torch.load_file(file)
+        change(header)
+        safetensors.torch.save_file(tensors, file, {"laq": json.dumps(header)})
+
+    return edit
+
+
+def damaged_codes(file: Path) -> None:
+    with safe_open(file, framework="pt") as opened:
+        metadata = opened.metadata()
+    tensors = safetensors.torch.load_file(file)
+    tensors["codes:conv"].fill_(255)
+    safetensors.torch.save_file(tensors, file, metadata)
+
+
+def without_codes(file: Path) -> None:
+    with safe_open(file, framework="pt") as opened:
+        metadata = opened.metadata()
+    tensors = safetensors.torch.load_file(file)
+    del tensors["codes:conv"]
+    safetensors.torch.save_file(tensors, file, metadata)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (Path.unlink, "not a whole safetensors file .No such file"),
+        (truncated, "not a whole safetensors file"),
+        (pickled, "not a whole safetensors file"),
+        (lambda file: file.write_text("hello"), "not a whole safetensors file"),
+        (plain, "holds no packed network"),
+        (edited(lambda header: header.pop("recipe")), "header is damaged"),
+        (edited(lambda header: header["layers"][0].pop("low")), "header is damaged"),
+        (edited(lambda header: header.update(format=2, laq="9.0")), "format 2, written by laq 9.0.*upgrade"),
+        (
+            edited(lambda header: header["layers"][0].update(high=200)),
+            "layer conv: codes or steps are damaged",
+        ),
+        (edited(lambda header: header.update(folded=["bn7"])), "the network has no bn7"),
+        (damaged_codes, "layer conv: codes or steps are damaged"),
+        (without_codes, "layer conv: codes or steps are damaged"),
+    ],
+)
+def test_files_that_are_not_whole_are_refused_in_one_line(
+    spoil: Callable[[Path], object], message: str, tmp_path: Path
+) -> None:
+    network, file = Small().eval(), tmp_path / "network.safetensors"
+    save(file, rounded(network, AlphabetSpec()))
+    spoil(file)
+    with pytest.raises(QuantizationError, match=f"network.safetensors: .*{message}") as caught:
+        load(file, network)
+    assert "\n" not in str(caught.value)
+
+
+def test_files_of_another_network_are_refused_and_leave_it_as_it_is(tmp_path: Path) -> None:
+    save(tmp_path / "q", rounded(Small().eval(), AlphabetSpec()))
+    wider, half = Small(4), Small().half()
+    before = copy.deepcopy(wider.state_dict())
+    with pytest.raises(
+        QuantizationError, match=r"2 of another shape.*head.weight float32 \(3, 5\) instead of"
+    ):
+        load(tmp_path / "q", wider)
+    with pytest.raises(QuantizationError, match="conv.weight float32"):
+        load(tmp_path / "q", half)
+    with pytest.raises(QuantizationError, match=r"1 missing \(weight\); 7 unknown .conv.weight|7 unknown"):
+        load(tmp_path / "q", nn.Linear(2, 2, bias=False))
+    assert all(torch.equal(t, before[name]) for name, t in wider.state_dict().items())
+
+
+def test_a_write_that_fails_leaves_nothing_behind_and_one_that_succeeds_replaces(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    network, file = Small().eval(), tmp_path / "q"
+    save(file, rounded(network, AlphabetSpec(bits=2)))
+    old = file.read_bytes()
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", lambda *_: (_ for _ in ()).throw(OSError("disk full")))
+        with pytest.raises(OSError, match="disk full"):
+            save(file, rounded(network, AlphabetSpec(bits=8)))
+    assert file.read_bytes() == old
+    save(file, rounded(network, AlphabetSpec(bits=8)))
+    assert read_metadata(file).layers[0].bits == 8
+    assert [f.name for f in tmp_path.iterdir()] == ["q"]

@@ -1,0 +1,206 @@
+"""Real programs on one store: processes at once, servers that die or say nothing, kill -9, and serving."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, nullcontext
+from pathlib import Path
+
+import pytest
+import requests
+from mlflow import MlflowClient
+
+from laq.track.record import Tree
+from tests.conftest import ROOT
+from tests.project import environment
+from tests.servers import (
+    POSTGRESQL,
+    free_port,
+    kill,
+    mlflow_server,
+    postgresql,
+    running,
+    silent_server,
+    wait_for,
+)
+from tests.track.test_track import champion, check_once, lone, models_of, runs_of
+from tests.trees import CLASSES, make_tree, network
+
+needs_postgresql = pytest.mark.skipif(POSTGRESQL is None, reason="PostgreSQL is not installed")
+
+
+def saved(tree: Tree, folder: Path) -> Path:
+    path = folder / f"{tree.root.key}.json"
+    tree.save(path)
+    return path
+
+
+@contextmanager
+def delivering(folder: Path, store: str, *paths: Path, **variables: str) -> Iterator["subprocess.Popen[str]"]:
+    """A process that delivers saved trees."""
+    known = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
+    process = subprocess.Popen(
+        [sys.executable, "-m", "tests.trees", *paths],
+        cwd=folder, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        env=environment() | {"PYTHONPATH": known, "MLFLOW_TRACKING_URI": store} | variables,
+    )  # fmt: skip
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.wait()
+
+
+def ended(process: "subprocess.Popen[str]") -> tuple[int, str, list[str]]:
+    """How it ended, what it said, and the lines it complained in."""
+    output, complaints = process.communicate()
+    return (
+        process.returncode,
+        output,
+        [line for line in complaints.splitlines() if line and not line.startswith("track:")],
+    )
+
+
+@pytest.mark.parametrize("same", [True, False], ids=["the same result", "results of their own"])
+def test_eight_processes_at_once_on_a_new_store_lose_and_double_nothing(
+    tmp_path: Path, weights: Path, *, same: bool
+) -> None:
+    trees = [make_tree(weights, "result" if same else f"result {n}", score=n) for n in range(8)]
+    store = f"sqlite:///{tmp_path / 'mlflow.db'}"
+    with delivering(tmp_path, store, *(saved(tree, tmp_path) for tree in trees)) as processes:
+        code, output, complaints = ended(processes)
+    assert (code, complaints) == (0, [])
+    sent = sorted(map(int, output.replace("sent ", "").split()))
+    assert sent == ([0] * 7 + [3] if same else [3] * 8)
+    client = MlflowClient(store)
+    check_once(client, *trees[:1] if same else trees)
+    assert champion(client).tags["laq.top1_sub_percent"] == "10.0"
+
+
+@needs_postgresql
+def test_machines_at_once_on_a_new_postgresql_lose_and_double_nothing(tmp_path: Path, weights: Path) -> None:
+    tree = make_tree(weights, subsets=2)
+    path = saved(tree, tmp_path)
+    with postgresql() as store, ExitStack() as stack:
+        # Each has a folder of its own for locks, as machines do.
+        for name in "ab":
+            (tmp_path / name).mkdir()
+        processes = [
+            stack.enter_context(delivering(tmp_path, store, path, TMPDIR=str(tmp_path / name)))
+            for name in "ab"
+        ]
+        found = [ended(process) for process in processes]
+        assert [code for code, _, _ in found] == [0, 0], found
+        client = MlflowClient(store)
+        check_once(client, tree)
+        assert len(client.search_model_versions()) == 2
+
+
+@contextmanager
+def backend(kind: str) -> Iterator[str]:
+    with postgresql() if kind == "postgresql" else nullcontext("") as store:
+        yield store
+
+
+def some_finished(client: MlflowClient, least: int) -> bool:
+    experiment = client.get_experiment_by_name("laq-test")
+    if experiment is None:
+        return False
+    found = client.search_runs([experiment.experiment_id], "attributes.status = 'FINISHED'")
+    return len(found) >= least
+
+
+@pytest.mark.parametrize("kind", ["sqlite", pytest.param("postgresql", marks=needs_postgresql)])
+def test_a_server_killed_in_the_middle_is_told_and_catches_up_when_it_is_back(
+    tmp_path: Path, weights: Path, kind: str
+) -> None:
+    tree, port = make_tree(weights, subsets=3, bits=(2, 3, 4)), free_port()
+    path, store = saved(tree, tmp_path), f"http://127.0.0.1:{port}"
+    with backend(kind) as database:
+        with (
+            mlflow_server(tmp_path, port, database) as server,
+            delivering(tmp_path, store, path) as process,
+        ):
+            while not some_finished(MlflowClient(store), 3):
+                assert process.poll() is None
+            kill(server)
+            code, _, complaints = ended(process)
+        assert (code, len(complaints)) == (2, 1), complaints
+        assert complaints[0].startswith(f"laq: MLflow at {store}: ")
+        with mlflow_server(tmp_path, port, database), delivering(tmp_path, store, path) as process:
+            code, output, complaints = ended(process)
+            assert (code, complaints) == (0, [])
+            assert 0 < int(output.split()[1]) < len(tree.records)
+            check_once(MlflowClient(store), tree)
+            assert len(MlflowClient(store).search_model_versions()) == 3
+
+
+def test_a_server_that_says_nothing_is_told_after_the_time_that_was_set(
+    tmp_path: Path, weights: Path
+) -> None:
+    path = saved(make_tree(weights), tmp_path)
+    patience = {"MLFLOW_HTTP_REQUEST_TIMEOUT": "1", "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0"}
+    with (
+        silent_server() as port,
+        delivering(tmp_path, f"http://127.0.0.1:{port}", path, **patience) as process,
+    ):
+        code, _, complaints = ended(process)
+    assert (code, len(complaints)) == (2, 1), complaints
+    assert "Read timed out. (read timeout=1)" in complaints[0]
+    assert path.exists()
+
+
+def test_a_killed_process_goes_on_where_it_was_and_nothing_is_there_twice(
+    tmp_path: Path, weights: Path
+) -> None:
+    tree, store = (
+        make_tree(weights, subsets=6, bits=(2, 3, 4, 5, 6, 7, 8)),
+        f"sqlite:///{tmp_path / 'mlflow.db'}",
+    )
+    path = saved(tree, tmp_path)
+    for least in (0, 3, 8):
+        with delivering(tmp_path, store, path) as process:
+            while not (tmp_path / "mlflow.db").exists() or not some_finished(MlflowClient(store), least):
+                assert process.poll() is None
+                time.sleep(0.01)
+            process.send_signal(signal.SIGKILL)
+            process.wait()
+    assert 8 <= len(runs_of(MlflowClient(store))) < len(tree.records)
+    with delivering(tmp_path, store, path) as process:
+        assert ended(process)[0] == 0
+    check_once(MlflowClient(store), tree)
+    assert len(MlflowClient(store).search_model_versions()) == 6
+
+
+def test_a_model_is_served_and_answers_pixels_base64_and_rubbish(tmp_path: Path, weights: Path) -> None:
+    store = f"sqlite:///{tmp_path / 'mlflow.db'}"
+    with delivering(tmp_path, store, saved(lone(network(weights)), tmp_path)) as process:
+        assert ended(process)[0] == 0
+    port, name = free_port(), "models:/laq-test-random-1@champion"
+    command = ["models", "serve", "-m", name, "--env-manager", "local", "--port", str(port), "--workers", "1"]
+    known = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
+    variables = {"MLFLOW_TRACKING_URI": store, "PYTHONPATH": known}
+    with running([sys.executable, "-m", "mlflow", *command], tmp_path, **variables) as server:
+        url = f"http://127.0.0.1:{port}"
+        wait_for(f"{url}/ping", server, tmp_path)
+        image = json.loads((folder_of(store) / "serving_input_example.json").read_text())
+        answer = requests.post(f"{url}/invocations", json=image, timeout=60)
+        assert answer.status_code == 200, answer.text
+        first, second = answer.json()["predictions"]
+        assert first["class"] in CLASSES.values()
+        assert first == second
+        pixels = [[[200, 30, 30]] * 32] * 32
+        answer = requests.post(f"{url}/invocations", json={"inputs": {"image": [pixels]}}, timeout=60)
+        assert answer.json()["predictions"][0]["probabilities"] == pytest.approx(first["probabilities"])
+        answer = requests.post(f"{url}/invocations", json={"inputs": {"image": ["rubbish"]}}, timeout=60)
+        assert answer.status_code == 400
+        assert "an entry must be a picture's bytes" in answer.text
+
+
+def folder_of(store: str) -> Path:
+    (model,) = models_of(MlflowClient(store))
+    return Path(model.artifact_location.removeprefix("file://"))
