@@ -212,16 +212,17 @@ def quantize(
 
     What the pipeline has not made yet is made first.
     """
-    from laq import track as room
+    from laq import quantize as room
+    from laq import track
     from laq.parallel import workers
 
     params = load_params()
     usual = params.quantize
-    order = room.Order(subset or usual.subset, bits or usual.bits, method or usual.method)
-    if not room.inputs_are_there():
+    request = room.Request(subset or usual.subset, bits or usual.bits, method or usual.method)
+    if not room.inputs_exist():
         _repro("finetune")
-    click.echo(room.describe(room.quantize(params, order, workers(jobs, scheduler))))
-    click.echo(room.send_waiting())
+    click.echo(room.run(params, request, workers(jobs, scheduler)))
+    click.echo(track.send_waiting())
 
 
 @main.command()

@@ -15,9 +15,13 @@ from PIL import Image
 from laq.errors import LaqError
 from laq.files import digest
 from laq.network import Design, build
+from laq.params import load_params
 from laq.quantization import Recipe, quantize, save
+from laq.subsets import Subset
 from laq.track.record import Budget, Input, Packed, Record, Tree
+from laq.track.results import Origin, Results
 from laq.track.store import Store
+from tests.conftest import ROOT
 
 DESIGN = Design("resnet20", 5, 32, (0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
 CLASSES = {1: "circle", 3: "square"}
@@ -87,6 +91,27 @@ def _cell(weights: Path, above: Record, bits: int, score: float) -> Record:
         networks=[network(weights, name, subset=above.name, score=score + bits) for name in names],
         note="| method | bits |\n" * 20,
     )
+
+
+def mixed_results(weights: Path) -> Results:
+    """What was measured for one subset: the float network, and one whose bits differ by layer."""
+    same = {"subset": "random-1", "dataset": "glyphs", "network": "resnet20", "seconds": 0.5}
+    scores = {"top1_sub_percent": 90.0, "top1_all_percent": 80.0, "drop_sub_points": 1.0, "size_bytes": 9e4}
+    network = {"variant": "original", "method": "float", "bits": 32, "mean_bits": 32.0}
+    mixed = {"variant": "quantized", "method": "gpfq_l0", "bits": "auto:3", "mean_bits": 2.9}
+    rows = [
+        {**network, "calibration": "none", "seed": None},
+        {**mixed, "calibration": "subset", "seed": 0},
+    ]
+    rows = [
+        {**row, **same, **scores, "levels": None, "compression": 4.0, "cell": row["variant"]} for row in rows
+    ]
+    origin = Origin()
+    inputs = (Input("glyphs", "0", "data", "images"),)
+    vars(origin).update({"inputs": inputs, "design": DESIGN.to_json(), "examples": (), "tags": {}})
+    subset = Subset("random-1", "random", (1, 2), ("a", "b"), 2.0, 1.0, 1.5, 1.5)
+    params = load_params(ROOT / "params.yaml")
+    return Results(params, "key", [subset], rows, [], {"quantized": weights}, origin=origin)
 
 
 def deliver(path: str) -> int:

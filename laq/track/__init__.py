@@ -1,25 +1,20 @@
-"""Stage ``track``: the finished study in MLflow. And command ``quantize``: one bit-width right away."""
+"""Stage ``track``: sends the finished study to MLflow."""
 
 from pathlib import Path
 
 import pandas as pd
 
-from laq.dataset import FOLDER as DATASET
 from laq.divergence import FOLDER as DIVERGENCE
 from laq.files import digest, md5, need, read_json, write_json
-from laq.finetune import FOLDER as FINETUNE
-from laq.network import FOLDER as NETWORK
 from laq.params import Params
 from laq.provenance import experiment, in_pipeline
 from laq.report import CORRELATIONS, METRICS, TABLE, TEXT, headline, read_summary, title_of
 from laq.report import FOLDER as REPORT
 from laq.study import FOLDER as STUDY
 from laq.study import INPUTS, LAYERS, MEASUREMENTS, SECONDS, read_measurements, weights_file
-from laq.subsets import FILE as SUBSETS
 from laq.subsets import read_subsets
 from laq.track.connection import OWN_RUN, telling
 from laq.track.notes import root_note
-from laq.track.ordering import Order, describe, quantize
 from laq.track.outbox import Outbox
 from laq.track.record import Record, Tree
 from laq.track.records import (
@@ -31,8 +26,6 @@ from laq.track.records import (
 )
 from laq.track.results import Results, row_dicts
 from laq.track.store import Store
-
-__all__ = ["Order", "describe", "inputs_are_there", "quantize", "run", "send_waiting"]
 
 FILE = Path("data/tracked.json")
 
@@ -65,11 +58,6 @@ def send_waiting() -> str:
     """Send what waits in the outbox; returns in a line what was sent where."""
     store = Store()
     return f"{Outbox().send(store)} runs sent to {store}"
-
-
-def inputs_are_there() -> bool:
-    """Whether the pipeline has made what ``quantize`` starts from."""
-    return all(path.exists() for path in (DATASET, NETWORK, SUBSETS, FINETUNE))
 
 
 def study_tree(params: Params) -> Tree:

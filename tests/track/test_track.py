@@ -24,24 +24,19 @@ from mlflow.exceptions import MlflowException
 from PIL import Image
 
 from laq import network as network_room
-from laq import track
 from laq.cli import main
 from laq.dataset import ImageSet
 from laq.errors import LaqError
 from laq.files import digest
 from laq.network import Classifier, build, evaluate, predict
-from laq.params import load_params
 from laq.quantization import load
-from laq.subsets import Subset
 from laq.track.outbox import Outbox
 from laq.track.record import Budget, Input, Packed, Record, Tree
 from laq.track.records import subset_records
 from laq.track.registry import CHAMPION
-from laq.track.results import Origin, Results
 from laq.track.served import _load_pyfunc, read_picture, write_model
 from laq.track.store import Store
-from tests.conftest import ROOT
-from tests.trees import CLASSES, DESIGN, LAYERS, make_tree, network
+from tests.trees import CLASSES, DESIGN, LAYERS, make_tree, mixed_results, network
 
 
 def runs_of(client: MlflowClient, name: str = "laq-test") -> list[Run]:
@@ -558,72 +553,8 @@ def test_a_file_in_the_place_of_a_folder_is_told_by_its_name(project: Path) -> N
     assert result.stderr.splitlines()[-1] in {"laq: data: File exists", "laq: data: Not a directory"}
 
 
-SUBSET = Subset("random-1", "random", (1, 2), ("a", "b"), 2.0, 1.0, 1.5, 1.5)
-
-
-@pytest.fixture
-def results(weights: Path, monkeypatch: pytest.MonkeyPatch) -> Results:
-    """The rows of a subset at bits that differ by layer."""
-    same = {"subset": "random-1", "dataset": "glyphs", "network": "resnet20", "seconds": 0.5}
-    scores = {"top1_sub_percent": 90.0, "top1_all_percent": 80.0, "drop_sub_points": 1.0, "size_bytes": 9e4}
-    row: dict[str, Any] = {
-        "variant": "original",
-        "method": "float",
-        "bits": 32,
-        "mean_bits": 32.0,
-        "calibration": "none",
-        "seed": None,
-    }
-    mixed = {
-        "variant": "quantized",
-        "method": "gpfq_l0",
-        "bits": "auto:3",
-        "mean_bits": 2.9,
-        "calibration": "subset",
-        "seed": 0,
-    }
-    rows = [
-        {**r, **same, **scores, "levels": None, "compression": 4.0, "cell": r["variant"]}
-        for r in (row, mixed)
-    ]
-    origin = Origin()
-    monkeypatch.setattr(
-        origin,
-        "__dict__",
-        {
-            "inputs": (Input("glyphs", "0", "data", "images"),),
-            "design": DESIGN.to_json(),
-            "examples": (),
-            "tags": {},
-        },
-    )
-    params = load_params(ROOT / "params.yaml")
-    return Results(params, "key", [SUBSET], rows, [], {"quantized": weights}, origin=origin)
-
-
-def test_the_lines_of_results_stand_below_each_other(results: Results) -> None:
-    lines = track.describe(results).splitlines()[1:]
-    assert lines[1].startswith("  quantized            gpfq_l0 auto:3 bits")
-    assert len({line.index("top-1") for line in lines}) == 1
-
-
-def test_a_run_has_the_bits_that_were_asked_for_and_those_that_were_spent(results: Results) -> None:
-    _, cell = subset_records(results)
+def test_a_run_has_the_bits_that_were_asked_for_and_those_that_were_spent(weights: Path) -> None:
+    _, cell = subset_records(mixed_results(weights))
     assert cell.name == "random-1, gpfq_l0, auto:3 bits, subset-0"
     assert (cell.params["bits"], cell.params["levels"]) == ("auto:3", "")
     assert cell.metrics["quantized/mean_bits"] == 2.9
-
-
-@pytest.mark.parametrize(("text", "bits"), [("4", 4), ("auto:3", "auto:3"), ("3 last:8", "3 last:8")])
-def test_the_command_takes_what_params_yaml_takes(
-    monkeypatch: pytest.MonkeyPatch, text: str, bits: int | str
-) -> None:
-    orders: list[track.Order] = []
-    monkeypatch.setattr(track, "quantize", lambda _, order, workers: orders.append(order))
-    monkeypatch.setattr(track, "describe", lambda _: "the outcome")
-    monkeypatch.setattr(track, "send_waiting", lambda: "what was sent")
-    monkeypatch.setattr(track, "inputs_are_there", lambda: True)
-    monkeypatch.chdir(ROOT)
-    result = CliRunner().invoke(main, ["quantize", "--bits", text])
-    assert (result.exit_code, result.output) == (0, "the outcome\nwhat was sent\n")
-    assert [order.bits for order in orders] == [bits]

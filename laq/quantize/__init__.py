@@ -1,65 +1,71 @@
-"""Command ``quantize``: one method and bit-width for one subset or all, scored, sent and kept as models."""
+"""Command ``quantize``: one method and bit-width for one subset or all, measured and kept as MLflow runs."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import pandas as pd
 
+from laq.dataset import FOLDER as DATASET
 from laq.errors import LaqError
 from laq.files import digest
+from laq.finetune import FOLDER as FINETUNE
+from laq.network import FOLDER as NETWORK
 from laq.network import WEIGHTS
 from laq.parallel import Workers
 from laq.params import Method, Params
 from laq.report import headline
 from laq.report.statistics import summarise, with_drops
 from laq.study import Bench, layer_rows, measure_all, measurement_row, plan, read_seconds
+from laq.subsets import FILE as SUBSETS
 from laq.subsets import Subset, read_subsets
 from laq.track.connection import OWN_RUN
 from laq.track.notes import root_note
 from laq.track.outbox import Outbox
 from laq.track.record import Record
-from laq.track.records import (
-    check_dataset,
-    settings_of,
-    tags,
-    tree_of,
-)
+from laq.track.records import check_dataset, settings_of, tags, tree_of
 from laq.track.results import Results, Row, row_dicts
 
 ALL = "all"
 
 
 @dataclass(frozen=True)
-class Order:
-    """What to quantize for (a subset's name, or ``all``), how far, and by which method."""
+class Request:
+    """What to quantize for (a subset's name, or ``all``), to how many bits, and by which method."""
 
     subset: str
     bits: int | str
     method: Method
 
 
-def quantize(params: Params, order: Order, workers: Workers = Workers()) -> Results:  # noqa: B008 (frozen)
-    """Quantize, score beside round-to-nearest, and keep the runs that it makes in the outbox.
+def inputs_exist() -> bool:
+    """Whether the pipeline has written what the command starts from."""
+    return all(path.exists() for path in (DATASET, NETWORK, SUBSETS, FINETUNE))
+
+
+def run(params: Params, request: Request, workers: Workers = Workers()) -> str:  # noqa: B008 (frozen)
+    """Quantize by the method and by round-to-nearest, measure, and keep the runs to be sent.
+
+    Returns:
+        A table with a line per subset, variant of the network and method.
 
     Raises:
         LaqError: the subset is unknown, or an earlier stage's output is missing or another study's.
     """
     check_dataset(params)
-    subsets = _chosen(order.subset)
-    methods = tuple(dict.fromkeys(("rtn", order.method)))
+    subsets = _requested_subsets(request.subset)
     study = params.study.restricted(
-        bits=(order.bits,),
-        methods=methods,
+        bits=(request.bits,),
+        methods=tuple(dict.fromkeys(("rtn", request.method))),
         calibrations=params.study.calibrations[:1],
         seeds=params.study.seeds[:1],
     )
     results = _measure(params.model_copy(update={"study": study}), subsets, workers)
-    Outbox().put(tree_of(results, _root(results, order), OWN_RUN))
-    return results
+    Outbox().put(tree_of(results, _root(results, request), OWN_RUN))
+    return describe(results)
 
 
 def describe(results: Results) -> str:
-    """The outcome as a small table: a line per subset, variant and method."""
+    """The results as a table with a line per subset, variant of the network and method."""
     return "\n".join(line for subset in results.subsets for line in _lines(subset, results.of(subset)))
 
 
@@ -74,7 +80,7 @@ def _lines(subset: Subset, rows: Sequence[Row]) -> Iterator[str]:
         )
 
 
-def _chosen(name: str) -> list[Subset]:
+def _requested_subsets(name: str) -> list[Subset]:
     subsets = {subset.name: subset for subset in read_subsets()}
     if name == ALL:
         return list(subsets.values())
@@ -84,7 +90,7 @@ def _chosen(name: str) -> list[Subset]:
 
 
 def _measure(params: Params, subsets: Sequence[Subset], workers: Workers) -> Results:
-    """Every cell of the order, kept as soon as it is done."""
+    """Measure every cell; each is kept as soon as it is done."""
     done = measure_all(plan(subsets, params.study), Bench(params.study), workers)
     table = pd.DataFrame(
         {**measurement_row(cell, folder), "seconds": read_seconds(folder)} for cell, folder in done.items()
@@ -96,14 +102,14 @@ def _measure(params: Params, subsets: Sequence[Subset], workers: Workers) -> Res
     return Results(params, digest([OWN_RUN, settings_of(params), rows]), subsets, rows, layers, weights)
 
 
-def _root(results: Results, order: Order) -> Record:
-    """The run above those of all subsets."""
+def _root(results: Results, request: Request) -> Record:
+    """The parent run of those of all subsets."""
     summary = summarise(pd.DataFrame(results.rows))
-    title = f"{order.method} at {order.bits} bits for {order.subset}"
+    title = f"{request.method} at {request.bits} bits for {request.subset}"
     return Record(
         key=results.key,
         name=title,
-        params={"subset": order.subset, "bits": str(order.bits), "method": order.method},
+        params={"subset": request.subset, "bits": str(request.bits), "method": request.method},
         metrics={f"top1/{name}": value for name, value in headline(summary).items()},
         tags={**tags(results), "laq.level": "quantize"},
         inputs=results.origin.inputs,

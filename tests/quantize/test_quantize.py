@@ -1,0 +1,36 @@
+"""The command `quantize`: what it takes and what it prints."""
+
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from laq import quantize, track
+from laq.cli import main
+from tests.conftest import ROOT
+from tests.trees import mixed_results
+
+
+def test_the_lines_of_results_stand_below_each_other(weights: Path) -> None:
+    lines = quantize.describe(mixed_results(weights)).splitlines()[1:]
+    assert lines[1].startswith("  quantized            gpfq_l0 auto:3 bits")
+    assert len({line.index("top-1") for line in lines}) == 1
+
+
+@pytest.mark.parametrize(("text", "bits"), [("4", 4), ("auto:3", "auto:3"), ("3 last:8", "3 last:8")])
+def test_the_command_takes_what_params_yaml_takes(
+    monkeypatch: pytest.MonkeyPatch, text: str, bits: int | str
+) -> None:
+    requests: list[quantize.Request] = []
+
+    def run(_: object, request: quantize.Request, workers: object) -> str:
+        requests.append(request)
+        return "the outcome"
+
+    monkeypatch.setattr(quantize, "run", run)
+    monkeypatch.setattr(quantize, "inputs_exist", lambda: True)
+    monkeypatch.setattr(track, "send_waiting", lambda: "what was sent")
+    monkeypatch.chdir(ROOT)
+    result = CliRunner().invoke(main, ["quantize", "--bits", text])
+    assert (result.exit_code, result.output) == (0, "the outcome\nwhat was sent\n")
+    assert [request.bits for request in requests] == [bits]
