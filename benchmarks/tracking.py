@@ -27,7 +27,7 @@ from laq.dataset import ImageSet
 from laq.files import digest
 from laq.network import Design, build, evaluate
 from laq.quantization import QuantizedNetwork, Recipe, quantize, save
-from laq.report.text import line
+from laq.report.markdown import line
 from laq.track.record import Budget, Input, Packed, Record, Tree
 from laq.track.store import Store
 

@@ -161,26 +161,26 @@ def study(jobs: int | None, scheduler: str) -> None:
     metavar="FOLDER",
     help="Copy the finished report there, with its parameters, hashes and commit.",
 )
-@click.option(
-    "--log",
-    "logs",
-    type=click.Path(dir_okay=False, path_type=Path),
-    multiple=True,
-    metavar="CSV",
-    help="Ask a log of the predecessor's the same questions instead; repeatable. Into data/report-log/.",
-)
-def report(publish: Path | None, logs: tuple[Path, ...]) -> None:
+def report(publish: Path | None) -> None:
     """Write the findings: numbers, tables and pictures."""
     from laq import report as room
 
-    if publish is not None and logs:
-        raise LaqError("--publish and --log are two things to do; give one of them")
-    if logs:
-        click.echo(room.claim.run(logs, load_params().report), nl=False)
-    elif publish is None:
+    if publish is None:
         room.run(load_params().report)
     else:
         room.publish(publish)
+
+
+@main.command()
+@click.argument("logs", type=click.Path(path_type=Path), nargs=-1, required=True, metavar="LOG.csv...")
+def predecessor(logs: tuple[Path, ...]) -> None:
+    """Ask the study's questions of logs of the predecessor, LabelAwareQuantization.
+
+    Writes tables and answers into data/predecessor/.
+    """
+    from laq import predecessor as room
+
+    click.echo(room.run(logs, load_params().report), nl=False)
 
 
 @main.command()

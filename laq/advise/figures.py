@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 
 from laq.advise.text import NETWORKS, Findings, interval_of, kib, named, wishes
 from laq.report.figures import COLOURS, DPI, LOOKS, wrapped
-from laq.report.statistics import BASE_OF
-from laq.report.text import METHOD_NAMES
+from laq.report.markdown import METHOD_NAMES
+from laq.report.tables import BASE_OF
 
 _WANTED: Final[dict[str, Any]] = {"color": "0.35", "lw": 1.1, "ls": (0, (6, 3))}
 _RING: Final[dict[str, Any]] = {

@@ -11,7 +11,7 @@ from matplotlib.lines import Line2D
 
 from laq.compare.pairing import SIDES, Pair
 from laq.report.figures import DPI, LOOKS, in_order, method_keys, wrapped
-from laq.report.statistics import BASE_OF
+from laq.report.tables import BASE_OF
 
 _COLOURS: Final = {"first": "tab:blue", "second": "tab:orange"}
 # Dots of one in the gaps of the other: floats of both are often the same.

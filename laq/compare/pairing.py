@@ -9,8 +9,8 @@ import pandas as pd
 
 from laq.params import METHODS
 from laq.report.figures import in_order
-from laq.report.statistics import BASE_OF
-from laq.report.text import METHOD_NAMES
+from laq.report.markdown import METHOD_NAMES
+from laq.report.tables import BASE_OF
 from laq.study import NO_IMAGES
 from laq.track.reading import Tracked
 

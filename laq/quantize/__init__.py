@@ -14,7 +14,7 @@ from laq.network import WEIGHTS
 from laq.parallel import Workers
 from laq.params import Method, Params
 from laq.report import headline
-from laq.report.statistics import summarise, with_drops
+from laq.report.tables import summarise, with_drops
 from laq.study import Bench, layer_rows, measure_all, measurement_row, plan, read_seconds
 from laq.subsets import FILE as SUBSETS
 from laq.subsets import Subset, read_subsets

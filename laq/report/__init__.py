@@ -14,15 +14,14 @@ from laq.files import need, read_json, replacing_folder, write_json
 from laq.params import FILE as PARAMS
 from laq.params import Report, bits_name, load_params
 from laq.provenance import commit
-from laq.report import claim
 from laq.report.analysis import Analysis, analyse, title_of
 from laq.report.answers import answers
-from laq.report.classes import read_distances
-from laq.report.dependence import DEPENDENCE
+from laq.report.correlations import DEPENDENCE
+from laq.report.divergences import read_distances
 from laq.report.figures import draw_against_bits, draw_against_divergence
+from laq.report.markdown import answered, findings, markdown
 from laq.report.page import read_contents, write_page
-from laq.report.statistics import main_rows
-from laq.report.text import answered, findings, markdown
+from laq.report.tables import main_rows
 from laq.study import FOLDER as STUDY
 from laq.study import INPUTS, read_measurements, study_code
 from laq.subsets import FILE as SUBSETS
@@ -34,7 +33,6 @@ __all__ = [
     "METRICS",
     "TABLE",
     "TEXT",
-    "claim",
     "headline",
     "metrics",
     "publish",

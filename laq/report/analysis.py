@@ -5,10 +5,10 @@ from dataclasses import dataclass
 import pandas as pd
 
 from laq.params import Report
-from laq.report.classes import Distances
 from laq.report.comparisons import comparisons
-from laq.report.dependence import dependence
-from laq.report.statistics import over_seeds, summarise, with_drops
+from laq.report.correlations import dependence
+from laq.report.divergences import Distances
+from laq.report.tables import over_seeds, summarise, with_drops
 
 
 @dataclass(frozen=True)

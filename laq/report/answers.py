@@ -8,9 +8,9 @@ import pandas as pd
 from laq.params import Report
 from laq.report.analysis import Analysis
 from laq.report.comparisons import ALLOCATION, CALIBRATION, FINETUNING, METHOD
-from laq.report.dependence import DEPENDENCE, PREDICTOR
-from laq.report.statistics import main_rows
-from laq.report.text import METHOD_NAMES
+from laq.report.correlations import DEPENDENCE, PREDICTOR
+from laq.report.markdown import METHOD_NAMES
+from laq.report.tables import main_rows
 
 Row = Mapping[Hashable, Any]
 QUESTIONS: Final = {

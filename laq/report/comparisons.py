@@ -9,9 +9,9 @@ from typing import Any, Final
 import pandas as pd
 
 from laq.params import METHODS, Report
-from laq.report.paired import corrected, paired_effects
-from laq.report.shared import shared_effects
-from laq.report.statistics import GROUP, complete
+from laq.report.mixed_model import shared_effects
+from laq.report.paired_tests import corrected, paired_effects
+from laq.report.tables import GROUP, complete
 from laq.study import NO_IMAGES
 
 CALIBRATION: Final = "calibration"

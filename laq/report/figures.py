@@ -11,8 +11,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from laq.report.statistics import BASE_OF, log_curve
-from laq.report.text import METHOD_NAMES
+from laq.report.markdown import METHOD_NAMES
+from laq.report.tables import BASE_OF, log_curve
 
 COLOURS: Final = {
     "original": "0.45",

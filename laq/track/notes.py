@@ -6,8 +6,8 @@ from typing import Final
 import pandas as pd
 
 from laq.params import Track
-from laq.report.statistics import BASE_OF
-from laq.report.text import METHOD_NAMES, accuracies, findings, line
+from laq.report.markdown import METHOD_NAMES, accuracies, findings, line
+from laq.report.tables import BASE_OF
 from laq.subsets import Subset
 from laq.track.record import rank
 from laq.track.results import Results, Row

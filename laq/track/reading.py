@@ -9,7 +9,7 @@ from typing import Any, Final
 import pandas as pd
 
 from laq.errors import LaqError
-from laq.report.statistics import BASE_OF
+from laq.report.tables import BASE_OF
 from laq.study import NO_IMAGES
 from laq.study.cells import FLOAT_BITS
 from laq.track.connection import OWN_RUN, telling

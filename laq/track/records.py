@@ -13,7 +13,7 @@ from laq.errors import LaqError
 from laq.files import digest, read_json
 from laq.params import Design, Params, bits_name
 from laq.report import subset_picture
-from laq.report.statistics import BASE_OF
+from laq.report.tables import BASE_OF
 from laq.study import FOLDER as STUDY
 from laq.study import INPUTS
 from laq.subsets import Subset

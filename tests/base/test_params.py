@@ -9,8 +9,9 @@ import pytest
 from laq import params
 from laq.errors import LaqError
 from laq.params import load_params
-from laq.quantization import METHODS, Recipe, precision
+from laq.quantization import METHODS, Recipe
 from laq.quantization.alphabet import RADIUS_RULES, AlphabetKind, Granularity
+from laq.quantization.bits import spec
 from tests.conftest import ROOT, tiny_params, write_params
 
 
@@ -106,7 +107,7 @@ def test_methods_and_alphabets_are_those_of_the_engine() -> None:
     assert get_args(params.AlphabetKind) == get_args(AlphabetKind)
     assert params.RADIUS_RULES == RADIUS_RULES
     assert get_args(params.Granularity) == get_args(Granularity)
-    assert params.BITS_TEXT == precision.TEXT
+    assert params.BITS_TEXT == spec.TEXT
 
 
 @pytest.mark.parametrize(
@@ -116,7 +117,7 @@ def test_methods_and_alphabets_are_those_of_the_engine() -> None:
 def test_bits_are_numbers_or_texts_with_names_for_files(bits: int | str, name: str) -> None:
     checked = params.check_bits(bits)
     assert params.bits_name(checked) == name
-    precision.parse_bits(checked)
+    spec.parse_bits(checked)
 
 
 def test_names_of_long_bits_are_short_and_different() -> None:

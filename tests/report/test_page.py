@@ -15,7 +15,7 @@ from scipy import stats
 
 from laq.errors import LaqError
 from laq.report.page import PageContents, write_page
-from laq.report.statistics import with_drops
+from laq.report.tables import with_drops
 from laq.subsets import Subset, describe
 
 NAMES = [

@@ -16,10 +16,10 @@ from laq.params import METHODS, Report
 from laq.report import headline, metrics, read_summary
 from laq.report.analysis import Analysis, analyse
 from laq.report.answers import answers
-from laq.report.classes import distances_in
+from laq.report.divergences import distances_in
 from laq.report.figures import draw_against_bits, draw_against_divergence
-from laq.report.statistics import log_curve, main_rows, over_seeds, summarise, with_drops
-from laq.report.text import findings, markdown
+from laq.report.markdown import findings, markdown
+from laq.report.tables import log_curve, main_rows, over_seeds, summarise, with_drops
 from laq.study import FOLDER as STUDY
 from laq.subsets import FILE as SUBSETS
 from tests.studies import Planted, made_up_matrix, made_up_study, made_up_subsets

@@ -36,16 +36,14 @@ def read_rows(path: Path) -> pd.DataFrame:
     try:
         rows = pd.read_csv(path)
     except FileNotFoundError as error:
-        raise LaqError(f"--log {path}: not found; give a CSV log of the predecessor's") from error
+        raise LaqError(f"{path}: not found; give a CSV log of the predecessor's") from error
     except (ValueError, IsADirectoryError) as error:
-        raise LaqError(f"--log {path}: not a CSV table ({' '.join(str(error).split())})") from error
+        raise LaqError(f"{path}: not a CSV table ({' '.join(str(error).split())})") from error
     needed = [*_ALWAYS, *(column_of(v, s) for v in ("original", "quantized") for s in _SCORES)]
     if missing := [name for name in needed if name not in rows]:
-        raise LaqError(
-            f"--log {path}: has no column {missing[0]}; a log of the predecessor's has {len(needed)}"
-        )
+        raise LaqError(f"{path}: has no column {missing[0]}; a log of the predecessor's has {len(needed)}")
     if rows.empty:
-        raise LaqError(f"--log {path}: has no rows; a log has one for each subset")
+        raise LaqError(f"{path}: has no rows; a log has one for each subset")
     _check(rows, path)
     return rows.assign(classes=[_classes(text, path) for text in rows.Subset_Classes])
 
@@ -58,11 +56,9 @@ def _check(rows: pd.DataFrame, path: Path) -> None:
         fits = pd.to_numeric(rows[name], errors="coerce").between(0, most)
         if not fits.all():
             wrong = rows[name][~fits].tolist()[0]
-            raise LaqError(f"--log {path}: {name}: found {wrong!r}; must be a number {allowed}")
+            raise LaqError(f"{path}: {name}: found {wrong!r}; must be a number {allowed}")
     if len(rows.Bits.unique()) > 1:
-        raise LaqError(
-            f"--log {path}: Bits: found {sorted(rows.Bits.unique().tolist())}; give a log for each"
-        )
+        raise LaqError(f"{path}: Bits: found {sorted(rows.Bits.unique().tolist())}; give a log for each")
 
 
 def _classes(text: Any, path: Path) -> str:
@@ -70,7 +66,7 @@ def _classes(text: Any, path: Path) -> str:
     try:
         return _BETWEEN.join(sorted(str(name) for name in ast.literal_eval(text)))
     except (ValueError, SyntaxError, TypeError) as error:
-        raise LaqError(f"--log {path}: Subset_Classes: found {text!r}; must be a list of names") from error
+        raise LaqError(f"{path}: Subset_Classes: found {text!r}; must be a list of names") from error
 
 
 def log_table(rows: pd.DataFrame) -> pd.DataFrame:

@@ -6,8 +6,8 @@ from typing import Any, Final
 import pandas as pd
 
 from laq.report.analysis import Analysis
-from laq.report.dependence import DEPENDENCE
-from laq.report.statistics import BASE_OF, SEED_SPREAD, main_rows
+from laq.report.correlations import DEPENDENCE
+from laq.report.tables import BASE_OF, SEED_SPREAD, main_rows
 from laq.study import NO_IMAGES
 
 METHOD_NAMES: Final = {

@@ -10,7 +10,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from laq.params import Report
-from laq.report.ranks import interval
+from laq.report.rank_correlation import interval
 
 Floats = NDArray[np.float64]
 _EXACT: Final = 12  # subsets up to which all 2^n signs are tried

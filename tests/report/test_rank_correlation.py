@@ -5,9 +5,9 @@ import pytest
 from scipy import stats
 
 from laq.params import Report
-from laq.report.classes import relabelled_medians
-from laq.report.paired import corrected, holm, paired_effects, sign_flip
-from laq.report.ranks import Sides, correlate, interval, p_against, p_values, resampled
+from laq.report.divergences import relabelled_medians
+from laq.report.paired_tests import corrected, holm, paired_effects, sign_flip
+from laq.report.rank_correlation import Sides, correlate, interval, p_against, p_values, resampled
 from tests.studies import made_up_matrix
 
 PARAMS = Report(bootstrap_samples=500, permutations=999, confidence=0.95, seed=0)

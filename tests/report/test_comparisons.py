@@ -11,10 +11,10 @@ from scipy import stats
 from laq.params import Report
 from laq.report.analysis import Analysis, analyse
 from laq.report.answers import QUESTIONS, answers
-from laq.report.classes import distances_in, measure
 from laq.report.comparisons import comparisons
-from laq.report.dependence import dependence
-from laq.report.statistics import over_seeds, with_drops
+from laq.report.correlations import dependence
+from laq.report.divergences import distances_in, measure
+from laq.report.tables import over_seeds, with_drops
 from laq.subsets import Subset
 from tests.studies import Planted, made_up_matrix, made_up_study, made_up_subsets
 

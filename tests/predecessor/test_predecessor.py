@@ -8,12 +8,12 @@ import pandas as pd
 import pytest
 from click.testing import CliRunner
 
+from laq import predecessor
 from laq.cli import main
 from laq.errors import LaqError
 from laq.params import Report
-from laq.report import claim
-from laq.report.claim import describe, read_log
-from laq.report.logs import log_table, read_rows
+from laq.predecessor import describe, read_log
+from laq.predecessor.logs import log_table, read_rows
 from tests.conftest import PREDECESSOR, needs
 
 PARAMS = Report(bootstrap_samples=200, permutations=499, confidence=0.95, seed=0)
@@ -127,12 +127,12 @@ def test_a_claim_is_agreed_with_or_not(project: Path) -> None:
 
 def test_the_command_prints_what_it_writes(project: Path) -> None:
     paths = [write(logged(bits=bits), f"log-{bits}.csv") for bits in (3, 16)]
-    arguments = [part for path in paths for part in ("--log", str(path))]
-    done = CliRunner().invoke(main, ["report", *arguments])
+    arguments = ["predecessor", *map(str, paths)]
+    done = CliRunner().invoke(main, arguments)
     assert done.exit_code == 0, done.output
-    assert done.output == (claim.FOLDER / "report.md").read_text()
+    assert done.output == (predecessor.FOLDER / "report.md").read_text()
     for path in paths:
-        folder = claim.FOLDER / path.stem
+        folder = predecessor.FOLDER / path.stem
         assert {f.name for f in folder.iterdir()} == {
             "report.md", "measurements.csv", "summary.csv", "by_size.csv", "correlations.csv", "comparisons.csv",
         }  # fmt: skip
@@ -140,12 +140,12 @@ def test_the_command_prints_what_it_writes(project: Path) -> None:
             f"# {path.stem}: resnet50 on CIFAR100: 8 subsets of 3 classes"
             in (folder / "report.md").read_text()
         )
-    first = {f: f.read_bytes() for f in claim.FOLDER.rglob("*") if f.is_file()}
-    CliRunner().invoke(main, ["report", *arguments])
+    first = {f: f.read_bytes() for f in predecessor.FOLDER.rglob("*") if f.is_file()}
+    CliRunner().invoke(main, arguments)
     assert first == {f: f.read_bytes() for f in first}
-    both = CliRunner().invoke(main, ["report", *arguments, "--publish", "out"])
-    assert both.exit_code == 2
-    assert "--publish and --log are two things to do" in both.output
+    alone = CliRunner().invoke(main, ["predecessor"])
+    assert alone.exit_code == 2
+    assert "Missing argument 'LOG.csv...'" in alone.output
 
 
 @pytest.mark.parametrize(
@@ -173,7 +173,7 @@ def test_a_broken_log_is_told_in_a_line(project: Path, text: str | None, message
     if text is not None:
         Path("log.csv").write_text(text)
     with pytest.raises(
-        LaqError, match=f"--log log.csv: {message}" if "log.csv" not in message else message
+        LaqError, match=f"log.csv: {message}" if "log.csv" not in message else message
     ) as caught:
         read_log(Path("log.csv"), PARAMS)
     assert "\n" not in str(caught.value)
@@ -181,8 +181,8 @@ def test_a_broken_log_is_told_in_a_line(project: Path, text: str | None, message
 
 def test_a_log_is_given_once(project: Path) -> None:
     path = write(logged())
-    with pytest.raises(LaqError, match="--log: log is given more than once"):
-        claim.run([path, path], PARAMS)
+    with pytest.raises(LaqError, match="log is given more than once"):
+        predecessor.run([path, path], PARAMS)
 
 
 @needs(LOGS)

@@ -11,16 +11,16 @@ import pandas as pd
 from laq.errors import LaqError
 from laq.files import replacing_file, replacing_folder
 from laq.params import Report
+from laq.predecessor.logs import VARIANTS, column_of, log_table, members_of, read_rows
 from laq.report.analysis import Analysis, analyse
 from laq.report.answers import answers
-from laq.report.classes import distances_in
-from laq.report.dependence import DEPENDENCE
-from laq.report.logs import VARIANTS, column_of, log_table, members_of, read_rows
-from laq.report.paired import Effects, paired_effects
-from laq.report.ranks import Sides, correlate
-from laq.report.text import line, markdown
+from laq.report.correlations import DEPENDENCE
+from laq.report.divergences import distances_in
+from laq.report.markdown import line, markdown
+from laq.report.paired_tests import Effects, paired_effects
+from laq.report.rank_correlation import Sides, correlate
 
-FOLDER: Final = Path("data/report-log")
+FOLDER: Final = Path("data/predecessor")
 TEXT: Final = "report.md"
 CLAIM: Final = -0.9  # Spearman's rho of drop and median divergence, as the predecessor gives it
 _FINE: Final = 16  # bits from which on rounding has nothing left to lose
@@ -67,7 +67,7 @@ class Log:
 def run(paths: Sequence[Path], params: Report) -> str:
     """Analyse the predecessor's logs; returns what was found as Markdown, which is also written.
 
-    Into ``data/report-log``: ``report.md`` of all logs beside each other, and a folder for each with its own
+    Into ``data/predecessor``: ``report.md`` of all logs beside each other, and a folder for each with its own
     and its tables.
 
     Raises:
@@ -75,7 +75,7 @@ def run(paths: Sequence[Path], params: Report) -> str:
     """
     names = [path.stem for path in paths]
     if twice := sorted({name for name in names if names.count(name) > 1}):
-        raise LaqError(f"--log: {', '.join(twice)} is given more than once; give each log once")
+        raise LaqError(f"{', '.join(twice)} is given more than once; give each log once")
     logs = [read_log(path, params) for path in paths]
     for log in logs:
         with replacing_folder(FOLDER / log.name) as folder:

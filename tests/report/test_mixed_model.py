@@ -5,8 +5,8 @@ import pytest
 from scipy import stats
 
 from laq.params import Report
-from laq.report.paired import paired_effects
-from laq.report.shared import shared_effects
+from laq.report.mixed_model import shared_effects
+from laq.report.paired_tests import paired_effects
 
 PARAMS = Report(bootstrap_samples=200, permutations=199, confidence=0.95, seed=0)
 

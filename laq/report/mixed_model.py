@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from laq.params import Report
-from laq.report.paired import varies
+from laq.report.paired_tests import varies
 
 Floats = NDArray[np.float64]
 _SHARES: Final = (np.arange(40) + 0.5) / 40  # of the variance that is the classes', all as likely beforehand

@@ -30,8 +30,8 @@ from laq.divergence.pictures import clustered
 from laq.errors import LaqError
 from laq.files import need, replacing_file
 from laq.report.figures import in_order
-from laq.report.statistics import BASE_OF, DROPS
-from laq.report.text import METHOD_NAMES
+from laq.report.markdown import METHOD_NAMES
+from laq.report.tables import BASE_OF, DROPS
 from laq.study import IMAGES_OF, NO_IMAGES
 from laq.subsets import Subset, read_subsets
 
@@ -116,7 +116,7 @@ def write_page(path: Path, contents: PageContents) -> None:
 
 
 def _part(name: str) -> str:
-    return (resources.files("laq.report") / "page" / name).read_text(encoding="utf-8")
+    return (resources.files("laq.report.page") / name).read_text(encoding="utf-8")
 
 
 def _provenance(table: pd.DataFrame) -> str:

@@ -8,10 +8,10 @@ import numpy as np
 import pandas as pd
 
 from laq.params import Report
-from laq.report.classes import Distances
-from laq.report.paired import corrected
-from laq.report.ranks import Floats, Sides, correlate, interval, p_against, p_values, resampled
-from laq.report.statistics import BASE_OF, DROPS, GROUP, complete
+from laq.report.divergences import Distances
+from laq.report.paired_tests import corrected
+from laq.report.rank_correlation import Floats, Sides, correlate, interval, p_against, p_values, resampled
+from laq.report.tables import BASE_OF, DROPS, GROUP, complete
 
 DEPENDENCE: Final = "dependence"
 PREDICTOR: Final = "predictor"
