@@ -1,0 +1,56 @@
+"""What a network is called with, batch by batch, and the hash of it all."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from hashlib import sha256
+from typing import Any
+
+import torch
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What a network is called with: ``network(*args, **kwargs)``; each a tensor (n, ...) of n images."""
+
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def values(self) -> tuple[Any, ...]:
+        """All inputs, the keywords' last."""
+        return (*self.args, *self.kwargs.values())
+
+    @property
+    def count(self) -> int:
+        """The number of images."""
+        return len(self.values[0])
+
+    def map(self, function: Callable[[Any], Any]) -> "Batch":
+        """``function`` of every input."""
+        return Batch(
+            tuple(function(value) for value in self.args),
+            {name: function(value) for name, value in self.kwargs.items()},
+        )
+
+
+class Digest:
+    """SHA-256 of calibration inputs, which is the same however they are cut into batches.
+
+    Of one input it is the hash of all its bytes in order; of several, the hash of their hashes.
+    """
+
+    def __init__(self) -> None:
+        self._hashes = [sha256()]
+
+    def update(self, batch: Batch) -> None:
+        """Take in the bytes of the next images."""
+        self._hashes += [sha256() for _ in range(len(self._hashes), len(batch.values))]
+        for digest, value in zip(self._hashes, batch.values, strict=True):
+            # NumPy knows no bfloat16, but bytes.
+            digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+
+    def hexdigest(self) -> str:
+        """The digest in hexadecimal."""
+        if len(self._hashes) == 1:
+            return self._hashes[0].hexdigest()
+        return sha256(b"".join(digest.digest() for digest in self._hashes)).hexdigest()

@@ -1,0 +1,46 @@
+"""Wrappers around networks: whatever they are and wherever, parameters have the names that the network gave."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import nn
+
+from laq.quantization.execution.unwrap import unwrapped
+
+
+def small() -> nn.Sequential:
+    shared = nn.Linear(4, 4)
+    return nn.Sequential(nn.Linear(4, 4), shared, nn.Sequential(shared), nn.BatchNorm1d(4)).eval()
+
+
+WRAPPERS: dict[str, Callable[[nn.Module], nn.Module]] = {
+    "compiled": torch.compile,
+    "data parallel": nn.DataParallel,
+    "compiled data parallel": lambda network: torch.compile(nn.DataParallel(network)),
+    "data parallel of compiled": lambda network: nn.DataParallel(torch.compile(network)),
+}
+
+
+@pytest.mark.parametrize("wrapper", WRAPPERS)
+def test_a_wrapped_network_is_the_network_itself(wrapper: str) -> None:
+    network = small()
+    assert unwrapped(WRAPPERS[wrapper](network)) is network
+    assert unwrapped(network) is network
+
+
+@pytest.mark.parametrize("wrapper", WRAPPERS)
+def test_wrapped_parts_are_unwrapped_in_a_copy(wrapper: str) -> None:
+    network = small()
+    part = WRAPPERS[wrapper](nn.Sequential(WRAPPERS[wrapper](network[1]), nn.ReLU()))
+    mixed = nn.Sequential(network[0], part, part)
+    names = list(mixed.state_dict())
+    plain = unwrapped(WRAPPERS[wrapper](mixed))
+    assert list(plain.state_dict()) == [
+        f"{name}.{kind}" for name in ("0", "1.0", "2.0") for kind in ("weight", "bias")
+    ]
+    assert plain[1] is plain[2]  # type: ignore[index]
+    assert list(mixed.state_dict()) == names
+    inputs = torch.randn(3, 4)
+    expected = network[1](network[1](network[0](inputs)).relu()).relu()
+    assert torch.equal(plain(inputs), expected)
