@@ -25,13 +25,13 @@ import torch
 
 from laq.dataset import ImageSet
 from laq.files import digest
-from laq.network import Design, build, evaluate
+from laq.network import NetworkDesign, build, evaluate
 from laq.quantization import QuantizedNetwork, Recipe, quantize, save
 from laq.report.markdown import line
-from laq.track.record import Budget, Input, Packed, Record, Tree
+from laq.track.runs import Input, ModelSpec, ResultRuns, RunSpec
 from laq.track.store import Store
 
-_DESIGN: Final = Design("resnet20", 100, 32, (0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
+_DESIGN: Final = NetworkDesign("resnet20", 100, 32, (0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
 _CLASSES: Final = {number: f"class {number}" for number in range(10)}
 _VARIANTS: Final = ("quantized", "finetuned_quantized")
 _MEASURES: Final = 13  # of a variant, as a study's cell has
@@ -86,10 +86,10 @@ def measure_store(uri: str, packed: Path, cells: int) -> tuple[float, float | No
     """Seconds per cell, and bytes per network beside the packed file where artifacts lie on this disk."""
     os.environ["MLFLOW_TRACKING_URI"] = uri
     store = Store()
-    store.deliver(tree(packed, 1))  # what is done once in a process is done now
-    after, _ = timed(lambda: store.deliver(tree(packed, 0)))
-    seconds, done = timed(lambda: store.deliver(tree(packed, cells)))
-    place = store.client.get_run(next(iter(done.runs.values()))).info.artifact_uri
+    store.send(tree(packed, 1))  # what is done once in a process is done now
+    after, _ = timed(lambda: store.send(tree(packed, 0)))
+    seconds, done = timed(lambda: store.send(tree(packed, cells)))
+    place = store.client.get_run(next(iter(done.ids.values()))).info.artifact_uri
     models = Path(place.removeprefix("file://")).parents[1] / "models"
     found = [file.stat().st_size for file in models.rglob("*") if file.is_file()] if models.is_dir() else []
     count = len(list(models.iterdir())) if found else 0
@@ -103,18 +103,18 @@ def timed(work: Callable[[], Any]) -> tuple[float, Any]:
     return time.perf_counter() - begin, result
 
 
-def tree(packed: Path, cells: int) -> Tree:
+def tree(packed: Path, cells: int) -> ResultRuns:
     """A study of one subset and so many cells, never seen before."""
-    root = Record(digest(time.time_ns()), "bench", note="# A study")
-    above = Record(digest([root.key, 0]), "random-1", root.key)
+    root = RunSpec(digest(time.time_ns()), "bench", description="# A study")
+    above = RunSpec(digest([root.key, 0]), "random-1", root.key)
     below = [_cell(packed, above, number) for number in range(cells)]
-    return Tree("laq-bench", [root, above, *below], registry=Budget("laq-bench", 1e6))
+    return ResultRuns("laq-bench", [root, above, *below], champion_bytes=1e6)
 
 
-def _cell(packed: Path, above: Record, number: int) -> Record:
+def _cell(packed: Path, above: RunSpec, number: int) -> RunSpec:
     """As much as a study's cell logs."""
     numbers = [float(value) for value in range(22)]
-    return Record(
+    return RunSpec(
         key=digest([above.key, "cell", number]),
         name=f"random-1, gpfq, {number} bits",
         parent=above.key,
@@ -124,13 +124,13 @@ def _cell(packed: Path, above: Record, number: int) -> Record:
         tags={f"laq.tag_{i}": str(i) for i in range(12)},
         inputs=[Input(name, digest(name)[:32], name, name) for name in ("images", "network", "subsets")],
         documents={"layers.json": numbers, "bits.json": numbers},
-        networks=[_network(packed, variant, number) for variant in _VARIANTS],
-        note="| a | table |\n" * 40,
+        models=[_network(packed, variant, number) for variant in _VARIANTS],
+        description="| a | table |\n" * 40,
     )
 
 
-def _network(packed: Path, variant: str, number: int) -> Packed:
-    return Packed(
+def _network(packed: Path, variant: str, number: int) -> ModelSpec:
+    return ModelSpec(
         name=variant,
         weights=packed,
         design=_DESIGN.to_json(),

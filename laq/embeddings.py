@@ -13,7 +13,7 @@ from laq.errors import LaqError
 from laq.files import replacing_folder
 from laq.network import Classifier, collecting_features, load_network
 from laq.network.evaluation import BATCH
-from laq.network.zoo import Design
+from laq.network.zoo import NetworkDesign
 from laq.params import Embeddings
 from laq.progress import progress
 
@@ -50,7 +50,7 @@ def imagenet_network(name: str) -> Classifier:
     try:
         weights = torchvision.models.get_model_weights(name).DEFAULT
         views = weights.transforms()
-        design = Design(name, 1000, views.crop_size[0], tuple(views.mean), tuple(views.std))
+        design = NetworkDesign(name, 1000, views.crop_size[0], tuple(views.mean), tuple(views.std))
     except (ValueError, AttributeError) as error:
         raise LaqError(
             f"embeddings.network: {name!r} is neither {OWN!r} nor a torchvision classifier"

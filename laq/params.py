@@ -252,8 +252,11 @@ class Subsets(Section):
     seed: Seed
 
 
-class Design(Section):
-    """Cells: every combination of these. Methods that need no images leave out calibrations and seeds."""
+class Grid(Section):
+    """A factorial grid of cells: every combination of these factors.
+
+    Methods that need no images leave out calibrations and seeds.
+    """
 
     bits: Several[Bits]
     methods: Several[Method]
@@ -263,7 +266,7 @@ class Design(Section):
 
 
 class Further(Section):
-    """Cells beside those of the design; what is left out is as there."""
+    """Cells beside those of the study's grid; a factor that is left out is as there."""
 
     bits: Several[Bits] | None = None
     methods: Several[Method] | None = None
@@ -272,7 +275,7 @@ class Further(Section):
     seeds: Several[Seed] | None = None
 
 
-class Study(Design):
+class Study(Grid):
     """What to quantize how, for each subset."""
 
     also: tuple[Further, ...] = ()
@@ -289,21 +292,21 @@ class Study(Design):
     ignore: tuple[str, ...]
     keep_networks: bool
 
-    def restricted(self, **design: Any) -> "Study":
-        """The study with another design alone (keys of ``Design``), whose networks are kept."""
-        return self.model_copy(update={**design, "also": (), "keep_networks": True})
+    def restricted(self, **factors: Any) -> "Study":
+        """The study with these factors in the place of its own (keys of ``Grid``); its networks are kept."""
+        return self.model_copy(update={**factors, "also": (), "keep_networks": True})
 
     @property
-    def designs(self) -> tuple[Design, ...]:
-        """The study's own design, then the further ones."""
-        own = {name: getattr(self, name) for name in Design.model_fields}
+    def grids(self) -> tuple[Grid, ...]:
+        """The study's own grid, then the further ones."""
+        own = {name: getattr(self, name) for name in Grid.model_fields}
         further = ({**own, **more.model_dump(exclude_none=True)} for more in self.also)
-        return tuple(Design.model_construct(**fields) for fields in (own, *further))
+        return tuple(Grid.model_construct(**fields) for fields in (own, *further))
 
     @property
     def fine_tunes(self) -> bool:
         """Whether any cell's network is a fine-tuned one."""
-        return any("finetuned" in design.bases for design in self.designs)
+        return any("finetuned" in grid.bases for grid in self.grids)
 
 
 class Report(Section):
@@ -345,7 +348,7 @@ class Compare(Section):
     second: str
 
 
-class Advise(Design):
+class Advise(Grid):
     """Which networks the command ``advise`` chooses from, and the points of accuracy they may lose."""
 
     lose: Annotated[float, Field(ge=0, le=100)]

@@ -14,16 +14,16 @@ from PIL import Image
 
 from laq.errors import LaqError
 from laq.files import digest
-from laq.network import Design, build
+from laq.network import NetworkDesign, build
 from laq.params import load_params
 from laq.quantization import Recipe, quantize, save
 from laq.subsets import Subset
-from laq.track.record import Budget, Input, Packed, Record, Tree
-from laq.track.results import Origin, Results
+from laq.track.results import Provenance, Results
+from laq.track.runs import Input, ModelSpec, ResultRuns, RunSpec
 from laq.track.store import Store
 from tests.conftest import ROOT
 
-DESIGN = Design("resnet20", 5, 32, (0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
+DESIGN = NetworkDesign("resnet20", 5, 32, (0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
 CLASSES = {1: "circle", 3: "square"}
 LAYERS = 22
 
@@ -45,9 +45,9 @@ def example() -> str:
     return base64.b64encode(buffer.getvalue()).decode()
 
 
-def network(weights: Path, name: str = "quantized", **changes: Any) -> Packed:
+def network(weights: Path, name: str = "quantized", **changes: Any) -> ModelSpec:
     """The model-to-be of a run; ``changes`` are to ``subset``, ``score``, ``size`` and ``classes``."""
-    return Packed(
+    return ModelSpec(
         name=name,
         weights=weights,
         design=DESIGN.to_json(),
@@ -63,20 +63,20 @@ def network(weights: Path, name: str = "quantized", **changes: Any) -> Packed:
 
 def make_tree(
     weights: Path, key: str = "result", subsets: int = 1, bits: Sequence[int] = (3,), score: float = 70
-) -> Tree:
+) -> ResultRuns:
     """A study's runs: the root, subsets, and a cell with two networks for each bit-width."""
-    root = Record(digest(key), key, params={"seed": "0"}, metrics={"top1": 70.0}, note="# A study")
+    root = RunSpec(digest(key), key, params={"seed": "0"}, metrics={"top1": 70.0}, description="# A study")
     records = [root]
     for number in range(1, subsets + 1):
         name = f"random-{number}"
-        above = Record(digest([key, name]), name, root.key, documents={"subset.json": {"name": name}})
+        above = RunSpec(digest([key, name]), name, root.key, documents={"subset.json": {"name": name}})
         records += [above, *(_cell(weights, above, b, score) for b in bits)]
-    return Tree("laq-test", records, registry=Budget("laq-test", 1e5))
+    return ResultRuns("laq-test", records, champion_bytes=1e5)
 
 
-def _cell(weights: Path, above: Record, bits: int, score: float) -> Record:
+def _cell(weights: Path, above: RunSpec, bits: int, score: float) -> RunSpec:
     names = ("quantized", "finetuned_quantized")
-    return Record(
+    return RunSpec(
         key=digest([above.key, bits]),
         name=f"{above.name}, {bits} bits",
         parent=above.key,
@@ -88,8 +88,8 @@ def _cell(weights: Path, above: Record, bits: int, score: float) -> Record:
         documents={
             "layers.json": {name: [{"layer": i, "bits": bits} for i in range(LAYERS)] for name in names}
         },
-        networks=[network(weights, name, subset=above.name, score=score + bits) for name in names],
-        note="| method | bits |\n" * 20,
+        models=[network(weights, name, subset=above.name, score=score + bits) for name in names],
+        description="| method | bits |\n" * 20,
     )
 
 
@@ -106,18 +106,18 @@ def mixed_results(weights: Path) -> Results:
     rows = [
         {**row, **same, **scores, "levels": None, "compression": 4.0, "cell": row["variant"]} for row in rows
     ]
-    origin = Origin()
+    provenance = Provenance()
     inputs = (Input("glyphs", "0", "data", "images"),)
-    vars(origin).update({"inputs": inputs, "design": DESIGN.to_json(), "examples": (), "tags": {}})
+    vars(provenance).update({"inputs": inputs, "design": DESIGN.to_json(), "examples": (), "tags": {}})
     subset = Subset("random-1", "random", (1, 2), ("a", "b"), 2.0, 1.0, 1.5, 1.5)
     params = load_params(ROOT / "params.yaml")
-    return Results(params, "key", [subset], rows, [], {"quantized": weights}, origin=origin)
+    return Results(params, "key", [subset], rows, [], {"quantized": weights}, provenance=provenance)
 
 
 def deliver(path: str) -> int:
     """Deliver a saved tree, as the command line does."""
     try:
-        sent = Store().deliver(Tree.load(Path(path))).sent
+        sent = Store().send(ResultRuns.load(Path(path))).count
     except LaqError as error:
         sys.stderr.write(f"laq: {error}\n")
         return 2

@@ -6,7 +6,7 @@ from typing import Final
 
 from laq.advise.candidates import Candidates, measure
 from laq.advise.choice import Wanted, judged
-from laq.advise.delivery import Delivery
+from laq.advise.export import SubsetExport
 from laq.advise.figures import draw
 from laq.advise.question import NAMES, Question
 from laq.advise.text import Findings, answer, for_terminal, markdown
@@ -21,9 +21,8 @@ from laq.params import Params
 from laq.provenance import commit
 from laq.subsets import FILE as SUBSETS
 from laq.track.connection import OWN_RUN
-from laq.track.reading import attach
-from laq.track.records import check_dataset
 from laq.track.store import Store
+from laq.track.study_runs import check_dataset
 
 __all__ = ["FOLDER", "Advice", "Question", "run", "stage_needed"]
 
@@ -68,7 +67,7 @@ def run(params: Params, question: Question, workers: Workers = Workers()) -> Adv
         draw(folder / PICTURE, found)
     if OWN_RUN:
         tags = {"laq.level": "advise", "laq.classes": ", ".join(found.subset.class_names)}
-        attach(Store(), sorted(FOLDER.iterdir()), text, tags)
+        Store().annotate_own_run(text, tags, sorted(FOLDER.iterdir()))
     return Advice(for_terminal(found, str(FOLDER)), "" if found.chosen else answer(found))
 
 
@@ -93,10 +92,10 @@ def _deliver(folder: Path, found: Findings, measured: Candidates) -> float | Non
     row = found.chosen
     if row is None:
         return None
-    delivery = Delivery(found.subset)
+    export = SubsetExport(found.subset)
     about = {name: row[name] for name in ("cell", "top1_sub_percent", "low_percent", "high_percent", "n")}
-    delivery.write_with_description(folder, measured.folders[row["cell"]] / WEIGHTS, about)
-    return delivery.top1(folder / WEIGHTS, measured.bench.images("test"))
+    export.write_with_description(folder, measured.folders[row["cell"]] / WEIGHTS, about)
+    return export.top1(folder / WEIGHTS, measured.bench.images("test"))
 
 
 def _provenance(measured: Candidates, folder: Path) -> dict[str, str]:

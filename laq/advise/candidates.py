@@ -8,14 +8,14 @@ from typing import Any, Final
 import pandas as pd
 from scipy.stats import binomtest
 
-from laq.advise.delivery import Delivery
+from laq.advise.export import SubsetExport
 from laq.cache import cached, code_digest
 from laq.errors import LaqError
 from laq.files import read_json, write_json
 from laq.finetune import finetune
 from laq.network import WEIGHTS
 from laq.parallel import Workers
-from laq.params import Advise, Design, Params, Study
+from laq.params import Advise, Grid, Params, Study
 from laq.study import NO_IMAGES, Bench, Cell, measure_all, plan
 from laq.study.jobs import read_measurement
 from laq.subsets import Subset
@@ -53,7 +53,7 @@ def measure(params: Params, subset: Subset, workers: Workers) -> Candidates:
 
 def as_study(study: Study, advise: Advise) -> Study:
     """The study's recipe for the networks that ``advise`` chooses from, whose weights are kept."""
-    return study.restricted(**{name: getattr(advise, name) for name in Design.model_fields})
+    return study.restricted(**{name: getattr(advise, name) for name in Grid.model_fields})
 
 
 def planned(subset: Subset, study: Study) -> list[Cell]:
@@ -66,15 +66,15 @@ def planned(subset: Subset, study: Study) -> list[Cell]:
 
 def _rows(folders: dict[Cell, Path], bench: Bench) -> Iterator[dict[str, Any]]:
     """What was measured; sizes are those of files that tell these classes apart and no others."""
-    delivery = Delivery(next(iter(folders)).subset)
-    n = len(bench.images("test").select(delivery.numbers))
+    export = SubsetExport(next(iter(folders)).subset)
+    n = len(bench.images("test").select(export.numbers))
     original = next(folder for cell, folder in folders.items() if cell.variant == "original")
     best, whole = (read_measurement(original)[name] for name in ("top1_sub_percent", "size_bytes"))
     for cell, folder in folders.items():
         measured = read_measurement(folder)
         size, top1 = measured["size_bytes"], measured["top1_sub_percent"]
         if cell.recipe:
-            size = _delivered_size(delivery, cell, folder / WEIGHTS, bench)
+            size = _exported_size(export, cell, folder / WEIGHTS, bench)
         low, high = interval(round(top1 * n / 100), n)
         yield {
             "cell": cell.name,
@@ -95,16 +95,16 @@ def _rows(folders: dict[Cell, Path], bench: Bench) -> Iterator[dict[str, Any]]:
         }
 
 
-def _delivered_size(delivery: Delivery, cell: Cell, packed: Path, bench: Bench) -> int:
+def _exported_size(export: SubsetExport, cell: Cell, packed: Path, bench: Bench) -> int:
     """Bytes of the quantized network's file once the classifier is cut."""
 
     def fill(place: Path) -> None:
-        _, size = delivery.write(place / WEIGHTS, packed)
+        _, size = export.write(place / WEIGHTS, packed)
         (place / WEIGHTS).unlink()
         write_json(place / _SIZE, size)
 
-    code = code_digest("advise/delivery")
-    inputs = {**bench.inputs(cell), "names": delivery.names, "delivery": code}
+    code = code_digest("advise/export")
+    inputs = {**bench.inputs(cell), "names": export.names, "export": code}
     return int(read_json(cached("sizes", inputs, fill) / _SIZE))
 
 

@@ -3,14 +3,14 @@
 from pathlib import Path
 
 from laq.compare.figures import draw
-from laq.compare.pairing import Pair, match
+from laq.compare.pairing import Comparison, match
 from laq.compare.text import markdown
 from laq.errors import LaqError
 from laq.files import replacing_folder
 from laq.params import Compare, Params
-from laq.track.reading import Archive, Tracked, attach
-from laq.track.records import experiment_name
 from laq.track.store import Store
+from laq.track.studies import TrackedStudies, TrackedStudy
+from laq.track.study_runs import experiment_name
 
 FOLDER = Path("data/compare")
 TEXT = "compare.md"
@@ -27,21 +27,21 @@ def run(params: Params, asked: Compare) -> str:
         LaqError: a name means no study or several, or the two are not to be compared.
     """
     store = Store()
-    archive = Archive(store, experiment_name(params))
-    pair = Pair(archive.find(asked.first), archive.find(asked.second))
+    studies = TrackedStudies(store, experiment_name(params))
+    pair = Comparison(studies.find(asked.first), studies.find(asked.second))
     _check(pair)
-    table = match(archive.cells(pair.first), archive.cells(pair.second))
+    table = match(studies.cells(pair.first), studies.cells(pair.second))
     text = markdown(pair, table)
     with replacing_folder(FOLDER) as folder:
         (folder / TEXT).write_text(text, encoding="utf-8")
         table.to_csv(folder / TABLE, index=False)
         draw(folder / PICTURE, table, pair)
     tags = {"laq.level": "compare", "laq.first": pair.first.run, "laq.second": pair.second.run}
-    attach(store, [FOLDER / name for name in (TEXT, TABLE, PICTURE)], text, tags)
+    store.annotate_own_run(text, tags, [FOLDER / name for name in (TEXT, TABLE, PICTURE)])
     return text
 
 
-def _check(pair: Pair) -> None:
+def _check(pair: Comparison) -> None:
     """See that a difference between the two would mean something."""
     if pair.first.run == pair.second.run:
         raise LaqError(f"first and second are both the study {pair.first.run}; name two")
@@ -53,5 +53,5 @@ def _check(pair: Pair) -> None:
         )
 
 
-def _dataset(study: Tracked) -> str:
+def _dataset(study: TrackedStudy) -> str:
     return study.tags.get("laq.dataset", "unknown data")

@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from laq.compare.pairing import SIDES, Pair
+from laq.compare.pairing import SIDES, Comparison
 from laq.report.figures import DPI, LOOKS, in_order, method_keys, wrapped
 from laq.report.tables import BASE_OF
 
@@ -18,7 +18,7 @@ _COLOURS: Final = {"first": "tab:blue", "second": "tab:orange"}
 _DOTS: Final = {"first": (0, (1, 4)), "second": (2.5, (1, 4))}
 
 
-def draw(path: Path, table: pd.DataFrame, pair: Pair) -> None:
+def draw(path: Path, table: pd.DataFrame, pair: Comparison) -> None:
     """Mean ± standard deviation of restricted top-1 over all subsets of each study, by method."""
     # Where there are several calibrations, the table has them all, and the picture the label-aware one.
     table = table[table.calibration != "all"] if "subset" in set(table.calibration) else table
@@ -69,7 +69,7 @@ def _lines(axes: Axes, rows: pd.DataFrame, bits: list[str]) -> None:
             bar.set_alpha(0.4)
 
 
-def _study_keys(pair: Pair) -> list[Line2D]:
+def _study_keys(pair: Comparison) -> list[Line2D]:
     """The legend of colours: each study, dotted where nothing is quantized."""
     keys = []
     for side, study in zip(SIDES, (pair.first, pair.second), strict=True):

@@ -12,7 +12,7 @@ from laq.report.figures import in_order
 from laq.report.markdown import METHOD_NAMES
 from laq.report.tables import BASE_OF
 from laq.study import NO_IMAGES
-from laq.track.reading import Tracked
+from laq.track.studies import TrackedStudy
 
 SIDES: Final = ("first", "second")
 # What makes two cells the same; `nth` tells subsets of the same classes apart.
@@ -24,11 +24,11 @@ _INPUTS: Final = ("images", "network")
 
 
 @dataclass(frozen=True)
-class Pair:
+class Comparison:
     """The two studies."""
 
-    first: Tracked
-    second: Tracked
+    first: TrackedStudy
+    second: TrackedStudy
 
     @property
     def title(self) -> str:

@@ -6,9 +6,9 @@ from typing import Any, Final
 
 import pandas as pd
 
-from laq.compare.pairing import SIDES, Pair, alone, each, paired
-from laq.report.markdown import METHOD_NAMES, line
+from laq.compare.pairing import SIDES, Comparison, alone, each, paired
 from laq.report.tables import BASE_OF
+from laq.report.markdown import METHOD_NAMES, line
 from laq.study import IMAGES_OF
 
 _ABOUT_PAIRS: Final = """\
@@ -20,7 +20,7 @@ Each study by itself: restricted top-1 in percent, mean ± standard deviation ov
 Where n or the subsets differ, so may the means for that reason alone."""
 
 
-def markdown(pair: Pair, table: pd.DataFrame) -> str:
+def markdown(pair: Comparison, table: pd.DataFrame) -> str:
     """Which studies, what differs between them, and what was measured: in pairs, then each by itself."""
     lonely = alone(table)
     blocks = [f"# {pair.title}", _studies(pair), *_differences(pair), _count(table, lonely)]
@@ -35,7 +35,7 @@ def _table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
     return "\n".join(line(*row) for row in [head, ["---"] * len(head), *rows])
 
 
-def _studies(pair: Pair) -> str:
+def _studies(pair: Comparison) -> str:
     rows = [
         (side, s.run, s.experiment or "", f"{datetime.fromtimestamp(s.started / 1000, UTC):%Y-%m-%d %H:%M}")
         for side, s in zip(SIDES, (pair.first, pair.second), strict=True)
@@ -43,7 +43,7 @@ def _studies(pair: Pair) -> str:
     return _table(["", "run", "DVC experiment", "sent (UTC)"], rows)
 
 
-def _differences(pair: Pair) -> Iterable[str]:
+def _differences(pair: Comparison) -> Iterable[str]:
     found = pair.differences()
     yield _table(["what differs", *SIDES], found) if found else "Parameters and commits are the same."
     if other := pair.other_inputs():

@@ -13,14 +13,14 @@ from laq.files import digest, project_root, read_json, replacing_folder, write_j
 from laq.network.evaluation import Scores, collecting_features, evaluate, predict, score
 from laq.network.training import fit, training_device
 from laq.network.weights import load_foreign_weights, load_tensors, save_tensors
-from laq.network.zoo import Classifier, Design, build
+from laq.network.zoo import Classifier, NetworkDesign, build
 from laq.params import Network, Training
 
 __all__ = [
     "FOLDER",
     "WEIGHTS",
     "Classifier",
-    "Design",
+    "NetworkDesign",
     "Scores",
     "build",
     "collecting_features",
@@ -94,16 +94,16 @@ def load_network(folder: Path = FOLDER, weights: Path | None = None) -> Classifi
     return network
 
 
-def read_design(folder: Path = FOLDER) -> Design:
+def read_design(folder: Path = FOLDER) -> NetworkDesign:
     """The design of the network in ``folder``."""
-    return Design.from_json(read_json(folder / "network.json")["design"])
+    return NetworkDesign.from_json(read_json(folder / "network.json")["design"])
 
 
-def _design(params: Network, train: ImageSet) -> Design:
+def _design(params: Network, train: ImageSet) -> NetworkDesign:
     mean, std = params.mean, params.std
     if mean is None or std is None:
         mean, std = _pixel_statistics(train)
-    return Design(params.architecture, len(train.class_names), params.input_size, mean, std)
+    return NetworkDesign(params.architecture, len(train.class_names), params.input_size, mean, std)
 
 
 def _pixel_statistics(data: ImageSet) -> tuple[tuple[float, float, float], tuple[float, float, float]]:

@@ -47,7 +47,7 @@ ZOO: Final[dict[str, Callable[[int], nn.Module]]] = {
 
 
 @dataclass(frozen=True)
-class Design:
+class NetworkDesign:
     """All that it takes to build a classifier again, without its weights.
 
     ``architecture`` is a name of the zoo, ``timm:NAME``, or ``torchhub:OWNER/REPO:MODEL``. Images are
@@ -76,7 +76,7 @@ class Preprocess(nn.Module):
     mean: Tensor
     std: Tensor
 
-    def __init__(self, design: Design) -> None:
+    def __init__(self, design: NetworkDesign) -> None:
         super().__init__()
         self.size = design.input_size
         self.register_buffer("mean", torch.tensor(design.mean).view(1, 3, 1, 1), persistent=False)
@@ -102,7 +102,7 @@ class _Resize(nn.Module):
 class Classifier(nn.Module):
     """A network that takes raw pixels: ``body(preprocess(pixels))``, in channels-last memory."""
 
-    def __init__(self, design: Design, body: nn.Module) -> None:
+    def __init__(self, design: NetworkDesign, body: nn.Module) -> None:
         super().__init__()
         self.design = design
         self.preprocess = Preprocess(design)
@@ -114,7 +114,7 @@ class Classifier(nn.Module):
         return logits
 
 
-def build(design: Design, seed: int = 0, *, pretrained: bool = False) -> Classifier:
+def build(design: NetworkDesign, seed: int = 0, *, pretrained: bool = False) -> Classifier:
     """Build a classifier with weights drawn from ``seed``, in evaluation mode.
 
     ``pretrained`` fetches the published weights of a ``timm:`` or ``torchhub:`` architecture.
@@ -126,7 +126,7 @@ def build(design: Design, seed: int = 0, *, pretrained: bool = False) -> Classif
         return Classifier(design, _body(design, pretrained=pretrained)).eval()
 
 
-def _body(design: Design, *, pretrained: bool) -> nn.Module:
+def _body(design: NetworkDesign, *, pretrained: bool) -> nn.Module:
     hub, _, name = design.architecture.partition(":")
     if hub == "timm":
         return _timm(name, design.classes, pretrained=pretrained)

@@ -19,11 +19,11 @@ from laq.study import Bench, layer_rows, measure_all, measurement_row, plan, rea
 from laq.subsets import FILE as SUBSETS
 from laq.subsets import Subset, read_subsets
 from laq.track.connection import OWN_RUN
-from laq.track.notes import root_note
+from laq.track.descriptions import root_description
 from laq.track.outbox import Outbox
-from laq.track.record import Record
-from laq.track.records import check_dataset, settings_of, tags, tree_of
 from laq.track.results import Results, Row, row_dicts
+from laq.track.runs import RunSpec
+from laq.track.study_runs import check_dataset, result_runs, settings_of, tags
 
 ALL = "all"
 
@@ -60,7 +60,7 @@ def run(params: Params, request: Request, workers: Workers = Workers()) -> str: 
         seeds=params.study.seeds[:1],
     )
     results = _measure(params.model_copy(update={"study": study}), subsets, workers)
-    Outbox().put(tree_of(results, _root(results, request), OWN_RUN))
+    Outbox().put(result_runs(results, _root(results, request), OWN_RUN))
     return describe(results)
 
 
@@ -102,16 +102,16 @@ def _measure(params: Params, subsets: Sequence[Subset], workers: Workers) -> Res
     return Results(params, digest([OWN_RUN, settings_of(params), rows]), subsets, rows, layers, weights)
 
 
-def _root(results: Results, request: Request) -> Record:
+def _root(results: Results, request: Request) -> RunSpec:
     """The parent run of those of all subsets."""
     summary = summarise(pd.DataFrame(results.rows))
     title = f"{request.method} at {request.bits} bits for {request.subset}"
-    return Record(
+    return RunSpec(
         key=results.key,
         name=title,
         params={"subset": request.subset, "bits": str(request.bits), "method": request.method},
         metrics={f"top1/{name}": value for name, value in headline(summary).items()},
         tags={**tags(results), "laq.level": "quantize"},
-        inputs=results.origin.inputs,
-        note=root_note(results, summary, title),
+        inputs=results.provenance.inputs,
+        description=root_description(results, summary, title),
     )

@@ -6,7 +6,7 @@ from itertools import product
 from typing import get_args
 
 from laq.errors import LaqError
-from laq.params import Base, Calibration, Design, Study, bits_name
+from laq.params import Base, Calibration, Grid, Study, bits_name
 from laq.quantization import QuantizationError, Recipe, parse_bits
 from laq.quantization.bits.spec import Budget
 from laq.subsets import Subset
@@ -70,7 +70,7 @@ def plan(subsets: Sequence[Subset], params: Study) -> list[Cell]:
     Raises:
         LaqError: the bits are out of range, or two of them would have the same name.
     """
-    every = list(dict.fromkeys(bits for design in params.designs for bits in design.bits))
+    every = list(dict.fromkeys(bits for grid in params.grids for bits in grid.bits))
     if len({bits_name(bits) for bits in every}) < len(every):
         raise LaqError(f"study.bits: some of {every} differ in signs alone; name them apart")
     for bits in every:
@@ -83,21 +83,21 @@ def plan(subsets: Sequence[Subset], params: Study) -> list[Cell]:
 
 
 def _cells_of(subset: Subset, params: Study) -> Iterator[Cell]:
-    """A subset's cells, those that several designs ask for several times."""
+    """A subset's cells, those that several grids ask for several times."""
     for base in BASES:
-        for design in params.designs:
-            if base in design.bases:
+        for grid in params.grids:
+            if base in grid.bases:
                 yield Cell(subset, base)
-                yield from _quantized(subset, base, design, params)
+                yield from _quantized(subset, base, grid, params)
 
 
-def _quantized(subset: Subset, base: Base, design: Design, params: Study) -> Iterator[Cell]:
+def _quantized(subset: Subset, base: Base, grid: Grid, params: Study) -> Iterator[Cell]:
     shared = {f.name: getattr(params, f.name) for f in fields(Recipe) if f.name in Study.model_fields}
-    for bits, method in product(design.bits, design.methods):
+    for bits, method in product(grid.bits, grid.methods):
         known = {"bits": bits} if isinstance(bits, int) else {"bits": Recipe.bits}
         recipe = Recipe(**{**shared, **known, "method": method})
         if not (learns(recipe) or is_label_aware(bits)):
             yield Cell(subset, base, recipe, bits)
             continue
-        for calibration, seed in product(design.calibrations, design.seeds):
+        for calibration, seed in product(grid.calibrations, grid.seeds):
             yield Cell(subset, base, replace(recipe, seed=seed), bits, calibration)

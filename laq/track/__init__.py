@@ -13,54 +13,49 @@ from laq.report import FOLDER as REPORT
 from laq.study import FOLDER as STUDY
 from laq.study import INPUTS, LAYERS, MEASUREMENTS, SECONDS, read_measurements, weights_file
 from laq.subsets import read_subsets
-from laq.track.connection import OWN_RUN, telling
-from laq.track.notes import root_note
+from laq.track.descriptions import root_description
 from laq.track.outbox import Outbox
-from laq.track.record import Record, Tree
-from laq.track.records import (
+from laq.track.results import Results, row_dicts
+from laq.track.runs import ResultRuns, RunSpec
+from laq.track.store import Store
+from laq.track.study_runs import (
     check_study,
-    flat,
+    flatten,
+    result_runs,
     settings_of,
     tags,
-    tree_of,
 )
-from laq.track.results import Results, row_dicts
-from laq.track.store import Store
 
 FILE = Path("data/tracked.json")
 
 
 def run(params: Params) -> str:
-    """Send the study's runs that the store lacks, and what waits; returns in a line what was sent where."""
+    """Send the study's runs that the store lacks, and those that wait; returns a sentence that says so.
+
+    Raises:
+        LaqError: the results are another study's, or the store cannot be reached or written.
+    """
     check_study(params)
-    tree, store = study_tree(params), Store()
+    result, store = study_runs(params), Store()
     waiting = Outbox().send(store)
-    done = store.deliver(tree)
+    sent = store.send(result)
+    study, name = sent.ids[result.root.key], result.root.name
     if in_pipeline():
         # Only the pipeline's own runs: sending the same to another store leaves its outputs alone.
-        write_json(FILE, {"mlflow_run": done.runs[tree.root.key]})
-    if OWN_RUN:
-        _lead_on(store, tree.root.name, done.runs[tree.root.key])
-    others = f", and {waiting} that waited" if waiting else ""
-    return f"{done.sent} of {len(tree.records)} runs sent to {store}, experiment {tree.experiment}{others}"
-
-
-def _lead_on(store: Store, name: str, study: str) -> None:
-    """Lead from the run that `mlflow run` started to the study's."""
-    with telling(str(store)):
-        experiment_id = store.client.get_run(study).info.experiment_id
-        note = f"Ran the pipeline; its study is [{name}](#/experiments/{experiment_id}/runs/{study})."
-        store.client.set_tag(OWN_RUN, "laq.study_run", study)
-        store.client.set_tag(OWN_RUN, "mlflow.note.content", note)
+        write_json(FILE, {"mlflow_run": study})
+    link = f"[{name}](#/experiments/{sent.experiment_id}/runs/{study})"
+    store.annotate_own_run(f"Ran the pipeline; its study is {link}.", {"laq.study_run": study})
+    others = f", and {waiting} runs that waited" if waiting else ""
+    return f"Sent {sent.count} of {len(result.runs)} runs to {store}, experiment {result.experiment}{others}"
 
 
 def send_waiting() -> str:
-    """Send what waits in the outbox; returns in a line what was sent where."""
+    """Send the runs that wait in the outbox; returns a sentence that says how many and to where."""
     store = Store()
-    return f"{Outbox().send(store)} runs sent to {store}"
+    return f"Sent {Outbox().send(store)} runs to {store}"
 
 
-def study_tree(params: Params) -> Tree:
+def study_runs(params: Params) -> ResultRuns:
     """The runs of the study in ``data/``."""
     table = read_measurements(REPORT / TABLE).merge(pd.read_csv(need(SECONDS)), "left", "cell")
     layers = pd.read_csv(need(STUDY / LAYERS), dtype={"levels": "Int64"})
@@ -68,7 +63,7 @@ def study_tree(params: Params) -> Tree:
     files = {row["cell"]: weights_file(STUDY, row["cell"]) for row in rows}
     weights = {cell: file for cell, file in files.items() if file.exists()}
     results = Results(params, study_key(params), read_subsets(), rows, row_dicts(layers), weights, REPORT)
-    return tree_of(results, _root(results))
+    return result_runs(results, _root(results))
 
 
 def study_key(params: Params) -> str:
@@ -77,22 +72,22 @@ def study_key(params: Params) -> str:
     return digest([params.name, settings_of(params), [md5(file) for file in files]])
 
 
-def _root(results: Results) -> Record:
+def _root(results: Results) -> RunSpec:
     """The study's own run: its parameters, numbers, report and pictures."""
     params, title, summary = results.params, title_of(pd.DataFrame(results.rows)), read_summary()
-    return Record(
+    return RunSpec(
         key=results.key,
         name=f"{experiment() or params.name}, {len(results.subsets)} subsets",
-        params={name: str(value) for name, value in flat(settings_of(params))},
+        params={name: str(value) for name, value in flatten(settings_of(params))},
         metrics=_metrics(summary),
         tags={**tags(results), "laq.level": "study"},
-        inputs=results.origin.inputs,
+        inputs=results.provenance.inputs,
         files=[
             *((path, "report") for path in sorted(REPORT.iterdir()) if path.is_file()),
             *((path, "divergence") for path in sorted(DIVERGENCE.glob("*.png"))),
             (STUDY / INPUTS, "study"),
         ],
-        note=root_note(results, summary, title),
+        description=root_description(results, summary, title),
     )
 
 

@@ -1,4 +1,4 @@
-"""How the store is reached, and what is said when it is not: in one line, whatever failed."""
+"""How the store is connected, and what is said when it is not: in one line, whatever failed."""
 
 import logging
 import os
@@ -38,7 +38,7 @@ _TALKATIVE: Final = {
 }
 
 
-def settle() -> None:
+def configure_mlflow() -> None:
     """Make MLflow patient but not for ever, and keep it from talking."""
     for name, value in _PATIENCE.items():
         if not os.environ.setdefault(name, value).isdigit():
@@ -49,7 +49,7 @@ def settle() -> None:
 
 
 @contextmanager
-def reached(uri: str) -> Iterator[None]:
+def connected(uri: str) -> Iterator[None]:
     """Connect to a database first: MLflow itself tries ten times, for minutes and with many words."""
     if not uri.startswith(DATABASES):
         yield
@@ -107,7 +107,7 @@ def without_password(text: str) -> str:
 
 
 @contextmanager
-def telling(store: str) -> Iterator[None]:
+def one_line_errors(store: str) -> Iterator[None]:
     """Turn what MLflow and the stores below it raise into one line that names the store."""
     try:
         yield

@@ -16,12 +16,13 @@ from mlflow.models.model import MLMODEL_FILE_NAME
 from mlflow.types import ColSpec, DataType, Schema
 from mlflow.types.schema import AnyType, Map
 
-from laq.track import served
-from laq.track.record import Packed
+from laq.files import write_json
+from laq.serving import COLUMN, DESCRIPTION, WEIGHTS, SubsetClassifier
+from laq.track.runs import ModelSpec
 
 _DATA: Final = "network"  # the folder of a model's own files
 _SIGNATURE: Final = ModelSignature(
-    inputs=Schema([ColSpec(AnyType(), served.COLUMN)]),  # type: ignore[no-untyped-call]
+    inputs=Schema([ColSpec(AnyType(), COLUMN)]),  # type: ignore[no-untyped-call]
     outputs=Schema(
         [
             ColSpec(DataType.string, "class"),
@@ -45,19 +46,19 @@ _PACKAGES: Final = (
 )
 
 
-def save_model(folder: Path, packed: Packed, logged: LoggedModel) -> None:
+def save_model(folder: Path, spec: ModelSpec, logged: LoggedModel) -> None:
     """Write the folder that `mlflow models serve` and ``mlflow.pyfunc.load_model`` take."""
-    frame, files = _frame(tuple(packed.examples))
+    frame, files = _frame(tuple(spec.examples))
     folder.mkdir()
     for name, content in files.items():
         (folder / name).write_bytes(content)
     (folder / "data").mkdir()
-    served.write_model(folder / "data" / _DATA, packed)
+    write_network(folder / "data" / _DATA, spec)
     model = copy.copy(frame)
     model.artifact_path, model.run_id = logged.artifact_location, logged.source_run_id
     model.model_uuid = model.model_id = logged.model_id
     model.utc_time_created = str(datetime.now(UTC).replace(tzinfo=None))
-    model.model_size_bytes = packed.weights.stat().st_size
+    model.model_size_bytes = spec.weights.stat().st_size
     model.save(folder / MLMODEL_FILE_NAME)
 
 
@@ -70,11 +71,18 @@ def _frame(examples: tuple[str, ...]) -> tuple[Model, dict[str, bytes]]:
         data.mkdir()
         mlflow.pyfunc.save_model(
             str(folder),
-            loader_module=served.__name__,
+            loader_module=SubsetClassifier.__module__,
             data_path=str(data),
             mlflow_model=model,
             signature=_SIGNATURE,
-            input_example=pd.DataFrame({served.COLUMN: list(examples)}),
+            input_example=pd.DataFrame({COLUMN: list(examples)}),
             pip_requirements=[f"{name}=={version(name).partition('+')[0]}" for name in _PACKAGES],
         )
         return model, {file.name: file.read_bytes() for file in folder.iterdir() if file.is_file()}
+
+
+def write_network(folder: Path, spec: ModelSpec) -> None:
+    """Write what ``laq.serving`` loads: packed weights, and the network and classes that they are of."""
+    folder.mkdir()
+    (folder / WEIGHTS).write_bytes(spec.weights.read_bytes())
+    write_json(folder / DESCRIPTION, {"design": spec.design, "classes": spec.classes})

@@ -6,7 +6,7 @@ from filelock import FileLock
 
 from laq.errors import LaqError
 from laq.files import project_root
-from laq.track.record import Tree
+from laq.track.runs import ResultRuns
 from laq.track.store import Store
 
 
@@ -16,7 +16,7 @@ class Outbox:
     def __init__(self) -> None:
         self.folder = project_root() / ".laq" / "outbox"
 
-    def put(self, tree: Tree) -> None:
+    def put(self, tree: ResultRuns) -> None:
         """Keep a tree until it is sent."""
         tree.save(self.folder / f"{tree.root.key}.json")
 
@@ -24,7 +24,7 @@ class Outbox:
         """Send everything that waits, and keep it no longer; returns how many runs that were.
 
         Raises:
-            LaqError: the store cannot be reached, or a network that is to be sent is gone.
+            LaqError: the store cannot be connected, or a network that is to be sent is gone.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
         # One at a time: what another process is sending is gone when it is done.
@@ -33,10 +33,10 @@ class Outbox:
 
 
 def _send(path: Path, store: Store) -> int:
-    tree = Tree.load(path)
-    for network in (network for record in tree.records for network in record.networks):
+    tree = ResultRuns.load(path)
+    for network in (network for record in tree.runs for network in record.models):
         if not network.weights.exists():
             raise LaqError(f"{path}: waits to be sent, but {network.weights} is gone; remove the former")
-    sent = store.deliver(tree).sent
+    sent = store.send(tree).count
     path.unlink()
     return sent

@@ -11,7 +11,7 @@ from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 
 from laq.files import digest
-from laq.track.record import Budget, Packed, Record, Tree, rank
+from laq.track.runs import ModelSpec, ResultRuns, RunSpec, rank
 
 CHAMPION: Final = "champion"
 _SCORE: Final = "laq.top1_sub_percent"
@@ -23,8 +23,8 @@ _TASK: Final = "laq.task_sha256"
 class _Candidate:
     """A network of a run, and the task it solves: to tell these classes apart on these images."""
 
-    record: Record
-    packed: Packed
+    record: RunSpec
+    packed: ModelSpec
     task: str
 
     @property
@@ -33,35 +33,35 @@ class _Candidate:
         return rank(self.packed.metrics)
 
 
-def crown(client: MlflowClient, tree: Tree, runs: Mapping[str, Run]) -> list[str]:
+def register_champions(client: MlflowClient, tree: ResultRuns, runs: Mapping[str, Run]) -> list[str]:
     """Register the best network of each subset unless one as good is there; returns the names of new ones.
 
     ``runs`` are the tree's, by key. A version stays what it is; the alias goes to the best of all
     versions for the same classes and images within the budget, so that whoever comes last, the same
     one has it.
     """
-    assert tree.registry is not None
-    new = []
-    for subset, candidate in _best(tree, tree.registry).items():
-        name = f"{tree.registry.prefix}-{subset}"
-        before = _versions(client, name, candidate.task, tree.registry)
+    assert tree.champion_bytes is not None
+    most, new = tree.champion_bytes, []
+    for subset, candidate in _best(tree, most).items():
+        name = f"{tree.experiment}-{subset}"
+        before = _versions(client, name, candidate.task, most)
         if not before or _rank(before[0]) < candidate.rank:
             version = _register(client, name, candidate, runs[candidate.record.key])
-            if not _withdraw_if_second(client, version, candidate, tree.registry):
+            if not _withdraw_if_second(client, version, candidate, most):
                 new.append(name)
-        _point_at_best(client, name, candidate.task, tree.registry)
+        _point_at_best(client, name, candidate.task, most)
     return new
 
 
-def withdraw(client: MlflowClient, run: Run) -> None:
+def delete_versions(client: MlflowClient, run: Run) -> None:
     """Delete what was registered of a run's models."""
     for version in client.search_model_versions(f"run_id = '{run.info.run_id}'"):
-        with unless_gone():
+        with if_it_exists():
             client.delete_model_version(version.name, version.version)
 
 
 @contextmanager
-def unless_gone() -> Iterator[None]:
+def if_it_exists() -> Iterator[None]:
     """Do nothing about what is not there, or no longer: somebody else may have deleted it."""
     try:
         yield
@@ -70,29 +70,29 @@ def unless_gone() -> Iterator[None]:
             raise
 
 
-def _best(tree: Tree, budget: Budget) -> dict[str, _Candidate]:
+def _best(tree: ResultRuns, most_bytes: float) -> dict[str, _Candidate]:
     found: dict[str, _Candidate] = {}
-    for candidate in _candidates(tree, budget):
+    for candidate in _candidates(tree, most_bytes):
         subset = candidate.packed.params["subset"]
         if subset not in found or found[subset].rank < candidate.rank:
             found[subset] = candidate
     return found
 
 
-def _candidates(tree: Tree, budget: Budget) -> Iterator[_Candidate]:
-    for record in tree.records:
-        for packed in record.networks:
-            if packed.metrics["size_bytes"] <= budget.most_bytes:
+def _candidates(tree: ResultRuns, most_bytes: float) -> Iterator[_Candidate]:
+    for record in tree.runs:
+        for packed in record.models:
+            if packed.metrics["size_bytes"] <= most_bytes:
                 images = [data.digest for data in record.inputs if data.context == "images"]
                 yield _Candidate(record, packed, digest([images, sorted(packed.classes.values())]))
 
 
-def _versions(client: MlflowClient, name: str, task: str, budget: Budget) -> list[ModelVersion]:
+def _versions(client: MlflowClient, name: str, task: str, most_bytes: float) -> list[ModelVersion]:
     """The versions for the same task within the budget, the best first, then the oldest."""
     versions = [
         v
         for v in client.search_model_versions(f"name = '{name}'")
-        if v.tags.get(_TASK) == task and float(v.tags[_SIZE]) <= budget.most_bytes
+        if v.tags.get(_TASK) == task and float(v.tags[_SIZE]) <= most_bytes
     ]
     return sorted(versions, key=lambda v: (*(-part for part in _rank(v)), int(v.version)))
 
@@ -129,19 +129,19 @@ def _register(client: MlflowClient, name: str, candidate: _Candidate, run: Run) 
 
 
 def _withdraw_if_second(
-    client: MlflowClient, version: ModelVersion, candidate: _Candidate, budget: Budget
+    client: MlflowClient, version: ModelVersion, candidate: _Candidate, most_bytes: float
 ) -> bool:
     """Delete the version if one as good came before it: another machine's, or of the same request twice."""
-    others = _versions(client, version.name, candidate.task, budget)
+    others = _versions(client, version.name, candidate.task, most_bytes)
     second = any(int(v.version) < int(version.version) and _rank(v) >= candidate.rank for v in others)
     if second:
         client.delete_model_version(version.name, version.version)
     return second
 
 
-def _point_at_best(client: MlflowClient, name: str, task: str, budget: Budget) -> None:
+def _point_at_best(client: MlflowClient, name: str, task: str, most_bytes: float) -> None:
     """Give the alias to the best version; looks again after that, for another machine may have been at it."""
-    while versions := _versions(client, name, task, budget):
+    while versions := _versions(client, name, task, most_bytes):
         best, aliases = versions[0], client.get_registered_model(name).aliases
         if str(aliases.get(CHAMPION)) == str(best.version):
             return

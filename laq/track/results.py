@@ -20,13 +20,13 @@ from laq.params import Params
 from laq.provenance import commit, experiment
 from laq.subsets import FILE as SUBSETS
 from laq.subsets import Subset
-from laq.track.record import Input
+from laq.track.runs import Input
 
 Row = Mapping[str, Any]
 _EXAMPLES: Final = 2
 
 
-class Origin:
+class Provenance:
     """What results in ``data/`` were made from: read once for all their runs."""
 
     @cached_property
@@ -71,7 +71,7 @@ class Results:
     layers: Sequence[Row]
     weights: Mapping[str, Path]
     pictures: Path | None = None
-    origin: Origin = field(default_factory=Origin)
+    provenance: Provenance = field(default_factory=Provenance)
 
     def of(self, subset: Subset) -> list[Row]:
         """The rows of one subset."""

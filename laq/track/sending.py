@@ -29,8 +29,8 @@ from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID, MLFLOW_RUN_NAME, MLFL
 from laq.progress import progress
 from laq.track.connection import OWN_RUN, SQLITE
 from laq.track.models import save_model
-from laq.track.record import Input, Packed, Record, Tree
-from laq.track.registry import unless_gone, withdraw
+from laq.track.registry import delete_versions, if_it_exists
+from laq.track.runs import Input, ModelSpec, ResultRuns, RunSpec
 
 _KEY: Final = "laq.key"
 _ROOT: Final = "laq.root"  # the key of the result that a run is part of
@@ -48,12 +48,12 @@ _GONE: Final = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE", "INVALID_S
 class Sender:
     """Sends one tree to one experiment."""
 
-    def __init__(self, client: MlflowClient, experiment: str, tree: Tree, writer: str) -> None:
+    def __init__(self, client: MlflowClient, experiment: str, tree: ResultRuns, writer: str) -> None:
         self.client = client
         self.experiment = experiment
         self.tree = tree
         self.writer = writer
-        self.parents = {record.parent for record in tree.records}
+        self.parents = {record.parent for record in tree.runs}
         self.threads = 1 if client.tracking_uri.startswith(SQLITE) else _THREADS
         self.new: set[str] = set()  # runs made here, which need not be looked through for what they have
 
@@ -80,7 +80,7 @@ class Sender:
     def _complete(self, root: Run) -> int:
         """Send what is missing of a tree; returns how many runs that were."""
         runs = self._below(root)
-        missing = [r for r in self.tree.records if r.key not in runs or not _finished(runs[r.key])]
+        missing = [r for r in self.tree.runs if r.key not in runs or not _finished(runs[r.key])]
         if not missing:
             return 0
         with progress(None, "track", total=len(missing), unit="run") as bar:
@@ -94,7 +94,7 @@ class Sender:
         self._drop_stray_models(self._below(self.client.get_run(root.info.run_id)))
         return len(missing)
 
-    def _at_once(self, send: Callable[[Record], None], records: Sequence[Record]) -> Iterator[None]:
+    def _at_once(self, send: Callable[[RunSpec], None], records: Sequence[RunSpec]) -> Iterator[None]:
         """Send several runs at a time, but for a database file, which takes one."""
         pool = ThreadPoolExecutor(self.threads)
         try:
@@ -102,7 +102,7 @@ class Sender:
         finally:
             pool.shutdown(cancel_futures=True)
 
-    def _send_run(self, record: Record, runs: dict[str, Run]) -> None:
+    def _send_run(self, record: RunSpec, runs: dict[str, Run]) -> None:
         self._fill(runs.get(record.key) or self._create(record, runs), record)
 
     def _only(self, root: Run) -> Run:
@@ -158,9 +158,9 @@ class Sender:
 
     def _delete(self, run: Run) -> None:
         for model in list(self._models([run])):
-            with unless_gone():
+            with if_it_exists():
                 self.client.delete_logged_model(model.model_id)
-        withdraw(self.client, run)
+        delete_versions(self.client, run)
         self.client.delete_run(run.info.run_id)
 
     def _drop_stray_models(self, runs: Mapping[str, Run]) -> None:
@@ -170,7 +170,7 @@ class Sender:
             if model.model_id not in _outputs(run):
                 self.client.delete_logged_model(model.model_id)
 
-    def _create(self, record: Record, runs: Mapping[str, Run]) -> Run:
+    def _create(self, record: RunSpec, runs: Mapping[str, Run]) -> Run:
         """An empty run under its parent."""
         tags, began = {**_tags(record), _ROOT: self.tree.root.key}, None
         if record.parent:
@@ -185,7 +185,7 @@ class Sender:
         self.new.add(run.info.run_id)
         return run
 
-    def _fill(self, run: Run, record: Record) -> None:
+    def _fill(self, run: Run, record: RunSpec) -> None:
         """Log everything of a record and finish its run, unless `mlflow run` will.
 
         What is there already is written again as it was: metrics carry the time of the run's start.
@@ -200,7 +200,7 @@ class Sender:
         if run_id != OWN_RUN:
             self.client.set_terminated(run_id, "FINISHED")
 
-    def _log_files(self, run: Run, record: Record) -> None:
+    def _log_files(self, run: Run, record: RunSpec) -> None:
         with tempfile.TemporaryDirectory() as scratch:
             for path, folder in record.files:
                 (Path(scratch) / folder).mkdir(parents=True, exist_ok=True)
@@ -224,9 +224,9 @@ class Sender:
                 if not attempts_left or not any(word in str(error) for word in _TWICE):
                     raise
 
-    def _log_models(self, run: Run, record: Record) -> dict[str, str]:
+    def _log_models(self, run: Run, record: RunSpec) -> dict[str, str]:
         """The ids of the run's models by name, each logged unless it is there whole."""
-        if not record.networks:
+        if not record.models:
             return {}
         known: dict[str, str] = {}
         for model in [] if run.info.run_id in self.new else list(self._models([run])):
@@ -234,12 +234,12 @@ class Sender:
                 self.client.delete_logged_model(model.model_id)
             else:
                 known[model.name] = model.model_id
-        models = {p.name: known.get(p.name) or self._log_model(run, p) for p in record.networks}
+        models = {p.name: known.get(p.name) or self._log_model(run, p) for p in record.models}
         if missing := [LoggedModelOutput(m, 0) for m in models.values() if m not in _outputs(run)]:
             self.client.log_outputs(run.info.run_id, missing)
         return models
 
-    def _log_model(self, run: Run, packed: Packed) -> str:
+    def _log_model(self, run: Run, packed: ModelSpec) -> str:
         model = self.client.create_logged_model(
             self.experiment, packed.name, run.info.run_id, params=dict(packed.params), model_type="quantized"
         )
@@ -265,19 +265,19 @@ def _outputs(run: Run) -> set[str]:
     return {output.model_id for output in run.outputs.model_outputs} if run.outputs else set()
 
 
-def _tags(record: Record) -> dict[str, str]:
-    note = {MLFLOW_RUN_NOTE: record.note} if record.note else {}
+def _tags(record: RunSpec) -> dict[str, str]:
+    note = {MLFLOW_RUN_NOTE: record.description} if record.description else {}
     return {**record.tags, MLFLOW_RUN_NAME: record.name, _KEY: record.key, **note}
 
 
-def _metrics(run: Run, record: Record, models: dict[str, str]) -> Iterator[Metric]:
+def _metrics(run: Run, record: RunSpec, models: dict[str, str]) -> Iterator[Metric]:
     """A record's metrics: of the run, of its layers by step, and of its models."""
     now = run.info.start_time
     for name, value in record.metrics.items():
         yield Metric(name, float(value), now, 0)
     for name, values in record.series.items():
         yield from (Metric(name, float(value), now, step) for step, value in enumerate(values))
-    for later, packed in enumerate(record.networks):
+    for later, packed in enumerate(record.models):
         # Two networks of the same size would be the same metric twice, which takes MLflow long to find out.
         place = {"model_id": models[packed.name], "run_id": run.info.run_id}
         yield from (

@@ -11,7 +11,7 @@ import platform
 import re
 import tempfile
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,35 +20,47 @@ from filelock import FileLock
 from mlflow import MlflowClient
 from mlflow.entities import LifecycleStage, Run
 from mlflow.exceptions import MlflowException
+from mlflow.utils.mlflow_tags import MLFLOW_RUN_NOTE
 
 from laq.errors import LaqError
 from laq.files import digest, project_root
-from laq.track.connection import DATABASES, SQLITE, database_file, reached, settle, telling, without_password
-from laq.track.record import Tree
-from laq.track.registry import crown, unless_gone
+from laq.track.connection import (
+    DATABASES,
+    OWN_RUN,
+    SQLITE,
+    configure_mlflow,
+    connected,
+    database_file,
+    one_line_errors,
+    without_password,
+)
+from laq.track.descriptions import shortened
+from laq.track.registry import if_it_exists, register_champions
+from laq.track.runs import ResultRuns
 from laq.track.sending import Sender
 
 
 @dataclass(frozen=True)
-class Delivery:
-    """What came of a tree: how many of its runs were sent now, and the ids of all by key."""
+class Sent:
+    """How many of a result's runs were sent now, and the ids of all of its runs by key."""
 
-    sent: int
-    runs: dict[str, str]
+    count: int
+    ids: dict[str, str]
+    experiment_id: str
 
 
 class Store:
     """The tracking server that ``MLFLOW_TRACKING_URI`` names, or sqlite at the project's root."""
 
     def __init__(self) -> None:
-        settle()
+        configure_mlflow()
         own = f"{SQLITE}{project_root() / 'mlflow.db'}"
         self.uri = os.environ.get("MLFLOW_TRACKING_URI") or own
         if re.search("://.*@.*@", self.uri):
             raise LaqError(
                 f"MLflow at {self}: more than one @ in MLFLOW_TRACKING_URI; write %40 for one in a password"
             )
-        with telling(str(self)), self._alone(), reached(self.uri):
+        with one_line_errors(str(self)), self._alone(), connected(self.uri):
             self.client = MlflowClient(self.uri, os.environ.get("MLFLOW_REGISTRY_URI") or self.uri)
             self.client.search_experiments(max_results=1)
 
@@ -82,29 +94,42 @@ class Store:
         with FileLock(self._lock):
             yield
 
-    def deliver(self, tree: Tree) -> Delivery:
+    def send(self, tree: ResultRuns) -> Sent:
         """Send what the store lacks of a tree.
 
         Raises:
             LaqError: the store cannot be reached or written; what was sent until then stays.
         """
-        with telling(str(self)), self._alone():
+        with one_line_errors(str(self)), self._alone():
             own = self._own_run(tree)
             experiment = own.info.experiment_id if own else self._experiment(tree)
             sent, runs = Sender(self.client, experiment, tree, self._writer).send(own)
-            if tree.registry:
-                crown(self.client, tree, runs)
-            return Delivery(sent, {key: run.info.run_id for key, run in runs.items()})
+            if tree.champion_bytes is not None:
+                register_champions(self.client, tree, runs)
+            return Sent(sent, {key: run.info.run_id for key, run in runs.items()}, experiment)
 
-    def _own_run(self, tree: Tree) -> Run | None:
+    def annotate_own_run(self, description: str, tags: Mapping[str, str], files: Sequence[Path] = ()) -> None:
+        """Add a description, tags and artifacts to the run that `mlflow run` started, if it did.
+
+        Raises:
+            LaqError: the store cannot be reached or written.
+        """
+        if OWN_RUN:
+            with one_line_errors(str(self)):
+                for path in files:
+                    self.client.log_artifact(OWN_RUN, str(path))
+                for name, value in {**tags, MLFLOW_RUN_NOTE: shortened(description)}.items():
+                    self.client.set_tag(OWN_RUN, name, value)
+
+    def _own_run(self, tree: ResultRuns) -> Run | None:
         """The run that `mlflow run` started for the tree, if this store has it."""
         if tree.own_run:
-            with unless_gone():
+            with if_it_exists():
                 run = self.client.get_run(tree.own_run)
                 return run if run.info.lifecycle_stage == LifecycleStage.ACTIVE else None
         return None
 
-    def _experiment(self, tree: Tree) -> str:
+    def _experiment(self, tree: ResultRuns) -> str:
         """The id of the tree's experiment, made if need be."""
         found = self.client.get_experiment_by_name(tree.experiment)
         if found is None:

@@ -387,18 +387,18 @@ def test_the_lines_in_the_text_load_a_network_that_does_what_was_measured(place:
 def test_every_candidate_cut_to_its_classes_does_what_was_measured(place: Path, tmp_path: Path) -> None:
     params, subset = load_params(), Question(CLASSES[1]).subset_of()
     measured = room.measure(params, subset, room.Workers())
-    delivery, test = room.Delivery(subset), read_images(dataset.FOLDER, "test")
+    export, test = room.SubsetExport(subset), read_images(dataset.FOLDER, "test")
     assert measured.table.top1_sub_percent.nunique() > 3
     for row in measured.table[measured.table.method != "float"].to_dict("records"):
         whole = measured.folders[row["cell"]] / network.WEIGHTS
-        delivery.write(tmp_path / "cut", whole)
-        assert delivery.top1(tmp_path / "cut", test) == row["top1_sub_percent"]
+        export.write(tmp_path / "cut", whole)
+        assert export.top1(tmp_path / "cut", test) == row["top1_sub_percent"]
         # Class by class, in the order that is told.
         full, cut = (load(path, network.load_network()) for path in (whole, tmp_path / "cut"))
-        images = test.select(delivery.numbers)
-        expected = network.predict(full, images)[:, list(delivery.numbers)]
+        images = test.select(export.numbers)
+        expected = network.predict(full, images)[:, list(export.numbers)]
         torch.testing.assert_close(network.predict(cut, images), expected)
-        assert delivery.names == tuple(test.class_names[number] for number in delivery.numbers)
+        assert export.names == tuple(test.class_names[number] for number in export.numbers)
         # Of 100 rows 97 are gone: 64 codes, a step and a bias each; and a header tells of the rest.
         gone = whole.stat().st_size - row["size_bytes"]
         assert gone == pytest.approx(97 * (64 * int(row["bits"]) / 8 + 4 + 4), abs=200)
@@ -454,7 +454,7 @@ def test_the_run_that_mlflow_started_gets_files_note_and_tags(
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{empty_database}")
     client = Store().client
     own = client.create_run(client.create_experiment("launched", place.as_uri())).info.run_id
-    monkeypatch.setattr("laq.track.reading.OWN_RUN", own)
+    monkeypatch.setattr("laq.track.store.OWN_RUN", own)
     monkeypatch.setattr("laq.advise.OWN_RUN", own)
     assert ask(*CLASSES).exit_code == 0
     assert {file.path for file in client.list_artifacts(own)} == {

@@ -11,13 +11,13 @@ from matplotlib.figure import Figure
 
 from laq.cli import main
 from laq.compare import figures
-from laq.compare.pairing import Pair, alone, each, match, paired
+from laq.compare.pairing import Comparison, alone, each, match, paired
 from laq.compare.text import markdown
 from laq.errors import LaqError
-from laq.track import reading
-from laq.track.reading import COLUMNS, Archive, Tracked
-from laq.track.record import Input, Record, Tree
+from laq.track.descriptions import shortened
+from laq.track.runs import Input, ResultRuns, RunSpec
 from laq.track.store import Store
+from laq.track.studies import COLUMNS, TrackedStudies, TrackedStudy
 from tests.conftest import tiny_params, write_params
 
 FLOAT = {"original": 90.0, "finetuned": 92.0}
@@ -34,12 +34,12 @@ def rows(*cells: list[Any]) -> pd.DataFrame:
     return pd.DataFrame(cells, columns=list(COLUMNS))
 
 
-def tracked(run: str, **changes: Any) -> Tracked:
+def tracked(run: str, **changes: Any) -> TrackedStudy:
     tags = {"laq.dataset": "glyphs", "laq.network": "resnet20", "laq.commit": "abc"}
-    return Tracked(**{"run": run, "started": 0, "params": {}, "tags": tags, "inputs": {}, **changes})
+    return TrackedStudy(**{"run": run, "started": 0, "params": {}, "tags": tags, "inputs": {}, **changes})
 
 
-PAIR = Pair(tracked("a" * 32), tracked("b" * 32))
+COMPARISON = Comparison(tracked("a" * 32), tracked("b" * 32))
 
 
 def test_differences_are_second_minus_first_cell_by_cell() -> None:
@@ -51,14 +51,14 @@ def test_differences_are_second_minus_first_cell_by_cell() -> None:
     assert (found["difference_mean"], found["difference_std"]) == (2.0, 1.0)
     assert found["bytes_first"] == found["bytes_second"] == 3072
     assert "| original | GPFQ | 3 | 3 | 70.00 | 72.00 | +2.00 ± 1.00 | 3.0 | 3.0 |" in markdown(
-        PAIR, match(first, second)
+        COMPARISON, match(first, second)
     )
 
 
 def test_one_pair_has_a_difference_and_no_deviation() -> None:
     table = match(rows(row("a, b", "3", 80.0)), rows(row("a, b", "3", 79.5)))
     assert pd.isna(paired(table).difference_std[0])
-    assert "| 80.00 | 79.50 | -0.50 | 3.0 |" in markdown(PAIR, table)
+    assert "| 80.00 | 79.50 | -0.50 | 3.0 |" in markdown(COMPARISON, table)
 
 
 def test_the_same_classes_twice_make_two_pairs() -> None:
@@ -81,7 +81,7 @@ def test_calibrations_tell_cells_apart_where_a_study_has_several() -> None:
     both = pd.concat([subset, everything])
     table = match(both, everything)
     assert paired(table).difference_mean.tolist() == [0.0]
-    assert "GPFQ, images of all classes | 3 | 1 | 77.00 | 77.00" in markdown(PAIR, table)
+    assert "GPFQ, images of all classes | 3 | 1 | 77.00 | 77.00" in markdown(COMPARISON, table)
     assert len(alone(table)) == 1
 
 
@@ -101,7 +101,7 @@ def test_cells_without_a_partner_are_counted_by_what_the_other_lacks() -> None:
         "method round-to-nearest only in the second": 1,
         "the classes of random-a, d only in the second": 1,
     }
-    assert "1 quantized cells are in both; 5 have no partner: bits 2" in markdown(PAIR, table)
+    assert "1 quantized cells are in both; 5 have no partner: bits 2" in markdown(COMPARISON, table)
     lost = alone(match(rows(*first.to_numpy().tolist(), row("a, c", "2", 4.0)), first))
     assert lost == {"random-a, c by GPFQ at 2 bits only in the first": 1}
 
@@ -110,7 +110,7 @@ def test_where_nothing_is_shared_each_study_stands_by_itself() -> None:
     first = rows(row("a, b", "2", 50.0, "rtn"), row("a, b", "2", 70.0), row("a, c", "2", 80.0))
     second = rows(row("a, b", "3", 81.0))
     table = match(first, second)
-    text = markdown(PAIR, table)
+    text = markdown(COMPARISON, table)
     assert "Nothing quantized could be paired; 4 have no partner: bits 2 only in the first (3)" in text
     assert "| original | round-to-nearest | 2 | 1 | 50.00 | 2.0 |  |  |  |" in text
     assert "| original | GPFQ | 2 | 2 | 75.00 ± 7.07 | 2.0 |  |  |  |" in text
@@ -142,13 +142,13 @@ def test_what_differs_is_told_of_parameters_commits_and_inputs() -> None:
         tags=first.tags | {"laq.commit": "def"},
         inputs={"images": "1", "network": "3"},
     )
-    assert set(Pair(first, second).differences()) == {
+    assert set(Comparison(first, second).differences()) == {
         ("study.bits", "[2, 3]", "[3]"), ("network.sha256", "", "9"), ("commit", "abc", "def"),
     }  # fmt: skip
-    text = markdown(Pair(first, second), match(rows(row("a", "3", 1.0)), rows(row("a", "3", 1.0))))
+    text = markdown(Comparison(first, second), match(rows(row("a", "3", 1.0)), rows(row("a", "3", 1.0))))
     assert "| study.bits | [2, 3] | [3] |" in text
     assert "Not made from the same network (by DVC's hashes)" in text
-    assert Pair(first, first).differences() == Pair(first, first).other_inputs() == []
+    assert Comparison(first, first).differences() == Comparison(first, first).other_inputs() == []
 
 
 def test_the_picture_has_a_panel_per_network_and_a_line_per_study_and_method(
@@ -165,7 +165,7 @@ def test_the_picture_has_a_panel_per_network_and_a_line_per_study_and_method(
     ]
     floats = [row("a, b", "32", top1, "float", variant) for variant, top1 in FLOAT.items()]
     first, second = rows(*cells, *floats), rows(*cells[:4], *floats)
-    figures.draw(Path("none.png"), match(first, second), PAIR)
+    figures.draw(Path("none.png"), match(first, second), COMPARISON)
     for axes in drawn[0].axes:
         assert [label.get_text() for label in axes.get_xticklabels()] == ["2", "auto:3", "10"]
         places = [container.lines[0].get_xdata() for container in axes.containers]
@@ -175,13 +175,13 @@ def test_the_picture_has_a_panel_per_network_and_a_line_per_study_and_method(
     assert keys[4:] == ["round-to-nearest", "GPFQ"]
 
 
-def cell(root: str, classes: str, bits: str, top1: float) -> Record:
+def cell(root: str, classes: str, bits: str, top1: float) -> RunSpec:
     """A run of a cell: both variants beside the networks as they are."""
     scores = {**FLOAT, "quantized": top1, "finetuned_quantized": top1 + 1}
     metrics = {f"{variant}/top1_sub_percent": score for variant, score in scores.items()}
     metrics |= {f"{variant}/size_bytes": 2048.0 for variant in scores}
     spent = {f"{variant}/mean_bits": float(bits) for variant in ("quantized", "finetuned_quantized")}
-    return Record(
+    return RunSpec(
         key=f"{root}-{classes}-{bits}",
         name=f"{classes}, {bits} bits",
         parent=root,
@@ -198,9 +198,9 @@ def cell(root: str, classes: str, bits: str, top1: float) -> Record:
     )
 
 
-def study(key: str, cells: Mapping[tuple[str, str], float], **tags: str) -> Tree:
+def study(key: str, cells: Mapping[tuple[str, str], float], **tags: str) -> ResultRuns:
     """The runs of a study of ``cells``: restricted top-1 by classes and bits."""
-    root = Record(
+    root = RunSpec(
         key=key,
         name=f"study {key}",
         params={"study.bits": str(sorted({bits for _, bits in cells}))},
@@ -210,7 +210,7 @@ def study(key: str, cells: Mapping[tuple[str, str], float], **tags: str) -> Tree
         },
         inputs=[Input("glyphs", "0" * 32, "data/dataset", "images")],
     )  # fmt: skip
-    return Tree("laq-glyphs", [root, *(cell(key, *place, top1) for place, top1 in cells.items())])
+    return ResultRuns("laq-glyphs", [root, *(cell(key, *place, top1) for place, top1 in cells.items())])
 
 
 @pytest.fixture(scope="module")
@@ -223,16 +223,16 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, dic
         for name in ("DVC_ROOT", "MLFLOW_TRACKING_URI", "MLFLOW_RUN_ID"):
             patch.delenv(name, raising=False)
         store = Store()
-        runs = store.deliver(study("other", {("a, b", "3"): 9.0}, dataset="cifar100")).runs
-        runs |= store.deliver(study("old", {("a, b", "3"): 70.0, ("a, b", "8"): 80.0})).runs
+        runs = store.send(study("other", {("a, b", "3"): 9.0}, dataset="cifar100")).ids
+        runs |= store.send(study("old", {("a, b", "3"): 70.0, ("a, b", "8"): 80.0})).ids
         new = study("new", {("b, a", "3"): 72.5, ("a, b", "2"): 60.0}, dvc_experiment="narrow")
-        runs |= store.deliver(new).runs
+        runs |= store.send(new).ids
         yield place, runs
 
 
 @pytest.fixture
-def archive(folder: tuple[Path, dict[str, str]]) -> Archive:
-    return Archive(Store(), "laq-glyphs")
+def archive(folder: tuple[Path, dict[str, str]]) -> TrackedStudies:
+    return TrackedStudies(Store(), "laq-glyphs")
 
 
 def compare(*options: str) -> Result:
@@ -240,7 +240,7 @@ def compare(*options: str) -> Result:
 
 
 def test_a_study_is_found_by_age_id_prefix_and_experiment(
-    folder: tuple[Path, dict[str, str]], archive: Archive
+    folder: tuple[Path, dict[str, str]], archive: TrackedStudies
 ) -> None:
     runs = folder[1]
     names = {"latest": "new", "previous": "old", "narrow": "new", runs["old"]: "old", runs["new"][:12]: "new"}
@@ -250,7 +250,9 @@ def test_a_study_is_found_by_age_id_prefix_and_experiment(
     assert archive.find("previous").label == runs["old"][:8]
 
 
-def test_what_is_no_study_is_told_in_a_line(folder: tuple[Path, dict[str, str]], archive: Archive) -> None:
+def test_what_is_no_study_is_told_in_a_line(
+    folder: tuple[Path, dict[str, str]], archive: TrackedStudies
+) -> None:
     runs = folder[1]
     of_a_cell = runs["old-a, b-3"]
     for name, told in {
@@ -268,7 +270,7 @@ def test_what_is_no_study_is_told_in_a_line(folder: tuple[Path, dict[str, str]],
 
 
 def test_names_of_several_and_studies_elsewhere_or_unfinished_are_refused(
-    folder: tuple[Path, dict[str, str]], archive: Archive, monkeypatch: pytest.MonkeyPatch
+    folder: tuple[Path, dict[str, str]], archive: TrackedStudies, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     twins = [tracked("abcd" + digit * 28) for digit in "12"]
     monkeypatch.setattr(archive, "studies", twins)
@@ -281,13 +283,13 @@ def test_names_of_several_and_studies_elsewhere_or_unfinished_are_refused(
     with pytest.raises(LaqError, match=r"\(study old\) is a study that is not sent whole; `laq track`"):
         archive.find(folder[1]["old"])
     with pytest.raises(LaqError, match="a study of experiment laq-glyphs; asked for is laq-elsewhere"):
-        Archive(archive.store, "laq-elsewhere").find(folder[1]["old"])
+        TrackedStudies(archive.store, "laq-elsewhere").find(folder[1]["old"])
     with pytest.raises(LaqError, match="no study is the latest one: .* has no study"):
-        Archive(archive.store, "laq-elsewhere").find("latest")
+        TrackedStudies(archive.store, "laq-elsewhere").find("latest")
 
 
 def test_cells_are_read_with_classes_in_order_and_floats_once(
-    folder: tuple[Path, dict[str, str]], archive: Archive
+    folder: tuple[Path, dict[str, str]], archive: TrackedStudies
 ) -> None:
     found = archive.cells(archive.find("previous"))
     assert len(found) == 2 + 2 * 2  # both networks as they are, and both at 3 and 8 bits
@@ -332,11 +334,11 @@ def test_what_is_not_to_be_compared_is_told_and_leaves_the_files_alone(
 
 
 def test_the_run_that_mlflow_started_gets_files_note_and_tags(
-    folder: tuple[Path, dict[str, str]], archive: Archive, monkeypatch: pytest.MonkeyPatch
+    folder: tuple[Path, dict[str, str]], archive: TrackedStudies, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     client = archive.store.client
     own = client.create_run(client.create_experiment("launched", folder[0].as_uri())).info.run_id
-    monkeypatch.setattr(reading, "OWN_RUN", own)
+    monkeypatch.setattr("laq.track.store.OWN_RUN", own)
     done = compare()
     tags = client.get_run(own).data.tags
     assert {file.path for file in client.list_artifacts(own)} == {"compare.md", "compare.csv", "compare.png"}
@@ -346,7 +348,7 @@ def test_the_run_that_mlflow_started_gets_files_note_and_tags(
 
 def test_a_note_too_long_ends_with_a_whole_line() -> None:
     note = "\n".join(["a line of a table"] * 1000)
-    short = reading._short(note)
+    short = shortened(note)
     assert len(short) <= 8000
     assert short.endswith("a line of a table\n\nThe rest is in the artifacts.")
-    assert reading._short("short") == "short"
+    assert shortened("short") == "short"

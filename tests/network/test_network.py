@@ -16,11 +16,11 @@ from laq.errors import LaqError
 from laq.network import evaluate, fit, make_network
 from laq.network.training import augment, has_bfloat16, training_device
 from laq.network.weights import load_foreign_weights, load_tensors, save_tensors
-from laq.network.zoo import Design, build, seeded
+from laq.network.zoo import NetworkDesign, build, seeded
 from laq.params import Network, Training
 from tests.conftest import WEIGHTS, needs
 
-DESIGN = Design("resnet20", 10, 32, (0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
+DESIGN = NetworkDesign("resnet20", 10, 32, (0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
 RECIPE = Training(
     optimizer="sgd", learning_rate=0.05, weight_decay=5e-4, schedule="one_cycle",
     epochs=3, batch_size=16, crop=2, flip=True, seed=0,
@@ -39,7 +39,7 @@ def flat(network: nn.Module) -> torch.Tensor:
 
 @pytest.mark.parametrize(("depth", "millions"), [(20, 0.27), (32, 0.46), (44, 0.66), (56, 0.85)])
 def test_cifar_resnets_have_the_papers_depth_and_size(depth: int, millions: float) -> None:
-    network = build(Design(f"resnet{depth}", 10, 32, (0.5,) * 3, (0.5,) * 3))
+    network = build(NetworkDesign(f"resnet{depth}", 10, 32, (0.5,) * 3, (0.5,) * 3))
     main = [
         n
         for n, m in network.named_modules()
@@ -65,7 +65,7 @@ def test_a_classifier_scales_and_normalises_raw_pixels() -> None:
     network, pixels = build(DESIGN), images(4).images
     by_hand = network.body((pixels.float() / 255 - 0.5) / 0.25)
     assert torch.equal(network(pixels), by_hand)
-    large = build(Design("resnet20", 10, 48, (0.5,) * 3, (0.25,) * 3))
+    large = build(NetworkDesign("resnet20", 10, 48, (0.5,) * 3, (0.25,) * 3))
     scaled = F.interpolate(pixels.float() / 255, (48, 48), mode="bilinear", antialias=True)
     torch.testing.assert_close(large(pixels), large.body((scaled - 0.5) / 0.25))
 
@@ -223,13 +223,15 @@ def test_tensors_survive_the_disk_and_damage_is_told(tmp_path: Path) -> None:
 
 
 def test_weights_of_another_network_are_refused_with_the_difference(project: Path) -> None:
-    torch.save(build(Design("resnet32", 10, 32, (0.5,) * 3, (0.5,) * 3)).body.state_dict(), "deep.pt")
+    torch.save(build(NetworkDesign("resnet32", 10, 32, (0.5,) * 3, (0.5,) * 3)).body.state_dict(), "deep.pt")
     with pytest.raises(LaqError, match=r"deep.pt: weights of another network .* \d+ unknown \(layer1.3"):
         load_foreign_weights(build(DESIGN).body, "deep.pt", None)
     torch.save({"state_dict": build(DESIGN).body.state_dict()}, "fits.pt")
     assert len(load_foreign_weights(build(DESIGN, 3).body, "fits.pt", None)) == 64
     with pytest.raises(LaqError, match=r"fc.weight \(10, 64\) instead of \(100, 64\)"):
-        load_foreign_weights(build(Design("resnet20", 100, 32, (0.5,) * 3, (0.5,) * 3)).body, "fits.pt", None)
+        load_foreign_weights(
+            build(NetworkDesign("resnet20", 100, 32, (0.5,) * 3, (0.5,) * 3)).body, "fits.pt", None
+        )
     with pytest.raises(LaqError, match=r"SHA-256 is .*, network.sha256 in params.yaml says 0000"):
         load_foreign_weights(build(DESIGN).body, "fits.pt", "0" * 64)
     with pytest.raises(LaqError, match=r"no file 'none.pt'.*network.source: train"):
@@ -269,7 +271,7 @@ def test_given_weights_load_and_those_for_another_number_of_classes_do_not() -> 
 
 
 def test_timm_networks_are_built_by_name_and_embedded() -> None:
-    network = build(Design("timm:resnet10t", 10, 64, (0.5,) * 3, (0.5,) * 3))
+    network = build(NetworkDesign("timm:resnet10t", 10, 64, (0.5,) * 3, (0.5,) * 3))
     features = embed(network, images(8))
     assert features.shape == (8, network.body.num_features)
     with torch.no_grad():
@@ -302,9 +304,9 @@ def test_torch_hub_networks_come_from_a_repository(project: Path, monkeypatch: p
 
 def test_unknown_architectures_are_told_with_the_known_ones() -> None:
     with pytest.raises(LaqError, match="'resnet21' is unknown; known: alexnet, densenet121"):
-        build(Design("resnet21", 10, 32, (0.5,) * 3, (0.5,) * 3))
+        build(NetworkDesign("resnet21", 10, 32, (0.5,) * 3, (0.5,) * 3))
     with pytest.raises(LaqError, match="timm:nonsense cannot be made: Unknown model"):
-        build(Design("timm:nonsense", 10, 32, (0.5,) * 3, (0.5,) * 3))
+        build(NetworkDesign("timm:nonsense", 10, 32, (0.5,) * 3, (0.5,) * 3))
     with pytest.raises(LaqError, match="'nonsense' is neither 'own' nor a torchvision classifier"):
         imagenet_network("nonsense")
 

@@ -1,4 +1,4 @@
-"""The house itself: one vocabulary, imports that run one way, functions that stay small."""
+"""The house itself: one vocabulary, imports that run one way, functions that stay small, names that stand once."""
 
 import ast
 from collections.abc import Iterator
@@ -17,8 +17,8 @@ from tests.conftest import ROOT
 # A room imports those before it.
 ORDER = [
     "errors", "progress", "provenance", "files", "cache", "parallel", "params", "quantization", "dataset", "network",
-    "embeddings", "divergence", "subsets", "finetune", "study", "report", "predecessor", "track", "quantize", "compare",
-    "advise", "cli", "__main__", "environment",
+    "serving", "embeddings", "divergence", "subsets", "finetune", "study", "report", "predecessor", "track", "quantize",
+    "compare", "advise", "cli", "__main__", "environment",
 ]  # fmt: skip
 # Options of whoever runs a command, not of what comes out: no launcher passes them on, variables do.
 WHO_WORKS = {"jobs", "scheduler"}
@@ -136,3 +136,12 @@ def test_functions_stay_small(path: Path) -> None:
         if isinstance(node, ast.FunctionDef):
             assert node.end_lineno is not None
             assert node.end_lineno - node.lineno < 40, node.name
+
+
+def test_no_two_classes_share_a_name() -> None:
+    places: dict[str, list[str]] = {}
+    for path in MODULES:
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ClassDef):
+                places.setdefault(node.name, []).append(path.relative_to(ROOT).as_posix())
+    assert {name: paths for name, paths in places.items() if len(paths) > 1} == {}

@@ -114,11 +114,11 @@ def test_a_model_of_the_study_is_the_measured_network_bit_for_bit(
 
 
 def test_tracking_sends_what_a_store_lacks_and_nothing_twice(own: Path) -> None:
-    assert f"{RUNS} of {RUNS} runs sent" in run(own, "laq", "track")
+    assert f"Sent {RUNS} of {RUNS} runs to " in run(own, "laq", "track")
     runs = runs_in(own)
-    assert f"0 of {RUNS} runs sent" in run(own, "laq", "track")
+    assert f"Sent 0 of {RUNS} runs to " in run(own, "laq", "track")
     MlflowClient(f"sqlite:///{own / 'mlflow.db'}").set_terminated(runs[0].info.run_id, "RUNNING")
-    assert f"1 of {RUNS} runs sent" in run(own, "laq", "track")
+    assert f"Sent 1 of {RUNS} runs to " in run(own, "laq", "track")
     assert {r.info.run_id for r in runs_in(own)} == {r.info.run_id for r in runs}
 
 

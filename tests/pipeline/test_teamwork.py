@@ -118,7 +118,7 @@ def test_a_second_clone_pulls_does_nothing_and_has_the_same_report(clone: Path, 
     for name in ("report.md", "metrics.json", "accuracy_vs_bits.png"):
         assert (second / "data/report" / name).read_bytes() == (first / "data/report" / name).read_bytes()
     # DVC has restored the results, so this store has never seen their runs.
-    assert f"{STUDY_RUNS} of {STUDY_RUNS} runs sent" in run(second, "laq", "track")
+    assert f"Sent {STUDY_RUNS} of {STUDY_RUNS} runs to " in run(second, "laq", "track")
     assert len(runs_in(second, "laq-glyphs")) == STUDY_RUNS
     assert "up to date" in run(second, "dvc", "status")
     assert run(second, "git", "status", "--short") == ""
@@ -126,7 +126,7 @@ def test_a_second_clone_pulls_does_nothing_and_has_the_same_report(clone: Path, 
 
 def test_the_whole_pipeline_as_an_entry_point_ends_with_all_runs(copied: Path) -> None:
     output = run(copied, "mlflow", "run", ".", "--env-manager", "local")
-    assert f"{STUDY_RUNS} of {STUDY_RUNS} runs sent" in output
+    assert f"Sent {STUDY_RUNS} of {STUDY_RUNS} runs to " in output
     (study,) = [r for r in runs_in(copied, "laq-glyphs") if r.data.tags["laq.level"] == "study"]
     (own,) = runs_in(copied, "Default")
     assert own.data.tags["laq.study_run"] == study.info.run_id

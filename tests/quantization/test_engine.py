@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
-from laq.network.zoo import ZOO, Design, build
+from laq.network.zoo import ZOO, NetworkDesign, build
 from laq.quantization import (
     METHODS,
     AlphabetSpec,
@@ -44,7 +44,7 @@ SMALLEST_SIDE = {"alexnet": 64, "vgg16": 32, "vgg16_bn": 32}
 
 def classifier(architecture: str, classes: int = 10) -> nn.Module:
     side = SMALLEST_SIDE.get(architecture, 40)
-    return build(Design(architecture, classes, side, (0.5,) * 3, (0.25,) * 3), seed=1)
+    return build(NetworkDesign(architecture, classes, side, (0.5,) * 3, (0.25,) * 3), seed=1)
 
 
 def pixels(count: int = 4) -> Tensor:

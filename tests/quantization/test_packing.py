@@ -16,7 +16,7 @@ from safetensors import safe_open
 from torch import Tensor, nn
 from torchvision.models import squeezenet1_1
 
-from laq.network.zoo import ZOO, Classifier, Design, build
+from laq.network.zoo import ZOO, Classifier, NetworkDesign, build
 from laq.quantization import (
     Alphabet,
     AlphabetSpec,
@@ -48,7 +48,9 @@ CIFAR = Recipe(bits=3, method="rtn")
 
 def classifier(architecture: str, classes: int = 10) -> Classifier:
     """With random weights and batch norms that have seen images, so that logits differ."""
-    design = Design(architecture, classes, SMALLEST_SIDE.get(architecture, 40), (0.5,) * 3, (0.25,) * 3)
+    design = NetworkDesign(
+        architecture, classes, SMALLEST_SIDE.get(architecture, 40), (0.5,) * 3, (0.25,) * 3
+    )
     if architecture == "squeezenet":
         return Classifier(design, squeezenet1_1(num_classes=classes)).eval()
     return seen(build(design, seed=1))

@@ -53,7 +53,7 @@ def test_methods_that_learn_from_images_are_planned_for_each_calibration_and_see
     assert "random-1.quantized.rtn-3bit.all-7" in learning
 
 
-def test_further_designs_add_cells_and_repeat_none() -> None:
+def test_further_grids_add_cells_and_repeat_none() -> None:
     also = (Further(seeds=(0, 1), bases=("original",)), Further(bits=("auto:3",), methods=("gpfq",)))
     few, many = plan([SUBSET], study(bits=(3,))), plan([SUBSET], study(bits=(3,), also=also))
     assert {cell.name for cell in many} - {cell.name for cell in few} == {

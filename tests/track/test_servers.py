@@ -14,7 +14,7 @@ import pytest
 import requests
 from mlflow import MlflowClient
 
-from laq.track.record import Tree
+from laq.track.runs import ResultRuns
 from tests.conftest import ROOT
 from tests.project import environment
 from tests.servers import (
@@ -33,7 +33,7 @@ from tests.trees import CLASSES, make_tree, network
 needs_postgresql = pytest.mark.skipif(POSTGRESQL is None, reason="PostgreSQL is not installed")
 
 
-def saved(tree: Tree, folder: Path) -> Path:
+def saved(tree: ResultRuns, folder: Path) -> Path:
     path = folder / f"{tree.root.key}.json"
     tree.save(path)
     return path
@@ -134,7 +134,7 @@ def test_a_server_killed_in_the_middle_is_told_and_catches_up_when_it_is_back(
         with mlflow_server(tmp_path, port, database), delivering(tmp_path, store, path) as process:
             code, output, complaints = ended(process)
             assert (code, complaints) == (0, [])
-            assert 0 < int(output.split()[1]) < len(tree.records)
+            assert 0 < int(output.split()[1]) < len(tree.runs)
             check_once(MlflowClient(store), tree)
             assert len(MlflowClient(store).search_model_versions()) == 3
 
@@ -169,7 +169,7 @@ def test_a_killed_process_goes_on_where_it_was_and_nothing_is_there_twice(
                 time.sleep(0.01)
             process.send_signal(signal.SIGKILL)
             process.wait()
-    assert 8 <= len(runs_of(MlflowClient(store))) < len(tree.records)
+    assert 8 <= len(runs_of(MlflowClient(store))) < len(tree.runs)
     with delivering(tmp_path, store, path) as process:
         assert ended(process)[0] == 0
     check_once(MlflowClient(store), tree)

@@ -30,12 +30,13 @@ from laq.errors import LaqError
 from laq.files import digest
 from laq.network import Classifier, build, evaluate, predict
 from laq.quantization import load
+from laq.serving import _load_pyfunc, read_picture
+from laq.track.models import write_network
 from laq.track.outbox import Outbox
-from laq.track.record import Budget, Input, Packed, Record, Tree
-from laq.track.records import subset_records
 from laq.track.registry import CHAMPION
-from laq.track.served import _load_pyfunc, read_picture, write_model
+from laq.track.runs import Input, ModelSpec, ResultRuns, RunSpec
 from laq.track.store import Store
+from laq.track.study_runs import subset_runs
 from tests.trees import CLASSES, DESIGN, LAYERS, make_tree, mixed_results, network
 
 
@@ -55,13 +56,13 @@ def champion(client: MlflowClient, subset: str = "random-1") -> ModelVersion:
     return client.get_model_version_by_alias(f"laq-test-{subset}", CHAMPION)
 
 
-def check_once(client: MlflowClient, *trees: Tree) -> None:
+def check_once(client: MlflowClient, *trees: ResultRuns) -> None:
     """See that each run of the trees is there once and finished, and each model once and ready."""
     runs, models = runs_of(client), models_of(client)
-    records = {record.key: record for tree in trees for record in tree.records}
+    records = {record.key: record for tree in trees for record in tree.runs}
     assert sorted(run.data.tags["laq.key"] for run in runs) == sorted(records)
     assert {run.info.status for run in runs} == {"FINISHED"}
-    wanted = sorted((r.key, packed.name) for r in records.values() for packed in r.networks)
+    wanted = sorted((r.key, packed.name) for r in records.values() for packed in r.models)
     keys = {run.info.run_id: run.data.tags["laq.key"] for run in runs}
     assert sorted((keys[str(m.source_run_id)], m.name) for m in models) == wanted
     assert {m.status for m in models} <= {LoggedModelStatus.READY}
@@ -79,14 +80,14 @@ def test_a_tree_becomes_runs_below_each_other_with_their_numbers_and_models(
     store: Store, weights: Path
 ) -> None:
     tree = make_tree(weights, subsets=2, bits=(3, 8))
-    done = store.deliver(tree)
-    assert done.sent == len(tree.records) == len(done.runs)
+    done = store.send(tree)
+    assert done.count == len(tree.runs) == len(done.ids)
     check_once(store.client, tree)
-    cell = tree.records[2]
-    run = store.client.get_run(done.runs[cell.key])
+    cell = tree.runs[2]
+    run = store.client.get_run(done.ids[cell.key])
     history = store.client.get_metric_history(run.info.run_id, "quantized/layers/bits")
     assert [metric.step for metric in history] == list(range(LAYERS))
-    assert run.data.tags["mlflow.note.content"] == cell.note
+    assert run.data.tags["mlflow.note.content"] == cell.description
     assert {i.dataset.name for i in run.inputs.dataset_inputs} == {"images", "network", "subsets"}
     listed = {file.path for file in store.client.list_artifacts(run.info.run_id)}
     assert listed == {"layers.json"}
@@ -96,12 +97,12 @@ def test_a_tree_becomes_runs_below_each_other_with_their_numbers_and_models(
 
 def test_in_a_list_of_the_newest_runs_parents_come_before_their_children(store: Store, weights: Path) -> None:
     tree = make_tree(weights, subsets=2, bits=(3, 8))
-    done = store.deliver(tree)
-    experiment = store.client.get_run(done.runs[tree.root.key]).info.experiment_id
+    done = store.send(tree)
+    experiment = store.client.get_run(done.ids[tree.root.key]).info.experiment_id
     listed = store.client.search_runs([experiment], order_by=["attributes.start_time DESC"])
     places = {run.data.tags["laq.key"]: place for place, run in enumerate(listed)}
     assert places[tree.root.key] == 0
-    assert all(places[record.parent] < places[record.key] for record in tree.records[1:])
+    assert all(places[record.parent] < places[record.key] for record in tree.runs[1:])
 
 
 @pytest.mark.parametrize(("reason", "sent"), [("UniqueViolation: dataset_pk", True), ("no space", False)])
@@ -118,25 +119,25 @@ def test_data_that_two_tell_of_at_once_are_told_again(
 
     monkeypatch.setattr(store.client, "log_inputs", first_time_too_late)
     with nullcontext() if sent else pytest.raises(LaqError, match=reason):
-        assert store.deliver(tree).sent == len(tree.records)
-    told = [record for record in tree.records if record.inputs]
+        assert store.send(tree).count == len(tree.runs)
+    told = [record for record in tree.runs if record.inputs]
     assert len(calls) == (1 + len(told) if sent else 1)
 
 
 def test_the_same_tree_twice_is_one_and_what_is_missing_is_sent(store: Store, weights: Path) -> None:
     tree = make_tree(weights, subsets=2, bits=(3,))
-    first = store.deliver(tree)
-    again = Store().deliver(tree)
-    assert (again.sent, again.runs) == (0, first.runs)
-    client, cell, other = store.client, tree.records[2], tree.records[4]
-    client.set_terminated(first.runs[cell.key], "RUNNING")
+    first = store.send(tree)
+    again = Store().send(tree)
+    assert (again.count, again.ids) == (0, first.ids)
+    client, cell, other = store.client, tree.runs[2], tree.runs[4]
+    client.set_terminated(first.ids[cell.key], "RUNNING")
     client.delete_logged_model(models_of(client)[0].model_id)
-    client.delete_run(first.runs[other.key])
+    client.delete_run(first.ids[other.key])
     for model in models_of(client):
-        if model.source_run_id == first.runs[other.key]:
+        if model.source_run_id == first.ids[other.key]:
             client.delete_logged_model(model.model_id)
-    client.set_terminated(first.runs[tree.root.key], "RUNNING")
-    assert store.deliver(tree).sent == 3
+    client.set_terminated(first.ids[tree.root.key], "RUNNING")
+    assert store.send(tree).count == 3
     check_once(client, tree)
 
 
@@ -173,11 +174,11 @@ def test_killed_before_any_call_it_goes_on_and_nothing_is_there_twice(store: Sto
         with pytest.MonkeyPatch.context() as patch:
             calls(patch, count)
             try:
-                store.deliver(trees[-1])
+                store.send(trees[-1])
                 ended = True
             except KilledError:
                 pass
-        store.deliver(trees[-1])
+        store.send(trees[-1])
     assert number > 15
     check_once(store.client, *trees)
     versions = store.client.search_model_versions("name = 'laq-test-random-1'")
@@ -197,10 +198,10 @@ def test_requests_carried_out_twice_leave_one_of_each(
 
         monkeypatch.setattr(MlflowClient, name, twice)
     tree = make_tree(weights, subsets=2)
-    store.deliver(tree)
+    store.send(tree)
     check_once(store.client, tree)
     assert len(store.client.search_model_versions()) == 2
-    assert store.deliver(tree).sent == 0
+    assert store.send(tree).count == 0
 
 
 @contextmanager
@@ -224,29 +225,29 @@ def test_of_two_machines_with_the_same_result_one_tree_remains(
             interrupted.append(True)
             with elsewhere(monkeypatch, "second"), pytest.MonkeyPatch.context() as free:
                 free.setattr(Store, "_alone", lambda self: nullcontext())
-                interrupted.append(other.deliver(tree))
+                interrupted.append(other.send(tree))
         return call()
 
     with elsewhere(monkeypatch, "first"), pytest.MonkeyPatch.context() as patch:
         calls(patch, interrupt)
-        first = store.deliver(tree)
+        first = store.send(tree)
     check_once(store.client, tree)
     assert len(interrupted) == 2
-    assert first.runs == interrupted[1].runs
+    assert first.ids == interrupted[1].ids
     (version,) = store.client.search_model_versions("name = 'laq-test-random-1'")
     assert version.version == champion(store.client).version
-    assert version.run_id in first.runs.values()
+    assert version.run_id in first.ids.values()
 
 
-def lone(packed: Packed, images: str = "a", most: float = 1e5) -> Tree:
+def lone(packed: ModelSpec, images: str = "a", most: float = 1e5) -> ResultRuns:
     """A tree of a run alone that has made one network, on these images, for this budget."""
     key = digest([packed.params, packed.metrics, packed.classes, images, most])
     made_from = [Input("images", digest(images)[:32], "data", "images")]
-    record = Record(key, "cell", inputs=made_from, networks=[packed])
-    return Tree("laq-test", [record], registry=Budget("laq-test", most))
+    record = RunSpec(key, "cell", inputs=made_from, models=[packed])
+    return ResultRuns("laq-test", [record], champion_bytes=most)
 
 
-def arrivals(rng: random.Random, weights: Path) -> Iterator[Tree]:
+def arrivals(rng: random.Random, weights: Path) -> Iterator[ResultRuns]:
     """Networks of few scores and sizes, so that some are equal, for one subset."""
     for _ in range(7):
         score, size = rng.choice([70.0, 80.0, 90.0]), rng.choice([5e4, 9e4, 2e5])
@@ -260,11 +261,11 @@ def test_the_champion_is_the_best_within_the_budget_whatever_the_order(
     best: tuple[float, float] | None = None
     versions = 0
     for tree in arrivals(random.Random(seed), weights):  # noqa: S311
-        done = store.deliver(tree)
-        rank = tree.root.networks[0].metrics["top1_sub_percent"], -tree.root.networks[0].metrics["size_bytes"]
+        done = store.send(tree)
+        rank = tree.root.models[0].metrics["top1_sub_percent"], -tree.root.models[0].metrics["size_bytes"]
         if rank[1] >= -1e5 and (best is None or rank > best):
             best, versions = rank, versions + 1
-            assert champion(store.client).run_id == done.runs[tree.root.key]
+            assert champion(store.client).run_id == done.ids[tree.root.key]
         found = store.client.search_model_versions("name = 'laq-test-random-1'")
         assert len(found) == versions
         if best:
@@ -275,9 +276,9 @@ def test_the_champion_is_the_best_within_the_budget_whatever_the_order(
 def test_a_champion_is_for_these_classes_on_these_images_and_within_this_budget(
     store: Store, weights: Path
 ) -> None:
-    def winner(tree: Tree) -> bool:
-        done = store.deliver(tree)
-        return champion(store.client).run_id == done.runs[tree.root.key]
+    def winner(tree: ResultRuns) -> bool:
+        done = store.send(tree)
+        return champion(store.client).run_id == done.ids[tree.root.key]
 
     assert winner(lone(network(weights, score=90.0)))
     assert not winner(lone(network(weights, score=80.0)))
@@ -303,16 +304,16 @@ def test_another_version_that_comes_meanwhile_gets_the_alias_if_it_is_better(
             )
         real(self, *args)
 
-    store.deliver(lone(network(weights, score=70.0)))
+    store.send(lone(network(weights, score=70.0)))
     champion_tags = champion(store.client).tags
     monkeypatch.setattr(MlflowClient, "set_registered_model_alias", meanwhile)
-    store.deliver(lone(network(weights, score=80.0)))
+    store.send(lone(network(weights, score=80.0)))
     assert champion(store.client).source == "file:///elsewhere"
     assert champion(store.client).tags["laq.top1_sub_percent"] == "90.0"
 
 
 def test_a_model_folder_is_little_more_than_its_packed_network(store: Store, weights: Path) -> None:
-    store.deliver(lone(network(weights)))
+    store.send(lone(network(weights)))
     (model,) = models_of(store.client)
     folder = Path(model.artifact_location.removeprefix("file://"))
     files = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*") if path.is_file()}
@@ -331,7 +332,7 @@ def png(pixels: torch.Tensor) -> bytes:
 
 
 def test_a_loaded_model_is_the_measured_network_bit_for_bit(store: Store, weights: Path) -> None:
-    store.deliver(lone(network(weights)))
+    store.send(lone(network(weights)))
     (logged,) = models_of(store.client)
     model = mlflow.pyfunc.load_model(logged.artifact_location)
     generator = torch.Generator().manual_seed(0)
@@ -374,7 +375,7 @@ def test_what_is_no_picture_is_told_in_a_line(entry: Any) -> None:
 
 
 def test_pictures_of_other_sizes_are_scaled_and_none_at_all_is_told(weights: Path, tmp_path: Path) -> None:
-    write_model(tmp_path / "model", network(weights))
+    write_network(tmp_path / "model", network(weights))
     model = _load_pyfunc(str(tmp_path / "model"))
     large = np.full((64, 48, 3), 200)
     (row,) = model.predict(pd.DataFrame({"image": [large]})).to_dict("records")
@@ -455,11 +456,11 @@ def test_a_store_that_another_process_holds_is_told(
     tree = make_tree(weights)
     holder = sqlite3.connect(project / "mlflow.db", isolation_level=None)
     holder.execute("BEGIN EXCLUSIVE")
-    assert "database is locked" in told(lambda: store.deliver(tree))
+    assert "database is locked" in told(lambda: store.send(tree))
     assert "Traceback" not in capfd.readouterr().err
     holder.execute("ROLLBACK")
     holder.close()
-    store.deliver(tree)
+    store.send(tree)
     check_once(store.client, tree)
 
 
@@ -480,7 +481,7 @@ def test_a_store_that_was_left_half_made_is_made_anew(
     for name in ("mlflow.db.new", "mlflow.db.new-journal"):
         (project / name).write_bytes(b"half")
     tree = lone(network(weights))
-    assert Store().deliver(tree).sent == 1
+    assert Store().send(tree).count == 1
     assert not list(project.glob("*.new*"))
     with sqlite3.connect(project / "mlflow.db") as connection:
         assert connection.execute("PRAGMA journal_mode").fetchone() == ("wal",)
@@ -526,12 +527,12 @@ def test_a_full_disk_is_told_and_with_room_again_nothing_is_lost(
             Store()
         room = os.statvfs(disk).f_bavail * os.statvfs(disk).f_frsize
         (disk / "other").write_bytes(bytes(room - free))
-        message = told(lambda: Store().deliver(tree))
+        message = told(lambda: Store().send(tree))
         assert "full" in message or "No space left" in message
         assert not list(disk.glob("*.new*"))
         (disk / "other").unlink()
         store = Store()
-        store.deliver(tree)
+        store.send(tree)
         check_once(store.client, tree)
         store.client._tracking_client.store.engine.dispose()
 
@@ -554,7 +555,7 @@ def test_a_file_in_the_place_of_a_folder_is_told_by_its_name(project: Path) -> N
 
 
 def test_a_run_has_the_bits_that_were_asked_for_and_those_that_were_spent(weights: Path) -> None:
-    _, cell = subset_records(mixed_results(weights))
+    _, cell = subset_runs(mixed_results(weights))
     assert cell.name == "random-1, gpfq_l0, auto:3 bits, subset-0"
     assert (cell.params["bits"], cell.params["levels"]) == ("auto:3", "")
     assert cell.metrics["quantized/mean_bits"] == 2.9

@@ -22,14 +22,14 @@ ABOUT: Final = "network.json"
 # Lines that a test runs as they are.
 LOADING: Final = f"""\
 import json
-from laq.network import Design, build
+from laq.network import NetworkDesign, build
 from laq.quantization import load
 about = json.load(open("data/advise/{ABOUT}", encoding="utf-8"))
-network = load("data/advise/{WEIGHTS}", build(Design.from_json(about["design"])))
+network = load("data/advise/{WEIGHTS}", build(NetworkDesign.from_json(about["design"])))
 """
 
 
-class Delivery:
+class SubsetExport:
     """Cuts packed networks of the study's design to a subset; output i is its i-th class by number."""
 
     def __init__(self, subset: Subset) -> None:

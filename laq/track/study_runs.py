@@ -11,15 +11,15 @@ from laq.dataset import FOLDER as DATASET
 from laq.dataset import read_manifest
 from laq.errors import LaqError
 from laq.files import digest, read_json
-from laq.params import Design, Params, bits_name
+from laq.params import Grid, Params, bits_name
 from laq.report import subset_picture
 from laq.report.tables import BASE_OF
 from laq.study import FOLDER as STUDY
 from laq.study import INPUTS
 from laq.subsets import Subset
-from laq.track.notes import cell_note, subset_note
-from laq.track.record import Budget, Packed, Record, Tree
+from laq.track.descriptions import cell_description, subset_description
 from laq.track.results import Results, Row
+from laq.track.runs import ModelSpec, ResultRuns, RunSpec
 
 # What a cell's run shows of each of its variants.
 _MEASURED: Final = (
@@ -54,26 +54,25 @@ def experiment_name(params: Params) -> str:
 
 def tags(results: Results) -> dict[str, str]:
     """What places a run: study, data, network, parameters and code."""
-    params, origin = results.params, results.origin
+    params, provenance = results.params, results.provenance
     return {
         "laq.study": params.name,
-        "laq.dataset": origin.inputs[0].name,
-        "laq.network": origin.design["architecture"],
+        "laq.dataset": provenance.inputs[0].name,
+        "laq.network": provenance.design["architecture"],
         "laq.params_sha256": digest(settings_of(params)),
-        **origin.tags,
+        **provenance.tags,
         # What MLflow's own pages show.
         "mlflow.source.name": "laq",
         "mlflow.source.type": "LOCAL",
-        "mlflow.source.git.commit": origin.tags.get("laq.commit", ""),
+        "mlflow.source.git.commit": provenance.tags.get("laq.commit", ""),
         "mlflow.user": _user(),
     }
 
 
-def tree_of(results: Results, root: Record, own_run: str = "") -> Tree:
-    """All runs of what was measured below ``root``; the best networks bear the experiment's name."""
-    name = experiment_name(results.params)
-    budget = Budget(name, results.params.track.champion_bytes)
-    return Tree(name, [root, *subset_records(results)], own_run, budget)
+def result_runs(results: Results, root: RunSpec, own_run: str = "") -> ResultRuns:
+    """The runs of what was measured: ``root``, and below it those of subsets and cells."""
+    runs = [root, *subset_runs(results)]
+    return ResultRuns(experiment_name(results.params), runs, own_run, results.params.track.champion_bytes)
 
 
 def _user() -> str:
@@ -83,26 +82,26 @@ def _user() -> str:
         return str(os.getuid())
 
 
-def subset_records(results: Results) -> Iterator[Record]:
+def subset_runs(results: Results) -> Iterator[RunSpec]:
     """A run per subset under the root, each followed by one per method and bit-width under it."""
     for subset in results.subsets:
         rows, key = results.of(subset), digest([results.key, subset.name])
         picture = results.pictures and results.pictures / subset_picture(subset.name)
-        yield Record(
+        yield RunSpec(
             key=key,
             name=subset.name,
             parent=results.key,
             params=_subset_params(subset),
             metrics={**_overview(rows), **_divergences(subset)},
             tags={**tags(results), "laq.level": "subset"},
-            inputs=results.origin.inputs,
+            inputs=results.provenance.inputs,
             files=[(picture, "")] if picture else [],
             documents={"subset.json": vars(subset)},
-            note=subset_note(subset, rows, results.params.track),
+            description=subset_description(subset, rows, results.params.track),
         )
         for recipe in dict.fromkeys(_recipe(row) for row in rows if row["method"] != "float"):
             cell = [row for row in rows if row["method"] == "float" or _recipe(row) == recipe]
-            yield _cell_record(results, subset, cell, key)
+            yield _cell_run(results, subset, cell, key)
 
 
 def _recipe(row: Row) -> tuple[str, str, str, str]:
@@ -111,13 +110,13 @@ def _recipe(row: Row) -> tuple[str, str, str, str]:
     return row["method"], str(row["bits"]), row["calibration"], seed
 
 
-def _cell_record(results: Results, subset: Subset, rows: Sequence[Row], parent: str) -> Record:
+def _cell_run(results: Results, subset: Subset, rows: Sequence[Row], parent: str) -> RunSpec:
     """The run of one method, bit-width and calibration for one subset: all variants of the network."""
     last = rows[-1]
     method, bits, calibration, seed = _recipe(last)
     quantized = [row for row in rows if row["method"] != "float"]
     layers = {row["variant"]: _layers_of(results, row) for row in quantized}
-    return Record(
+    return RunSpec(
         key=digest([parent, *_recipe(last)]),
         name=f"{subset.name}, {method}, {bits} bits" + (f", {calibration}-{seed}" if seed else ""),
         parent=parent,
@@ -139,13 +138,13 @@ def _cell_record(results: Results, subset: Subset, rows: Sequence[Row], parent: 
             for name in _PER_LAYER
         },
         tags={**tags(results), "laq.level": "cell"},
-        inputs=results.origin.inputs,
+        inputs=results.provenance.inputs,
         documents={
             "layers.json": layers,
             "bits.json": {v: {row["layer"]: row["bits"] for row in some} for v, some in layers.items()},
         },
-        networks=[_packed(results, subset, row) for row in quantized if row["cell"] in results.weights],
-        note=cell_note(subset, rows),
+        models=[_model(results, subset, row) for row in quantized if row["cell"] in results.weights],
+        description=cell_description(subset, rows),
     )
 
 
@@ -155,7 +154,7 @@ def _subset_params(subset: Subset) -> dict[str, str]:
 
 def _settings(params: Params) -> dict[str, str]:
     """How networks are quantized, but for what tells cells apart."""
-    study = params.study.model_dump(mode="json", exclude={*Design.model_fields, "also"})
+    study = params.study.model_dump(mode="json", exclude={*Grid.model_fields, "also"})
     return {name: str(value) for name, value in study.items()}
 
 
@@ -195,13 +194,13 @@ def _divergences(subset: Subset) -> dict[str, float]:
     return {f"divergence/{name}": v for name, v in vars(subset).items() if name.endswith("_divergence")}
 
 
-def _packed(results: Results, subset: Subset, row: Row) -> Packed:
-    return Packed(
+def _model(results: Results, subset: Subset, row: Row) -> ModelSpec:
+    return ModelSpec(
         name=row["variant"],
         weights=results.weights[row["cell"]],
-        design=results.origin.design,
+        design=results.provenance.design,
         classes=dict(zip(subset.classes, subset.class_names, strict=True)),
-        examples=results.origin.examples,
+        examples=results.provenance.examples,
         params={
             "study": results.params.name,
             "subset": subset.name,
@@ -239,10 +238,10 @@ def check_dataset(params: Params) -> None:
         )
 
 
-def flat(nested: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+def flatten(nested: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     """Nested names joined by dots, with their values."""
     for name, value in nested.items():
         if isinstance(value, dict):
-            yield from flat(value, f"{prefix}{name}.")
+            yield from flatten(value, f"{prefix}{name}.")
         else:
             yield f"{prefix}{name}", value

@@ -3,7 +3,6 @@
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Final
 
 import pandas as pd
@@ -12,8 +11,7 @@ from laq.errors import LaqError
 from laq.report.tables import BASE_OF
 from laq.study import NO_IMAGES
 from laq.study.cells import FLOAT_BITS
-from laq.track.connection import OWN_RUN, telling
-from laq.track.notes import LONGEST
+from laq.track.connection import one_line_errors
 from laq.track.store import Store
 
 # By what they are called, and how far they lie back.
@@ -27,7 +25,7 @@ _MOST_NAMED: Final = 6
 
 
 @dataclass(frozen=True)
-class Tracked:
+class TrackedStudy:
     """A study in the store: its run's id and what that says; ``inputs`` are DVC's hashes by their use."""
 
     run: str
@@ -47,18 +45,18 @@ class Tracked:
         return self.experiment or self.run[:8]
 
 
-class Archive:
+class TrackedStudies:
     """The finished studies of one experiment, the newest first."""
 
     def __init__(self, store: Store, experiment: str) -> None:
         self.store = store
         self.experiment = experiment
-        with telling(str(store)):
+        with one_line_errors(str(store)):
             found = store.client.get_experiment_by_name(experiment)
             self._ids = [str(found.experiment_id)] if found else []
             self.studies = [_tracked(run) for run in self._runs("tags.`laq.level` = 'study'")]
 
-    def find(self, name: str) -> Tracked:
+    def find(self, name: str) -> TrackedStudy:
         """The study that ``name`` means: latest, previous, a run's id or its start, a DVC experiment.
 
         Raises:
@@ -77,14 +75,14 @@ class Archive:
             f"study {name!r} is unknown; known in {self}: {', '.join(AGES)}, {_named(self.studies)}"
         )
 
-    def cells(self, study: Tracked) -> pd.DataFrame:
+    def cells(self, study: TrackedStudy) -> pd.DataFrame:
         """What was measured: a row per subset, variant, method, bits as asked for, calibration and seed.
 
         Raises:
             LaqError: the store has none of the study's cells.
         """
         asked = f"tags.`laq.tree` = '{study.run}' and tags.`laq.level` = 'cell'"
-        with telling(str(self.store)):
+        with one_line_errors(str(self.store)):
             rows = [row for run in self._runs(asked) for row in _rows(run.data.params, run.data.metrics)]
         if not rows:
             raise LaqError(f"study {study.label}: {self} has none of its cells; `laq track` sends them")
@@ -94,7 +92,7 @@ class Archive:
     def __str__(self) -> str:
         return f"experiment {self.experiment} at {self.store}"
 
-    def _by_age(self, name: str) -> Tracked:
+    def _by_age(self, name: str) -> TrackedStudy:
         if len(self.studies) <= AGES[name]:
             there = f"only {_named(self.studies)}" if self.studies else "no study"
             raise LaqError(f"no study is the {name} one: {self} has {there}; `dvc exp run` adds one")
@@ -105,7 +103,7 @@ class Archive:
         if not _RUN_ID.fullmatch(name):
             return
         client = self.store.client
-        with telling(str(self.store)):
+        with one_line_errors(str(self.store)):
             everywhere = [e.experiment_id for e in client.search_experiments()]
             found = client.search_runs(everywhere, f"attributes.run_id LIKE '{name}%'", max_results=2)
             if len(found) == 1:
@@ -130,13 +128,13 @@ class Archive:
             token = page.token or ""
 
 
-def _tracked(run: Any) -> Tracked:
+def _tracked(run: Any) -> TrackedStudy:
     data = run.inputs.dataset_inputs if run.inputs else []
     uses = {tag.value: d.dataset.digest for d in data for tag in d.tags if tag.key == "mlflow.data.context"}
-    return Tracked(run.info.run_id, run.info.start_time, run.data.params, run.data.tags, uses)
+    return TrackedStudy(run.info.run_id, run.info.start_time, run.data.params, run.data.tags, uses)
 
 
-def _named(studies: Sequence[Tracked]) -> str:
+def _named(studies: Sequence[TrackedStudy]) -> str:
     """Studies by their runs and experiments, of many the newest."""
     names = [f"{s.run[:8]} ({s.experiment})" if s.experiment else s.run[:8] for s in studies]
     more = len(names) - _MOST_NAMED
@@ -159,22 +157,3 @@ def _rows(params: Mapping[str, str], metrics: Mapping[str, float]) -> Iterator[d
                     "top1_sub_percent": metrics[f"{name}/top1_sub_percent"],
                     "size_bytes": metrics[f"{name}/size_bytes"],
                 }
-
-
-def attach(store: Store, files: Sequence[Path], note: str, tags: Mapping[str, str]) -> None:
-    """Give files, a note and tags to the run that `mlflow run` started, if it did."""
-    if not OWN_RUN:
-        return
-    with telling(str(store)):
-        for path in files:
-            store.client.log_artifact(OWN_RUN, str(path))
-        for name, value in {**tags, "mlflow.note.content": _short(note)}.items():
-            store.client.set_tag(OWN_RUN, name, value)
-
-
-def _short(note: str) -> str:
-    """As many lines as MLflow keeps."""
-    rest = "\n\nThe rest is in the artifacts."
-    if len(note) <= LONGEST:
-        return note
-    return note[: LONGEST - len(rest)].rpartition("\n")[0] + rest

@@ -9,11 +9,19 @@ from laq.params import Track
 from laq.report.markdown import METHOD_NAMES, accuracies, findings, line
 from laq.report.tables import BASE_OF
 from laq.subsets import Subset
-from laq.track.record import rank
 from laq.track.results import Results, Row
+from laq.track.runs import rank
 
 LONGEST: Final = 8000  # of what MLflow keeps
 _MOST_SUBSETS: Final = 24
+
+
+def shortened(description: str) -> str:
+    """As many lines as MLflow keeps."""
+    rest = "\n\nThe rest is in the artifacts."
+    if len(description) <= LONGEST:
+        return description
+    return description[: LONGEST - len(rest)].rpartition("\n")[0] + rest
 
 
 def best(rows: Iterable[Row], most_bytes: float) -> Row | None:
@@ -22,9 +30,9 @@ def best(rows: Iterable[Row], most_bytes: float) -> Row | None:
     return max(fitting, key=rank, default=None)
 
 
-def root_note(results: Results, summary: pd.DataFrame, title: str) -> str:
+def root_description(results: Results, summary: pd.DataFrame, title: str) -> str:
     """The whole result: findings, the best network of each subset, what it was made from, a table."""
-    found = "\n\n".join([f"# {title}", findings(summary), *_winners(results), _origin(results)])
+    found = "\n\n".join([f"# {title}", findings(summary), *_winners(results), _provenance(results)])
     whole = f"{found}\n\n{accuracies(summary)}"
     return whole if len(whole) <= LONGEST else found[:LONGEST]
 
@@ -56,18 +64,18 @@ def _cells(row: Row) -> list[str]:
     ]
 
 
-def _origin(results: Results) -> str:
+def _provenance(results: Results) -> str:
     """Which data and which code."""
-    origin = results.origin
-    made_from = "; ".join(f"{data.name} `{data.digest}`" for data in origin.inputs)
-    code = origin.tags.get("laq.commit", "unknown")
-    changed = ", with changes since" if origin.tags.get("laq.dirty") == "True" else ""
-    experiment = origin.tags.get("laq.dvc_experiment")
+    provenance = results.provenance
+    made_from = "; ".join(f"{data.name} `{data.digest}`" for data in provenance.inputs)
+    code = provenance.tags.get("laq.commit", "unknown")
+    changed = ", with changes since" if provenance.tags.get("laq.dirty") == "True" else ""
+    experiment = provenance.tags.get("laq.dvc_experiment")
     name = f"; DVC experiment `{experiment}`" if experiment else ""
     return f"Made from {made_from} (DVC's MD5s); commit `{code}`{changed}{name}."
 
 
-def subset_note(subset: Subset, rows: Sequence[Row], limit: Track) -> str:
+def subset_description(subset: Subset, rows: Sequence[Row], limit: Track) -> str:
     """One subset: its classes, the best network, and all others."""
     winner = best(rows, limit.champion_bytes)
     if winner is None:
@@ -82,7 +90,7 @@ def subset_note(subset: Subset, rows: Sequence[Row], limit: Track) -> str:
     return "\n\n".join([f"Classes: {', '.join(subset.class_names)}", found, _table(rows)])[:LONGEST]
 
 
-def cell_note(subset: Subset, rows: Sequence[Row]) -> str:
+def cell_description(subset: Subset, rows: Sequence[Row]) -> str:
     """One method and bit-width for one subset, beside the networks as they are."""
     return "\n\n".join([f"Classes: {', '.join(subset.class_names)}", _table(rows)])[:LONGEST]
 

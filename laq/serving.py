@@ -18,14 +18,12 @@ from PIL import Image
 from torch import Tensor, nn
 
 from laq.errors import LaqError
-from laq.files import write_json
-from laq.network import Classifier, Design, build
+from laq.network import Classifier, NetworkDesign, build
 from laq.quantization import load
-from laq.track.record import Packed
 
 COLUMN: Final = "image"
 WEIGHTS: Final = "network.safetensors"
-_ABOUT: Final = "model.json"
+DESCRIPTION: Final = "model.json"
 
 
 class SubsetClassifier:
@@ -102,17 +100,10 @@ def _short(entry: Any) -> str:
     return text if len(text) <= 40 else f"{text[:40]}…"
 
 
-def write_model(folder: Path, packed: Packed) -> None:
-    """Write what ``_load_pyfunc`` reads: the packed weights, and what they are of."""
-    folder.mkdir()
-    (folder / WEIGHTS).write_bytes(packed.weights.read_bytes())
-    write_json(folder / _ABOUT, {"design": packed.design, "classes": packed.classes})
-
-
 def _load_pyfunc(path: str) -> SubsetClassifier:
-    """Called by MLflow with the folder that ``write_model`` wrote."""
+    """Called by MLflow with the folder of the packed weights and of what they are of, in JSON."""
     folder = Path(path)
-    about = json.loads((folder / _ABOUT).read_text(encoding="utf-8"))
-    network = load(folder / WEIGHTS, build(Design.from_json(about["design"])))
+    about = json.loads((folder / DESCRIPTION).read_text(encoding="utf-8"))
+    network = load(folder / WEIGHTS, build(NetworkDesign.from_json(about["design"])))
     assert isinstance(network, Classifier)
     return SubsetClassifier(network, {int(number): name for number, name in about["classes"].items()})
