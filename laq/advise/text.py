@@ -9,8 +9,8 @@ import pandas as pd
 
 from laq.advise.choice import Wanted, nearest
 from laq.advise.export import LOADING
-from laq.report.tables import BASE_OF
 from laq.report.markdown import METHOD_NAMES, line
+from laq.report.tables import BASE_OF
 from laq.study import IMAGES_OF
 from laq.subsets import Subset
 

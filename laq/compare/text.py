@@ -7,8 +7,8 @@ from typing import Any, Final
 import pandas as pd
 
 from laq.compare.pairing import SIDES, Comparison, alone, each, paired
-from laq.report.tables import BASE_OF
 from laq.report.markdown import METHOD_NAMES, line
+from laq.report.tables import BASE_OF
 from laq.study import IMAGES_OF
 
 _ABOUT_PAIRS: Final = """\
