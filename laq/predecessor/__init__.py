@@ -16,7 +16,7 @@ from laq.report.analysis import Analysis, analyse
 from laq.report.answers import answers
 from laq.report.correlations import DEPENDENCE
 from laq.report.divergences import distances_in
-from laq.report.markdown import line, markdown
+from laq.report.markdown import answers_text, line, markdown
 from laq.report.paired_tests import Effects, paired_effects
 from laq.report.rank_correlation import Sides, correlate
 
@@ -81,9 +81,8 @@ def run(paths: Sequence[Path], params: Report) -> str:
         with replacing_folder(FOLDER / log.name) as folder:
             for name, table in log.analysis.tables().items():
                 table.to_csv(folder / name, index=False)
-            (folder / TEXT).write_text(
-                markdown(log.analysis, answers(log.analysis, params)), encoding="utf-8"
-            )
+            answered = answers_text(answers(log.analysis, params), params)
+            (folder / TEXT).write_text(markdown(log.analysis, answered), encoding="utf-8")
     text = describe(logs, params)
     with replacing_file(FOLDER / TEXT) as partial:
         partial.write_text(text, encoding="utf-8")

@@ -19,7 +19,7 @@ from laq.report.answers import answers
 from laq.report.correlations import DEPENDENCE
 from laq.report.divergences import read_distances
 from laq.report.figures import draw_against_bits, draw_against_divergence
-from laq.report.markdown import answered, findings, markdown
+from laq.report.markdown import answers_text, findings, markdown
 from laq.report.page import read_contents, write_page
 from laq.report.tables import main_rows
 from laq.study import FOLDER as STUDY
@@ -73,12 +73,12 @@ def run(params: Report) -> None:
 
 def _write(folder: Path, found: Analysis, params: Report) -> None:
     """What is told in numbers and words, and the page made of them."""
-    told = answers(found, params)
+    answered = answers_text(answers(found, params), params)
     for name, table in found.tables().items():
         table.to_csv(folder / name, index=False)
     write_json(folder / METRICS, metrics(found.summary, found.correlations))
-    (folder / TEXT).write_text(markdown(found, told), encoding="utf-8")
-    texts = findings(found.summary), answered(told)
+    (folder / TEXT).write_text(markdown(found, answered), encoding="utf-8")
+    texts = findings(found.summary), answered
     write_page(folder / PAGE, read_contents(found.title, found.table, _on_page(found), *texts))
 
 

@@ -1,8 +1,11 @@
-"""The study's questions, each answered in plain words with its numbers; what was not found is said too."""
+"""The study's questions, each answered in words with its numbers; what was not found is said too.
 
-from collections.abc import Callable, Hashable, Mapping, Sequence
+Which rows are told is chosen here; the sentences are macros of ``templates/sentences.md``.
+"""
+
 from typing import Any, Final
 
+import numpy as np
 import pandas as pd
 
 from laq.params import Report
@@ -10,48 +13,54 @@ from laq.report.analysis import Analysis
 from laq.report.comparisons import ALLOCATION, CALIBRATION, FINETUNING, METHOD
 from laq.report.correlations import DEPENDENCE, PREDICTOR
 from laq.report.markdown import METHOD_NAMES
+from laq.report.rendering import templates
 from laq.report.tables import main_rows
 
-Row = Mapping[Hashable, Any]
 QUESTIONS: Final = {
     DEPENDENCE: "Does a subset lose more the nearer its classes are?",
     PREDICTOR: "Which divergence predicts the drop best?",
     CALIBRATION: "Do images of the subset calibrate better than images of all classes?",
-    FINETUNING: "Fine-tune on the subset before quantizing?",
-    METHOD: "Which method?",
-    ALLOCATION: "Do bits where these classes need them do better than as many everywhere?",
+    FINETUNING: "Does it pay to fine-tune on the subset before quantizing?",
+    METHOD: "Which method keeps the most accuracy?",
+    ALLOCATION: "Do bits allocated by layer for these classes keep more than as many bits everywhere?",
 }
-
-# Words for a rise and for a fall: of scores, and of drops.
-_WORDS: Final = (
-    ("gains {:.1f} points", "loses {:.1f} points"),
-    ("loses {:.1f} points more", "loses {:.1f} points less"),
-)
-_COUNTED: Final = (("gains", "losses"), ("more", "less"))
 
 
 def answers(analysis: Analysis, params: Report) -> dict[str, str]:
-    """Every question that the study can be asked, and its answer.
+    """The answer to every question that the study can be asked.
 
-    What is told is about the original network and the calibration that is told first; in brackets stand
-    intervals, and the p-values of what is certain (below 1 - confidence), on these classes at least. How many
-    of all rows are ends each.
+    Told are the rows of the original network and of the calibration that is told first; how many of all
+    rows are significant ends each answer.
     """
-    tell = _Teller(params)
+    correlations, comparisons = (
+        _with_evidence(table[table.p_value.notna()], 1 - params.confidence)
+        for table in (analysis.correlations, analysis.comparisons)
+    )
+    rows = {name: table for both in (correlations, comparisons) for name, table in both.groupby("question")}
     told = {
-        DEPENDENCE: tell.dependence(_asked(analysis.correlations, DEPENDENCE)),
-        PREDICTOR: tell.predictors(_asked(analysis.correlations, PREDICTOR)),
-        **{
-            question: tell.comparison(_asked(analysis.comparisons, question))
-            for question in (CALIBRATION, FINETUNING, METHOD, ALLOCATION)
-        },
+        DEPENDENCE: _dependence,
+        PREDICTOR: _predictors,
+        **dict.fromkeys((CALIBRATION, FINETUNING, METHOD, ALLOCATION), _comparison),
     }
-    return {QUESTIONS[question]: text for question, text in told.items() if text}
+    texts = {QUESTIONS[name]: tell(rows[name]) for name, tell in told.items() if name in rows}
+    return {question: text for question, text in texts.items() if text}
 
 
-def _asked(table: pd.DataFrame, question: str) -> pd.DataFrame:
-    """The question's rows that have an answer."""
-    return table[(table.question == question) & table.p_value.notna()] if len(table) else table
+def _with_evidence(table: pd.DataFrame, alpha: float) -> pd.DataFrame:
+    """The rows with what an effect is significant for, and the interval to tell.
+
+    ``holds_for`` is ``subsets`` if chance is ruled out for subsets of the study's classes, ``classes`` if
+    it is for other classes, too (as far as that is known), else empty. The interval is the one that knows
+    which classes subsets share, where there is one.
+    """
+    subsets = table.p_holm < alpha
+    holds_for = np.select([subsets & ~(table.p_classes_holm >= alpha), subsets], ["classes", "subsets"], "")
+    found = table.assign(holds_for=holds_for)
+    if "low_classes" in table:
+        known = table.low_classes.notna()
+        low, high = table.low_classes.where(known, table.low), table.high_classes.where(known, table.high)
+        return found.assign(low=low, high=high)
+    return found
 
 
 def _first(rows: pd.DataFrame) -> pd.DataFrame:
@@ -61,146 +70,67 @@ def _first(rows: pd.DataFrame) -> pd.DataFrame:
     return without if len(without) else original
 
 
-class _Teller:
-    """Puts rows in words."""
+def _sentence(macro: str, **values: Any) -> str:
+    """What a macro of ``sentences.md`` says, on one line."""
+    sentences: Any = templates("laq.report").get_template("sentences.md").module
+    text = " ".join(getattr(sentences, macro)(**values).split())
+    return text[:1].upper() + text[1:]
 
-    def __init__(self, params: Report) -> None:
-        self.alpha = 1 - params.confidence
 
-    def dependence(self, rows: pd.DataFrame) -> str:
-        """Rho and partial rho of the restricted drop, by method and bits."""
-        if rows.empty:
-            return ""
-        restricted = rows[rows.score == "drop_sub_points"]
-        plain, partial = (restricted[restricted.measure == name] for name in ("rho", "partial_rho"))
-        intros = (
-            f"Rho of drop and median divergence (n = {rows.n.max()})",
-            "Holding fixed the accuracy before quantization and the number of classes",
-        )
-        texts = [
-            f"{intro}: {self._by_method(_first(part), self._rho)}."
-            for intro, part in zip(intros, (plain, partial), strict=True)
-            if len(_first(part))
-        ]
-        for name, part in (("rho", plain), ("partial rho", partial)):
-            texts.append(self._count(part, (f"negative {name}", f"positive {name}"), sign=-1))
-        return " ".join(texts)
+def _dependence(rows: pd.DataFrame) -> str:
+    """Rho and partial rho of the restricted drop, by method and bits."""
+    texts = []
+    for measure in ("rho", "partial_rho"):
+        of_measure = rows[(rows.score == "drop_sub_points") & (rows.measure == measure)]
+        if len(first := _first(of_measure)):
+            texts.append(_sentence(measure, methods=_by_subject(first), n=rows.n.max()))
+        kinds = ("positive correlations", "negative correlations")
+        texts.append(_sentence("counted", **_count(of_measure), kinds=kinds))
+    return " ".join(texts)
 
-    def predictors(self, rows: pd.DataFrame) -> str:
-        """Which divergence is first at the fewest bits, and how far the study's own is behind, by method."""
-        told = _first(rows[rows.measure == "rho"]) if len(rows) else rows
-        if told.empty:
-            return ""
-        groups = told[told.bits == told.bits.iloc[0]].groupby("method", sort=False)
-        return " ".join(self._predictor(METHOD_NAMES[str(name)], group) for name, group in groups)
 
-    def _predictor(self, method: str, rows: pd.DataFrame) -> str:
-        first, own = rows.sort_values("rank").to_dict("records")[0], rows.to_dict("records")[0]
-        numbers = f"rho {first['effect']:+z.2f}, {self._range(first, '+z.2f')}, n = {first['n']}"
-        text = f"{method} {_at(first)}: {_named(first)} ({numbers})."
-        if own["rank"] != first["rank"]:
-            gap: Row = {"low": own["gap_low"], "high": own["gap_high"]}
-            sure = "certainly " if own["gap_low"] > 0 else "not certainly "
-            text += f" The study's own, {_named(own)}, is {sure}behind, by {own['gap']:.2f} in |rho|"
-            text += f" ({self._range(gap, '.2f')})."
-        return f"{text} {int((rows.gap_low > 0).sum())} of the other {len(rows) - 1} are certainly behind."
+def _predictors(rows: pd.DataFrame) -> str:
+    """Which divergence is first at the fewest bits, and how far the study's own is behind, by method."""
+    told, texts = _first(rows[rows.measure == "rho"]), []
+    for method, group in told[told.bits.isin(told.bits.head(1))].groupby("method", sort=False):
+        ranked = group.sort_values("rank").to_dict("records")
+        own = group.to_dict("records")[0]
+        behind = int((group.gap_low > 0).sum())
+        about = {"method": METHOD_NAMES[str(method)], "best": ranked[0], "own": own}
+        texts.append(_sentence("predictor", **about, others=len(group) - 1, behind=behind))
+    return " ".join(texts)
 
-    def comparison(self, rows: pd.DataFrame) -> str:
-        """Points gained or lost, by what is compared and bits."""
-        if rows.empty:
-            return ""
-        texts = []
-        for score, part in rows.groupby("score", sort=False):
-            if _first(part).empty:
-                continue
+
+def _comparison(rows: pd.DataFrame) -> str:
+    """Points gained or lost, by what is compared and bits."""
+    texts = []
+    for score, part in rows.groupby("score", sort=False):
+        if len(first := _first(part)):
             drop = score == "drop_sub_points"
-            intro = "Of what is lost against the own network in float: " if drop else ""
+            kinds = ("larger losses", "smaller losses") if drop else ("gains", "losses")
             texts += [
-                f"{intro}{self._by_method(_first(part), self._effect)} (n = {part.n.max()}).",
-                self._count(part, _COUNTED[drop]),
+                _sentence("compared", subjects=_by_subject(first), drop=drop, n=part.n.max()),
+                _sentence("counted", **_count(part), kinds=kinds),
             ]
-        return " ".join(texts)
-
-    def _by_method(self, rows: pd.DataFrame, words: Callable[[Sequence[Row]], list[str]]) -> str:
-        subjects: dict[str, list[Row]] = {}
-        for row in rows.to_dict("records"):
-            subjects.setdefault(_subject(row), []).append(row)
-        return "; ".join(f"{subject} {', '.join(words(some))}" for subject, some in subjects.items())
-
-    def _rho(self, rows: Sequence[Row]) -> list[str]:
-        return [f"{row['effect']:+z.2f} {_at(row)} ({self._numbers(row, '+z.2f')})" for row in rows]
-
-    def _effect(self, rows: Sequence[Row]) -> list[str]:
-        """What is certain with its numbers, or is so on these classes; then the rest in one."""
-        told = [
-            f"{_gain(row)} {_at(row)}{'' if self._sure(row) else ' on these classes'} "
-            f"({self._numbers(row, '+z.1f')})"
-            for row in rows
-            if self._sure_here(row)
-        ]
-        rest = [f"{_at(row)} ({row['effect']:+z.1f})" for row in rows if not self._sure_here(row)]
-        return [*told, *([f"makes no certain difference {', '.join(rest)}"] if rest else [])]
-
-    def _numbers(self, row: Row, form: str) -> str:
-        """The interval, and what makes it certain."""
-        told = [self._range(row, form)]
-        if self._sure_here(row):
-            told.append(f"p_holm {_p(row['p_holm'])}")
-            told += [] if pd.isna(row["p_classes_holm"]) else [f"classes shared {_p(row['p_classes_holm'])}"]
-        return ", ".join(told)
-
-    def _range(self, row: Row, form: str) -> str:
-        """The interval that knows what subsets share, where there is one."""
-        known = "_classes" if pd.notna(row.get("low_classes")) else ""
-        return f"{row[f'low{known}']:{form}} to {row[f'high{known}']:{form}}"
-
-    def _sure_here(self, row: Row) -> bool:
-        """Whether chance is ruled out for subsets of the study's classes."""
-        return bool(row["p_holm"] < self.alpha)
-
-    def _sure(self, row: Row) -> bool:
-        """Whether it is, too, were the classes others; as far as that is known."""
-        return self._sure_here(row) and not row["p_classes_holm"] >= self.alpha
-
-    def _count(self, rows: pd.DataFrame, names: tuple[str, str], sign: int = 1) -> str:
-        told = rows.to_dict("records")
-        sure = [sign * row["effect"] for row in told if self._sure(row)]
-        here = [sign * row["effect"] for row in told if self._sure_here(row) and not self._sure(row)]
-        alone = f"; on these classes alone: {_counted(here, names)}" if here else ""
-        return f"Certain, of all {len(rows)} rows: {_counted(sure, names)}{alone}."
+    return " ".join(texts)
 
 
-def _counted(effects: Sequence[float], names: tuple[str, str]) -> str:
-    up, down = sum(effect > 0 for effect in effects), sum(effect < 0 for effect in effects)
-    return f"{up} {names[0]}, {down} {names[1]}"
+def _by_subject(rows: pd.DataFrame) -> dict[str, list[dict[Any, Any]]]:
+    """The rows by what each is said of."""
+    subjects: dict[str, list[dict[Any, Any]]] = {}
+    for row in rows.to_dict("records"):
+        if row["question"] == METHOD:
+            subject = f"{METHOD_NAMES[row['first']]} instead of {METHOD_NAMES[row['second']]}"
+        elif row["method"] == "float":
+            subject = "the network"
+        else:
+            subject = METHOD_NAMES[row["method"]]
+        subjects.setdefault(subject, []).append(row)
+    return subjects
 
 
-def _gain(row: Row) -> str:
-    """The effect in words."""
-    up, down = _WORDS[row["score"] == "drop_sub_points"]
-    return (up if row["effect"] > 0 else down).format(abs(row["effect"]))
-
-
-def _subject(row: Row) -> str:
-    if row["question"] == METHOD:
-        return f"{METHOD_NAMES[row['first']]} instead of {METHOD_NAMES[row['second']]}"
-    if row["question"] == FINETUNING and row["method"] == "float":
-        return "without quantization it"
-    return METHOD_NAMES[row["method"]]
-
-
-def _at(row: Row) -> str:
-    """At which bits."""
-    if row["question"] == ALLOCATION:
-        return f"with {row['first']} instead of {row['second']} bits"
-    if row["method"] == "float":
-        return "in float"
-    return f"at {row['bits']} bits" if str(row["bits"]).isdigit() else f"at {row['bits']}"
-
-
-def _named(row: Row) -> str:
-    return f"the {row['statistic']} of {row['divergence']}"
-
-
-def _p(value: float) -> str:
-    return "< 0.001" if value < 0.001 else f"= {value:.3f}"
+def _count(rows: pd.DataFrame) -> dict[str, Any]:
+    """How many rows there are, and how many are significant, upwards and downwards, by what they hold for."""
+    sides = (rows[rows.effect > 0].holds_for, rows[rows.effect < 0].holds_for)
+    counts = {far: [int((side == far).sum()) for side in sides] for far in ("classes", "subsets")}
+    return {"rows": len(rows), **counts}

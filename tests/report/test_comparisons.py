@@ -192,39 +192,45 @@ def test_answers_say_what_the_tables_do(planted: Analysis, nothing: Analysis) ->
     assert set(told) == set(QUESTIONS.values())
     row = the(planted.comparisons, question="calibration", variant="quantized", method="gpfq", bits="2")
     interval = f"{row.low_classes:+.1f} to {row.high_classes:+.1f}"
-    expected = f"GPFQ gains {row.effect:.1f} points at 2 bits ({interval}, p_holm"
+    expected = f"GPFQ gains {row.effect:.1f} points at 2 bits ({interval}, p "
     assert expected in told[QUESTIONS["calibration"]]
-    assert "Certain, of all 6 rows: 6 gains, 0 losses." in told[QUESTIONS["calibration"]]
+    assert "Of all 6 rows, 6 gains and 0 losses are significant." in told[QUESTIONS["calibration"]]
     assert "GPFQ instead of round-to-nearest gains" in told[QUESTIONS["method"]]
     assert "with auto:2 instead of 2 bits" in told[QUESTIONS["allocation"]]
     assert "the median of own" in told[QUESTIONS["predictor"]]
     rho = the(planted.correlations, **CELL, **DROP, measure="partial_rho")
-    assert f"{rho.effect:+.2f} at 2 bits" in told[QUESTIONS["dependence"]].split("Holding fixed")[1]
+    assert f"{rho.effect:+.2f} at 2 bits" in told[QUESTIONS["dependence"]].split("held fixed")[1]
     negative = answers(nothing, PARAMS)
-    assert "makes no certain difference at 2 bits" in negative[QUESTIONS["calibration"]]
-    assert "Certain, of all 6 rows: 0 gains, 0 losses." in negative[QUESTIONS["calibration"]]
-    assert "0 negative rho, 0 positive rho" in negative[QUESTIONS["dependence"]]
+    assert "makes no significant difference at 2 bits" in negative[QUESTIONS["calibration"]]
+    assert "Of all 6 rows, 0 gains and 0 losses are significant." in negative[QUESTIONS["calibration"]]
+    assert (
+        "0 positive correlations and 0 negative correlations are significant"
+        in negative[QUESTIONS["dependence"]]
+    )
 
 
 def test_what_only_independent_subsets_would_show_is_not_certain(planted: Analysis) -> None:
     table = planted.comparisons
     shared = table.assign(p_classes_holm=table.p_classes_holm.where(table.question != "calibration", 0.2))
     told = answers(replace(planted, comparisons=shared), PARAMS)
-    counted = "Certain, of all 6 rows: 0 gains, 0 losses; on these classes alone: 6 gains, 0 losses."
+    counted = (
+        "Of all 6 rows, 0 gains and 0 losses are significant; "
+        "for these classes alone, 6 more gains and 0 more losses are."
+    )
     assert counted in told[QUESTIONS["calibration"]]
-    assert "at 2 bits on these classes (" in told[QUESTIONS["calibration"]]
-    assert "classes shared <" in told[QUESTIONS["method"]]
+    assert "at 2 bits for these classes (" in told[QUESTIONS["calibration"]]
+    assert "p of classes <" in told[QUESTIONS["method"]]
     unknown = table.assign(low_classes=np.nan, p_classes_holm=np.nan)
     told = answers(replace(planted, comparisons=unknown), PARAMS)
-    assert "Certain, of all 6 rows: 6 gains, 0 losses." in told[QUESTIONS["calibration"]]
+    assert "Of all 6 rows, 6 gains and 0 losses are significant." in told[QUESTIONS["calibration"]]
     row = the(table, question="calibration", variant="quantized", method="gpfq", bits="2")
-    assert f"at 2 bits ({row.low:+.1f} to {row.high:+.1f}, p_holm" in told[QUESTIONS["calibration"]]
+    assert f"at 2 bits ({row.low:+.1f} to {row.high:+.1f}, p " in told[QUESTIONS["calibration"]]
 
 
 def test_a_loss_is_called_a_loss() -> None:
     told = answers(asked(Planted(calibration=-3, finetuning=-3)), PARAMS)
     assert "GPFQ loses" in told[QUESTIONS["calibration"]]
-    assert "0 gains, 6 losses" in told[QUESTIONS["calibration"]]
+    assert "0 gains and 6 losses" in told[QUESTIONS["calibration"]]
     assert "points more at 2 bits" in told[QUESTIONS["finetuning"]]
 
 
@@ -238,5 +244,5 @@ def test_what_is_asked_of_no_original_network_is_told_of_none() -> None:
     analysis = analyse(table, measure({"own": MATRIX, "other": made_up_matrix(seed=9)}, SUBSETS, 0), PARAMS)
     told = answers(analysis, PARAMS)
     assert QUESTIONS["predictor"] not in told
-    assert told[QUESTIONS["dependence"]].startswith("Certain, of all ")
+    assert told[QUESTIONS["dependence"]].startswith("Of all ")
     assert "(n = " not in told[QUESTIONS["dependence"]]

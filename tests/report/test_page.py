@@ -87,7 +87,7 @@ def summary(table: pd.DataFrame) -> pd.DataFrame:
 def contents() -> PageContents:
     table = measured()
     tables = {"Summary": summary(table), "p & q": pd.DataFrame({"name": NAMES, "p": [None, *range(11)]})}
-    text = "Of **all**:\n\n- one <i>\n- `two` a\\*=4\n\n## Then"
+    text = "Of **all**:\n\n- one <i>\n- `two` a\\*=4\n\n### Then"
     told = "About p.\n\n- **Why?** Because."
     return PageContents("resnet20 on glyphs", table, subsets(), divergences(), NAMES, tables, text, told)
 
@@ -389,10 +389,10 @@ def test_machines_read_the_numbers(page: str) -> None:
 def test_it_can_be_read_without_scripts(page: str) -> None:
     plain = re.sub(r"<script.*?</script>", "", page, flags=re.DOTALL)
     assert "<noscript>" in plain
-    assert (
-        "<p>Of <strong>all</strong>:</p>\n<ul><li>one &lt;i&gt;</li><li><code>two</code> a*=4</li></ul>"
-        in plain
+    prose = (
+        "<p>Of <strong>all</strong>:</p>\n<ul>\n<li>one &lt;i&gt;</li>\n<li><code>two</code> a*=4</li>\n</ul>"
     )
+    assert prose in plain
     assert "<h3>Then</h3>" in plain
     assert "<h2>p &amp; q</h2>" in plain
     assert html.escape(NAMES[1]) in plain

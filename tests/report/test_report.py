@@ -1,5 +1,6 @@
 """Drops, means over seeds and subsets, and texts, tables and pictures that agree with each other."""
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,7 @@ from laq.report.analysis import Analysis, analyse
 from laq.report.answers import answers
 from laq.report.divergences import distances_in
 from laq.report.figures import draw_against_bits, draw_against_divergence
-from laq.report.markdown import findings, markdown
+from laq.report.markdown import answers_text, findings, markdown
 from laq.report.tables import log_curve, main_rows, over_seeds, summarise, with_drops
 from laq.study import FOLDER as STUDY
 from laq.subsets import FILE as SUBSETS
@@ -76,8 +77,9 @@ def analysed(table: pd.DataFrame) -> Analysis:
 
 
 def told(table: pd.DataFrame) -> str:
+    """The report, the columns of its tables not padded."""
     found = analysed(table)
-    return markdown(found, answers(found, PARAMS))
+    return re.sub(" +", " ", markdown(found, answers_text(answers(found, PARAMS), PARAMS)))
 
 
 def test_seeds_are_averaged_before_subsets_are() -> None:
@@ -129,7 +131,7 @@ def test_images_of_the_subset_are_told_first() -> None:
     assert few["top1"]["gpfq"] == found["gpfq-2bit"]
     assert set(few["top1"]) == {"float", "rtn", "gpfq"}
     assert set(few["rho"]) == {"gpfq"}
-    assert "by GPFQ on images of all classes" in findings(summarise(without))
+    assert "with GPFQ calibrated on images of all classes" in findings(summarise(without))
     assert "images of all" not in findings(summarise(table))
 
 
@@ -147,17 +149,17 @@ def test_metrics_text_and_tables_say_the_same() -> None:
     }
     text = told(study())
     assert "| original | gpfq | 3 | 7 | 6 | subset | 81.5 ± 1.9 |" in text
-    assert "| original | gpfq | 3 | subset | 6 |  | -1.00 |" in text
-    assert "| finetuned | gpfq | 3 | subset | 6 |  | undefined |" in text
-    assert "GPFQ -1.00 at 3 bits" in text
-    assert "without quantization it makes no certain difference in float (+5.0)" in text
+    assert "| original | gpfq | 3 | subset | 6 | rho | -1.00 |" in text
+    assert "| finetuned | gpfq | 3 | subset | 6 | rho | undefined |" in text
+    assert "for GPFQ -1.00 at 3 bits" in text
+    assert "The network makes no significant difference without quantization (+5.0)" in text
     assert "nan" not in text
 
 
 def test_two_subsets_are_reported_without_a_correlation() -> None:
     found = analysed(study(2))
     assert found.correlations.effect.isna().all()
-    assert "| original | gpfq | 3 | subset | 2 |  | undefined |" in told(study(2))
+    assert "| original | gpfq | 3 | subset | 2 | rho | undefined |" in told(study(2))
     assert "Does a subset lose more" not in told(study(2))
     assert metrics(found.summary, found.correlations)["rho"] == {}
 
@@ -180,15 +182,15 @@ def test_findings_name_the_best_method_beside_round_to_nearest() -> None:
     worse = study()[lambda t: t.method != "float"].assign(method="rtn")
     worse["top1_sub_percent"] -= 10
     text = findings(summarise(with_drops(pd.concat([study(), worse], ignore_index=True))))
-    assert "- 3 bits: 7.5 ± " in text
-    assert text.endswith("points lost by round-to-nearest (n = 6)")
-    assert "points lost by GPFQ; 17.5 ± " in text
+    assert "- at 3 bits: 7.5 ± " in text
+    assert text.endswith("points with round-to-nearest (n = 6)")
+    assert "points with GPFQ, 17.5 ± " in text
 
 
 def test_what_rounds_to_nothing_has_no_sign() -> None:
     table = study()
     table.loc[table.variant == "quantized", "top1_sub_percent"] = 89.004
-    assert "- 3 bits: 0.0 ± 0.0 points lost by GPFQ" in findings(summarise(with_drops(table)))
+    assert "- at 3 bits: 0.0 ± 0.0 points with GPFQ" in findings(summarise(with_drops(table)))
     assert "-0.0" not in told(table)
 
 

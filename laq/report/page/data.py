@@ -1,0 +1,119 @@
+"""The numbers in a page, as JSON in its element ``#data``.
+
+Its fields::
+
+classes: names, by number;  order: of the classes in the map;  matrix: nats, C x C
+subsets: {name, kind, classes, divergence}, columns of equal length
+settings: [{bits, method, variant, calibration, base}], base the number of the float setting
+scores: {top1_sub_percent: [setting][subset], ...}, means over seeds; null where nothing was measured
+choices: {bits: [[value, label], ...], ...};  start: the number of the setting shown first
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any, Final, NamedTuple
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+from scipy.cluster.hierarchy import leaves_list
+
+from laq.divergence.pictures import clustered
+from laq.errors import LaqError
+from laq.report.figures import in_order
+from laq.report.markdown import METHOD_NAMES
+from laq.report.tables import BASE_OF, DROPS
+from laq.study import IMAGES_OF, NO_IMAGES
+from laq.subsets import Subset
+
+Floats = NDArray[np.float64]
+
+
+class Setting(NamedTuple):
+    """What the controls choose: a network (``variant`` before quantization) and how it is quantized."""
+
+    bits: str
+    method: str
+    variant: str
+    calibration: str
+
+
+_LABELS: Final[Mapping[str, Mapping[str, str]]] = {
+    "bits": {"32": "32 (float)"},
+    "method": {**METHOD_NAMES, "float": "none (float)"},
+    "variant": {"finetuned": "fine-tuned"},
+    "calibration": {NO_IMAGES: "no images", **IMAGES_OF},
+}
+
+
+def page_data(
+    table: pd.DataFrame, subsets: Sequence[Subset], matrix: Floats, class_names: Sequence[str]
+) -> str:
+    """The JSON of a study's ``table`` with drops, of those of ``subsets`` in it, and of the divergences.
+
+    It ends no HTML element and begins none, whatever the names in it.
+
+    Raises:
+        LaqError: the table has a subset that is not among the subsets, or matrix and names do not fit.
+    """
+    measured, classes = set(table.subset), len(class_names)
+    if unknown := measured - {subset.name for subset in subsets}:
+        raise LaqError(f"page: subset {min(unknown)} of the table is not among the {len(subsets)} subsets")
+    if matrix.shape != (classes, classes):
+        raise LaqError(f"page: divergences {matrix.shape} do not fit {classes} class names")
+    shown = [subset for subset in subsets if subset.name in measured]
+    content = {
+        "classes": list(class_names),
+        "order": leaves_list(clustered(matrix)).tolist(),
+        "matrix": [[float(f"{value:.4g}") for value in row] for row in matrix],
+        "subsets": {
+            "name": [subset.name for subset in shown],
+            "kind": [subset.kind for subset in shown],
+            "classes": [list(subset.classes) for subset in shown],
+            "divergence": [float(f"{subset.median_divergence:.6g}") for subset in shown],
+        },
+        **_measured(table, [subset.name for subset in shown]),
+    }
+    text = json.dumps(content, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    for sign in "<>&\u2028\u2029":
+        text = text.replace(sign, f"\\u{ord(sign):04x}")
+    return text
+
+
+def _measured(table: pd.DataFrame, names: list[str]) -> dict[str, Any]:
+    """The settings and each one's scores, by the subsets' ``names``."""
+    fields = list(Setting._fields)
+    rows = table.assign(
+        variant=table.variant.replace(BASE_OF),
+        calibration=table.calibration.where(table.method != "float", NO_IMAGES),
+    )
+    values = {field: list(rows[field].unique()) for field in fields} | {"bits": in_order(rows)}
+    settings = sorted(
+        {Setting(*row) for row in rows[fields].itertuples(index=False)},
+        key=lambda setting: [values[f].index(value) for f, value in zip(fields, setting, strict=True)],
+    )
+    bases = {s.variant: number for number, s in enumerate(settings) if s.method == "float"}
+    return {
+        "settings": [{**s._asdict(), "base": bases[s.variant]} for s in settings],
+        "choices": {f: [[value, _LABELS[f].get(value, value)] for value in values[f]] for f in fields},
+        "start": settings.index(_shown_first(settings, rows)),
+        "scores": {score: _means(rows, score, settings, names) for score in (*DROPS, *DROPS.values())},
+    }
+
+
+def _means(
+    rows: pd.DataFrame, score: str, settings: Sequence[Setting], names: list[str]
+) -> list[list[float | None]]:
+    """Means over seeds, by setting and subset; None where nothing was measured."""
+    means = rows.pivot_table(values=score, index=list(Setting._fields), columns="subset")
+    grid = means.reindex(index=pd.MultiIndex.from_tuples(settings), columns=names).to_numpy()
+    return [[None if np.isnan(value) else round(float(value), 2) for value in line] for line in grid]
+
+
+def _shown_first(settings: Sequence[Setting], rows: pd.DataFrame) -> Setting:
+    """The fewest bits, and what keeps the most of the first network there."""
+    mean = rows.groupby(list(Setting._fields)).top1_sub_percent.mean()
+    quantized = [setting for setting in settings if setting.method != "float"] or list(settings)
+    first = quantized[0]
+    rivals = [s for s in quantized if (s.bits, s.variant) == (first.bits, first.variant)]
+    return max(rivals, key=lambda setting: float(mean[setting]))

@@ -1,0 +1,41 @@
+"""Texts and pages from Jinja templates: sentences and frames that are edited without touching Python."""
+
+from functools import cache
+
+import pandas as pd
+from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
+
+
+@cache
+def templates(room: str, folder: str = "templates") -> Environment:
+    """The templates in a room's ``folder``; those of HTML escape what is put into them."""
+    made = Environment(
+        loader=PackageLoader(room, folder),
+        autoescape=select_autoescape(["html"]),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    made.filters |= {"number": number, "p_value": p_value, "plain": plain}
+    return made
+
+
+def number(value: float, form: str) -> str:
+    """``value`` as the format specification ``form`` writes it; nothing where it is missing."""
+    return "" if pd.isna(value) else f"{value:{form}}"
+
+
+def p_value(value: float) -> str:
+    """A p-value behind its p: ``= 0.012``."""
+    return "< 0.001" if value < 0.001 else f"= {value:.3f}"
+
+
+def plain(text: object) -> str:
+    """``text`` that Markdown takes as it is: patterns of layers' names may have stars and bars."""
+    return str(text).replace("*", r"\*").replace("|", r"\|")
+
+
+def markdown_table(rows: pd.DataFrame) -> str:
+    """``rows`` as a table of Markdown, missing cells empty."""
+    texts = rows.map(lambda cell: "" if pd.isna(cell) else plain(cell))
+    return str(texts.to_markdown(index=False, disable_numparse=True))
