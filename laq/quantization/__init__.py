@@ -12,9 +12,9 @@ from laq.quantization.alphabet import Alphabet, AlphabetSpec, make_alphabet
 from laq.quantization.bits.allocate import choose_bits, choose_bits_each
 from laq.quantization.bits.spec import parse_bits
 from laq.quantization.engine import layer_names, quantize, quantize_each
+from laq.quantization.files.header import Cut
 from laq.quantization.files.onnx import export_onnx
 from laq.quantization.files.packing import (
-    Cut,
     float32_bytes,
     keep_rows,
     load,

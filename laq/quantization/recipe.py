@@ -130,14 +130,17 @@ class Recipe:
 
 @dataclass(frozen=True)
 class QuantizedLayer:
-    """One layer's outcome: ``alphabet.decode(codes)`` are the layer's weights.
+    """One layer's outcome: ``alphabet.decode(codes)``, in the weights' type, are the layer's weights.
 
     Attributes:
+        name: the module's whose ``weight`` is quantized, else the parameter's own name.
         codes: int32, of the weights' shape; ``alphabet.step`` broadcasts over them.
         relative_error: ‖Y - Ỹ‖ / ‖Y‖ over the calibration images, Y and Ỹ being the outputs of this
             layer in the analog and in the quantized network.
         seconds: what choosing the codes took, without running the networks.
         flops: of that, the floating-point operations in products over patches and of matrices.
+        operation: the function of torch that multiplies with the weights, such as ``conv2d``.
+        parameter: the weights' name among the network's parameters, the first one of several.
     """
 
     name: str
@@ -147,6 +150,12 @@ class QuantizedLayer:
     relative_error: float
     seconds: float
     flops: float
+    operation: str = ""
+    parameter: str = ""
+
+    def __post_init__(self) -> None:
+        if not self.parameter:
+            object.__setattr__(self, "parameter", f"{self.name}.weight")
 
     @property
     def levels(self) -> int:

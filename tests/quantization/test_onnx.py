@@ -11,8 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from laq.quantization import AlphabetSpec, QuantizationError, quantize
+from laq.quantization.files.header import Cut
 from laq.quantization.files.onnx import export_onnx
-from laq.quantization.files.packing import Cut, float32_bytes, keep_rows, load_quantized, save
+from laq.quantization.files.packing import float32_bytes, keep_rows, load_quantized, save
 from laq.quantization.recipe import Recipe
 from tests.conftest import Branching
 from tests.quantization.test_packing import KINDS, Small, classifier, pixels, rounded

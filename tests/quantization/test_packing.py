@@ -27,18 +27,17 @@ from laq.quantization import (
     make_alphabet,
     quantize,
 )
+from laq.quantization.files.codes import pack_codes, unpack_codes
+from laq.quantization.files.header import Cut
 from laq.quantization.files.packing import (
-    Cut,
     codes_bytes,
     float32_bytes,
     keep_rows,
     load,
     load_quantized,
     pack,
-    pack_codes,
     read_metadata,
     save,
-    unpack_codes,
 )
 
 SMALLEST_SIDE = {"alexnet": 64, "vgg16": 32, "vgg16_bn": 32}
@@ -317,7 +316,7 @@ def without_codes(file: Path) -> None:
         (plain, "holds no packed network"),
         (edited(lambda header: header.pop("recipe")), "header is damaged"),
         (edited(lambda header: header["layers"][0].pop("low")), "header is damaged"),
-        (edited(lambda header: header.update(format=2, laq="9.0")), "format 2, written by laq 9.0.*upgrade"),
+        (edited(lambda header: header.update(format=3, laq="9.0")), "format 3, written by laq 9.0.*upgrade"),
         (
             edited(lambda header: header["layers"][0].update(high=200)),
             "layer conv: codes or steps are damaged",

@@ -1,86 +1,53 @@
 """Quantized networks as small files: codes of no more bits than they need, steps, and the float rest.
 
 A file is safetensors and holds no code. For each quantized layer, ``codes:LAYER`` are bit planes, uint8
-(bits, ⌈weights / 8⌉), and ``step:LAYER`` is a step per neuron, or one if all are equal. Everything else
-has its own name and type. A header says how to read them (``Header``).
+(bits, ⌈weights / 8⌉), and ``step:LAYER`` are its steps, each once (``pack_steps``). Everything else has
+its own name and type; a parameter with several names has the first of them. A header says how to read
+them (``Header``).
 """
 
 import copy
-import json
 import math
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import replace
 from importlib.metadata import version
-from itertools import chain
 from typing import Any, Final
 
-import numpy as np
 import safetensors.torch
 import torch
-from pydantic import TypeAdapter
-from safetensors import SafetensorError, safe_open
-from torch import Tensor, nn
+from safetensors import safe_open
+from torch import Size, Tensor, nn
 
 from laq.quantization.alphabet import Alphabet
-from laq.quantization.recipe import QuantizationError, QuantizedLayer, QuantizedNetwork, Recipe
+from laq.quantization.execution.unwrap import unwrapped
+from laq.quantization.files.architecture import (
+    OTHER_NETWORK,
+    check_finite,
+    copy_to_fill,
+    fit,
+    narrow,
+    state_of,
+)
+from laq.quantization.files.codes import (
+    full_steps,
+    pack_codes,
+    pack_steps,
+    unpack_codes,
+    unpack_steps,
+    width,
+)
+from laq.quantization.files.header import FORMAT, Cut, Header, LayerHeader, read_header, write_header
+from laq.quantization.recipe import QuantizationError, QuantizedLayer, QuantizedNetwork
 
-FORMAT: Final = 1
 # One key: safetensors writes several in an order that changes from run to run.
 _KEY: Final = "laq"
 _CODES: Final = "codes:"
 _STEP: Final = "step:"
-_OTHER_NETWORK: Final = "give load a network of the architecture that the file was written from"
+_LONGEST: Final = 600  # characters of a message: names in damaged files may be of any length
+_STEP_TYPES: Final = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 PathLike = str | os.PathLike[str]
-
-
-@dataclass(frozen=True)
-class Cut:
-    """Which rows (class indices) of the classifier stay: output i of the cut network is class ``rows[i]``.
-
-    ``layer`` names the Linear or Conv2d whose outputs are the logits.
-    """
-
-    layer: str
-    rows: tuple[int, ...]
-
-
-@dataclass(frozen=True)
-class LayerHeader:
-    """How to read one layer's codes; the fields are those of its alphabet and of ``QuantizedLayer``."""
-
-    name: str
-    bits: int
-    low: int
-    high: int
-    offset: float
-    shape: tuple[int, ...]
-    relative_error: float
-
-
-@dataclass(frozen=True)
-class Header:
-    """What a file says about itself.
-
-    Attributes:
-        format: of the file; later ones than ``FORMAT`` are refused.
-        laq: the version that wrote the file, as ``torch``.
-        relative_error: of the whole network's outputs, before any cut.
-        calibration: SHA-256 of the calibration inputs' bytes.
-        notes: whatever the writer added, such as the classes that the network is for.
-    """
-
-    format: int
-    laq: str
-    torch: str
-    recipe: Recipe
-    relative_error: float
-    calibration: str
-    layers: tuple[LayerHeader, ...]
-    folded: tuple[str, ...]
-    cut: Cut | None
-    notes: dict[str, Any]
 
 
 def save(
@@ -115,13 +82,9 @@ def load_quantized(path: PathLike, network: nn.Module) -> QuantizedNetwork:
     Raises:
         QuantizationError: as ``load``.
     """
-    with _opened(path) as file:
-        header = _header(path, file.metadata())
-        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no dictionary)
-    try:
-        return unpack(tensors, header, network)
-    except QuantizationError as error:
-        raise QuantizationError(f"{os.fspath(path)}: {error}") from error
+    with _named(path):
+        metadata, tensors = _read(path, whole=True)
+        return unpack(tensors, _header(metadata), network)
 
 
 def read_metadata(path: PathLike) -> Header:
@@ -130,8 +93,8 @@ def read_metadata(path: PathLike) -> Header:
     Raises:
         QuantizationError: as ``load``.
     """
-    with _opened(path) as file:
-        return _header(path, file.metadata())
+    with _named(path):
+        return _header(_read(path, whole=False)[0])
 
 
 def pack(
@@ -150,25 +113,27 @@ def pack(
     """
     if cut is not None:
         result = keep_rows(result, cut)
-    tensors = {name: t.cpu().contiguous() for name, t in _state(result.network).items()}
+    network = unwrapped(result.network)
+    check_finite(network)
+    tensors = _separate(state_of(network))
     for layer in result.layers:
-        del tensors[f"{layer.name}.weight"]
-        steps = _steps(layer).flatten().cpu()
+        if tensors.pop(layer.parameter, None) is None:
+            raise QuantizationError(f"layer {layer.name}: the network has no parameter {layer.parameter}")
         tensors[_CODES + layer.name] = pack_codes(layer.codes, layer.alphabet)
-        tensors[_STEP + layer.name] = (steps[:1] if bool((steps == steps[0]).all()) else steps).clone()
+        tensors[_STEP + layer.name] = pack_steps(layer.alphabet.step, layer.codes.shape)
     header = Header(
-        format=FORMAT,
+        format=1 if all(_fits_format_1(layer, network) for layer in result.layers) else FORMAT,
         laq=version("laq"),
         torch=str(torch.__version__),
         recipe=result.recipe,
         relative_error=result.relative_error,
         calibration=result.calibration,
-        layers=tuple(_layer_header(layer) for layer in result.layers),
+        layers=tuple(_layer_header(layer, network) for layer in result.layers),
         folded=result.folded,
         cut=cut,
         notes=dict(notes or {}),
     )
-    return tensors, {_KEY: json.dumps(asdict(header), separators=(",", ":"))}
+    return tensors, {_KEY: write_header(header)}
 
 
 def unpack(tensors: Mapping[str, Tensor], header: Header, network: nn.Module) -> QuantizedNetwork:
@@ -177,15 +142,23 @@ def unpack(tensors: Mapping[str, Tensor], header: Header, network: nn.Module) ->
     Raises:
         QuantizationError: the tensors are damaged or those of another network.
     """
-    network = copy.deepcopy(network).eval()
-    _shape_like_the_file(network, header, tensors)
-    layers = tuple(_read_layer(entry, tensors) for entry in header.layers)
-    found = {name: t for name, t in tensors.items() if not name.startswith((_CODES, _STEP))}
-    found |= {f"{layer.name}.weight": layer.alphabet.decode(layer.codes) for layer in layers}
-    expected = _state(network)
-    _check_match(expected, found)
+    network = copy_to_fill(network)
+    fit(network, header, tensors)
+    expected = state_of(network)
+    own = {prefix + entry.name for entry in header.layers for prefix in (_CODES, _STEP)}
+    found = {name: tensor for name, tensor in tensors.items() if name not in own}
+    kinds = {entry.parameter: _kind_of_layer(entry, tensors) for entry in header.layers}
+    if twice := kinds.keys() & found.keys():
+        raise QuantizationError(f"{min(twice)} is there as codes and as floats; write the file again")
+    # Before anything is made of the file: shapes are those of the network from here on.
+    _check_match({n: _kind(t) for n, t in expected.items()}, {n: _kind(t) for n, t in found.items()} | kinds)
+    layers = tuple(_read_layer(entry, tensors, network) for entry in header.layers)
     for name, target in expected.items():
-        target.copy_(found[name])
+        if name in found:
+            target.copy_(found[name])
+    for layer in layers:
+        expected[layer.parameter].copy_(layer.alphabet.decode(layer.codes))
+    check_finite(network)
     return QuantizedNetwork(
         network, layers, header.relative_error, header.recipe, header.folded, header.calibration
     )
@@ -197,36 +170,20 @@ def keep_rows(result: QuantizedNetwork, cut: Cut) -> QuantizedNetwork:
     Raises:
         QuantizationError: the cut does not fit the network.
     """
-    network = copy.deepcopy(result.network)
-    _narrow(network, cut)
+    network = copy.deepcopy(unwrapped(result.network))
+    narrow(network, cut, {layer.parameter: layer.operation for layer in result.layers})
     layers = tuple(_cut_layer(layer, cut) if layer.name == cut.layer else layer for layer in result.layers)
     return replace(result, network=network, layers=layers)
 
 
-def pack_codes(codes: Tensor, alphabet: Alphabet) -> Tensor:
-    """Bit planes, uint8 (bits, ⌈n / 8⌉), least significant first, of n codes (int32, any shape)."""
-    # The difference may overflow int32, but never uint32, which has the same bits.
-    unsigned = (codes.flatten().cpu() - alphabet.low).numpy().view(np.uint32)
-    planes = [np.packbits((unsigned & np.uint32(1 << bit)) != 0) for bit in range(_width(alphabet))]
-    return torch.from_numpy(np.stack(planes))
-
-
-def unpack_codes(planes: Tensor, count: int, low: int) -> Tensor:
-    """The ``count`` codes, int32, that ``pack_codes`` packed."""
-    unsigned = np.zeros(count, np.uint32)
-    for bit, plane in enumerate(planes.numpy()):
-        unsigned |= np.unpackbits(plane, count=count).astype(np.uint32) << np.uint32(bit)
-    return torch.from_numpy(unsigned.view(np.int32)) + low
-
-
 def codes_bytes(result: QuantizedNetwork) -> int:
     """Bytes that the codes alone take in a file."""
-    return sum(_width(layer.alphabet) * -(-layer.codes.numel() // 8) for layer in result.layers)
+    return sum(width(layer.alphabet) * -(-layer.codes.numel() // 8) for layer in result.layers)
 
 
 def float32_bytes(network: nn.Module) -> int:
     """Bytes of a network's parameters and buffers in float32, batch norms' counters left out."""
-    return 4 * sum(t.numel() for t in _state(network).values())
+    return 4 * sum(t.numel() for t in state_of(network).values())
 
 
 def write_whole(path: PathLike, content: bytes) -> None:
@@ -242,86 +199,101 @@ def write_whole(path: PathLike, content: bytes) -> None:
             os.unlink(partial)  # noqa: PTH108
 
 
-def _state(network: nn.Module) -> dict[str, Tensor]:
-    """What a file holds of a network: each tensor once, shared ones under their first name."""
-    kept = network.state_dict().keys()
-    return {
-        name: t.detach()
-        for name, t in chain(network.named_parameters(), network.named_buffers())
-        if name in kept and not name.endswith("num_batches_tracked")
-    }
+def _separate(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors on the CPU, each in memory of its own, as safetensors wants them."""
+    seen, separate = set[int](), {}
+    for name, tensor in tensors.items():
+        own = tensor.cpu().contiguous()
+        storage = own.untyped_storage()
+        separate[name] = own.clone() if storage.data_ptr() in seen or storage.nbytes() > own.nbytes else own
+        seen.add(storage.data_ptr())
+    return separate
 
 
-def _width(alphabet: Alphabet) -> int:
-    """Bits that tell all levels apart."""
-    return (alphabet.levels - 1).bit_length()
+def _fits_format_1(layer: QuantizedLayer, network: nn.Module) -> bool:
+    """Whether what reads format 1 alone makes of it what it is."""
+    steps = pack_steps(layer.alphabet.step, layer.codes.shape)
+    return (
+        layer.parameter == f"{layer.name}.weight"
+        and isinstance(network.get_submodule(layer.name), nn.Conv2d | nn.Linear)
+        and network.get_parameter(layer.parameter).dtype == steps.dtype
+        and steps.ndim == 1
+    )
 
 
-def _steps(layer: QuantizedLayer) -> Tensor:
-    """A step per neuron, (N, 1, ...)."""
-    neurons, *others = layer.codes.shape
-    return layer.alphabet.step.expand(neurons, *(1 for _ in others))
-
-
-def _layer_header(layer: QuantizedLayer) -> LayerHeader:
+def _layer_header(layer: QuantizedLayer, network: nn.Module) -> LayerHeader:
     a, shape = layer.alphabet, tuple(layer.codes.shape)
-    return LayerHeader(layer.name, layer.bits, a.low, a.high, a.offset, shape, layer.relative_error)
+    dtype = _name(network.get_parameter(layer.parameter).dtype)
+    return LayerHeader(
+        name=layer.name,
+        bits=layer.bits,
+        low=a.low,
+        high=a.high,
+        offset=a.offset,
+        shape=shape,
+        relative_error=layer.relative_error,
+        parameter=layer.parameter,
+        operation=layer.operation,
+        dtype=dtype,
+    )
 
 
 def _cut_layer(layer: QuantizedLayer, cut: Cut) -> QuantizedLayer:
     rows = list(cut.rows)
-    alphabet = layer.alphabet.with_step(_steps(layer)[rows])
+    alphabet = layer.alphabet.with_step(full_steps(layer.alphabet.step, layer.codes.shape)[rows])
     return replace(layer, codes=layer.codes[rows], alphabet=alphabet)
 
 
-def _narrow(network: nn.Module, cut: Cut) -> None:
-    """Cut the classifier of ``network`` in place."""
-    head = dict(network.named_modules()).get(cut.layer)
-    if not isinstance(head, nn.Linear | nn.Conv2d) or getattr(head, "groups", 1) != 1:
-        raise QuantizationError(f"cut: {cut.layer!r} is no Linear or ungrouped Conv2d; name the classifier")
-    rows, last = list(cut.rows), len(head.weight) - 1
-    if not rows or len(set(rows)) < len(rows) or min(rows) < 0 or max(rows) > last:
-        raise QuantizationError(f"cut: rows of {cut.layer} must be distinct and in 0..{last}, got {rows}")
-    head.weight = nn.Parameter(head.weight.detach()[rows])
-    if head.bias is not None:
-        head.bias = nn.Parameter(head.bias.detach()[rows])
-    setattr(head, "out_features" if isinstance(head, nn.Linear) else "out_channels", len(rows))
+def _kind_of_layer(entry: LayerHeader, tensors: Mapping[str, Tensor]) -> str:
+    """The type and shape of the weights that an entry says how to read."""
+    step = tensors.get(_STEP + entry.name)
+    if step is None or step.dtype not in _STEP_TYPES:
+        raise _damaged(entry)
+    return f"{entry.dtype or _name(step.dtype)} {entry.shape}"
 
 
-def _shape_like_the_file(network: nn.Module, header: Header, tensors: Mapping[str, Tensor]) -> None:
-    """Repeat on a fresh network what fusion, bias correction and a cut did to its modules."""
-    modules = dict(network.named_modules())
-    for name in header.folded:
-        if name not in modules:
-            raise QuantizationError(f"the network has no {name}; {_OTHER_NETWORK}")
-        network.set_submodule(name, nn.Identity())
-    for name in tensors:
-        layer = modules.get(name.removesuffix(".bias"))
-        if isinstance(layer, nn.Linear | nn.Conv2d) and layer.bias is None:
-            layer.bias = nn.Parameter(layer.weight.detach().new_empty(len(layer.weight)))
-    if header.cut is not None:
-        _narrow(network, header.cut)
-
-
-def _read_layer(entry: LayerHeader, tensors: Mapping[str, Tensor]) -> QuantizedLayer:
-    planes, step = (tensors.get(prefix + entry.name, torch.empty(0)) for prefix in (_CODES, _STEP))
+def _read_layer(entry: LayerHeader, tensors: Mapping[str, Tensor], network: nn.Module) -> QuantizedLayer:
+    """The codes and steps of a layer whose shape and type are the network's."""
+    planes, shape = tensors.get(_CODES + entry.name, torch.empty(0)), Size(entry.shape)
+    step = unpack_steps(tensors[_STEP + entry.name], shape)
+    if step is None or not step.isfinite().all():
+        raise _damaged(entry)
     alphabet = Alphabet(step, entry.low, entry.high, entry.offset)
-    count = math.prod(entry.shape)
-    fits = planes.dtype == torch.uint8 and planes.shape == (_width(alphabet), -(-count // 8))
-    codes = unpack_codes(planes, count, entry.low) if fits else torch.tensor([entry.high + 1])
-    if int(codes.max()) > entry.high or tuple(step.shape) not in {(1,), entry.shape[:1]}:
-        raise QuantizationError(f"layer {entry.name}: codes or steps are damaged; write the file again")
-    neurons, *others = entry.shape
-    alphabet = alphabet.with_step(step.expand(neurons).view(neurons, *(1 for _ in others)))
-    codes = codes.view(entry.shape)
-    return QuantizedLayer(entry.name, entry.bits, codes, alphabet, entry.relative_error, math.nan, math.nan)
+    few, most = 2 ** (entry.bits - 1), 2**entry.bits + 1  # more than one bit less could tell apart
+    if not few < alphabet.levels <= most or planes.dtype != torch.uint8:
+        raise _damaged(entry)
+    if planes.shape != (width(alphabet), -(-shape.numel() // 8)):
+        raise _damaged(entry)
+    codes = unpack_codes(planes, shape.numel(), entry.low)
+    if not entry.low <= int(codes.min()) <= int(codes.max()) <= entry.high:
+        raise _damaged(entry)
+    return QuantizedLayer(
+        name=entry.name,
+        bits=entry.bits,
+        codes=codes.view(shape),
+        alphabet=alphabet,
+        relative_error=entry.relative_error,
+        seconds=math.nan,
+        flops=math.nan,
+        operation=entry.operation or _operation_of_module(network.get_submodule(entry.name)),
+        parameter=entry.parameter,
+    )
 
 
-def _check_match(expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> None:
+def _operation_of_module(module: nn.Module) -> str:
+    """Of a layer of format 1, which knows two operations."""
+    return "linear" if isinstance(module, nn.Linear) else "conv2d"
+
+
+def _damaged(entry: LayerHeader) -> QuantizationError:
+    return QuantizationError(f"layer {entry.name}: codes or steps are damaged; write the file again")
+
+
+def _check_match(expected: Mapping[str, str], found: Mapping[str, str]) -> None:
     other = [
-        f"{name} {_kind(found[name])} instead of {_kind(t)}"
-        for name, t in expected.items()
-        if name in found and _kind(found[name]) != _kind(t)
+        f"{name} {found[name]} instead of {kind}"
+        for name, kind in expected.items()
+        if name in found and found[name] != kind
     ]
     missing, unknown = ([n for n in a if n not in b] for a, b in ((expected, found), (found, expected)))
     problems = [
@@ -330,39 +302,45 @@ def _check_match(expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) ->
         if names
     ]
     if problems:
-        raise QuantizationError(f"tensors of another network: {'; '.join(problems)}; {_OTHER_NETWORK}")
+        raise QuantizationError(f"tensors of another network: {'; '.join(problems)}; {OTHER_NETWORK}")
 
 
 def _kind(tensor: Tensor) -> str:
-    return f"{str(tensor.dtype).removeprefix('torch.')} {tuple(tensor.shape)}"
+    return f"{_name(tensor.dtype)} {tuple(tensor.shape)}"
 
 
-@contextmanager
-def _opened(path: PathLike) -> Iterator[Any]:
-    """Open a safetensors file; the block may read it."""
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def _read(path: PathLike, *, whole: bool) -> tuple[Mapping[str, str] | None, dict[str, Tensor]]:
+    """The metadata of a safetensors file, and its tensors if the ``whole`` is wanted."""
     try:
         with safe_open(path, framework="pt") as file:
-            yield file
-    except (OSError, SafetensorError) as error:
+            # The file is no dictionary.
+            return file.metadata(), {n: file.get_tensor(n) for n in file.keys() if whole}  # noqa: SIM118
+    except Exception as error:
+        # Safetensors and torch raise whatever they stumble upon in a damaged file.
         reason = str(error).partition("\n")[0]
         raise QuantizationError(
-            f"{os.fspath(path)}: not a whole safetensors file ({reason}); name a file that save wrote"
+            f"not a whole safetensors file ({reason}); name a file that save wrote"
         ) from error
 
 
-def _header(path: PathLike, metadata: Mapping[str, str] | None) -> Header:
+def _header(metadata: Mapping[str, str] | None) -> Header:
     text = (metadata or {}).get(_KEY)
     if text is None:
-        raise QuantizationError(f"{os.fspath(path)}: holds no packed network; name a file that save wrote")
+        raise QuantizationError("holds no packed network; name a file that save wrote")
+    return read_header(text)
+
+
+@contextmanager
+def _named(path: PathLike) -> Iterator[None]:
+    """Errors name the file, in one line, whatever the file has in it."""
     try:
-        content = json.loads(text)
-        later = int(content["format"]) > FORMAT
-        header = None if later else TypeAdapter(Header).validate_python(content)
-    except (ValueError, TypeError, KeyError) as error:
-        raise QuantizationError(f"{os.fspath(path)}: its header is damaged; write the file again") from error
-    if header is None:
-        raise QuantizationError(
-            f"{os.fspath(path)}: format {content['format']}, written by laq {content.get('laq')}, while this "
-            f"laq reads up to {FORMAT}; upgrade laq"
-        )
-    return header
+        yield
+    except QuantizationError as error:
+        line = " ".join(str(error).split())
+        if len(line) > _LONGEST:
+            line = f"{line[:_LONGEST]}..."
+        raise QuantizationError(f"{os.fspath(path)}: {line}") from error

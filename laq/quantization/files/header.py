@@ -1,0 +1,146 @@
+"""What a packed file says about itself, in JSON: written as it was always read, and read with suspicion."""
+
+import json
+import math
+from collections import Counter
+from dataclasses import asdict, dataclass
+from typing import Any, Final
+
+from pydantic import TypeAdapter, ValidationError
+from pydantic_core import from_json
+
+from laq.quantization.recipe import QuantizationError, Recipe
+
+# Format 1 knows Conv2d and Linear modules with a step per row, in the type of their weights.
+FORMAT: Final = 2
+_OFFSETS: Final = (0.0, 0.5)
+_SINCE_FORMAT_2: Final = ("parameter", "operation", "dtype")
+
+
+@dataclass(frozen=True)
+class Cut:
+    """Which rows (class indices) of the classifier stay: output i of the cut network is class ``rows[i]``.
+
+    ``layer`` names the layer whose outputs are the logits: a linear or an ungrouped convolution.
+    """
+
+    layer: str
+    rows: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class LayerHeader:
+    """How to read one layer's codes; the fields are those of its alphabet and of ``QuantizedLayer``.
+
+    Attributes:
+        dtype: of the weights, such as ``float16``; if empty, that of the steps.
+    """
+
+    name: str
+    bits: int
+    low: int
+    high: int
+    offset: float
+    shape: tuple[int, ...]
+    relative_error: float
+    parameter: str = ""
+    operation: str = ""
+    dtype: str = ""
+
+    def __post_init__(self) -> None:
+        if not self.parameter:
+            object.__setattr__(self, "parameter", f"{self.name}.weight")
+        _require("shape", self.shape, fits=len(self.shape) > 0 and min(self.shape) > 0)
+        _require("offset", self.offset, fits=self.offset in _OFFSETS)
+        _require("high", self.high, fits=-(2**31) <= self.low <= self.high < 2**31)
+        _require("parameter", self.parameter, fits=self.parameter in {self.name, f"{self.name}.weight"})
+
+    @property
+    def weights(self) -> int:
+        """How many there are."""
+        return math.prod(self.shape)
+
+
+@dataclass(frozen=True)
+class Header:
+    """What a file says about itself.
+
+    Attributes:
+        format: of the file; later ones than ``FORMAT`` are refused.
+        laq: the version that wrote the file, as ``torch``.
+        relative_error: of the whole network's outputs, before any cut.
+        calibration: SHA-256 of the calibration inputs' bytes.
+        notes: whatever the writer added, such as the classes that the network is for.
+    """
+
+    format: int
+    laq: str
+    torch: str
+    recipe: Recipe
+    relative_error: float
+    calibration: str
+    layers: tuple[LayerHeader, ...]
+    folded: tuple[str, ...]
+    cut: Cut | None
+    notes: dict[str, Any]
+
+    def __post_init__(self) -> None:
+        _require("format", self.format, fits=1 <= self.format <= FORMAT)
+        names, parameters = ([getattr(layer, k) for layer in self.layers] for k in ("name", "parameter"))
+        for field, values in (("layers", names), ("layers", parameters), ("folded", self.folded)):
+            repeated = [value for value, count in Counter(values).items() if count > 1]
+            _require(field, repeated, fits=not repeated)
+
+
+_READER: Final = TypeAdapter(Header)
+
+
+def write_header(header: Header) -> str:
+    """The header as JSON.
+
+    Raises:
+        QuantizationError: JSON cannot hold the notes.
+    """
+    content = asdict(header)
+    if header.format == 1:
+        content["layers"] = [
+            {key: value for key, value in layer.items() if key not in _SINCE_FORMAT_2}
+            for layer in content["layers"]
+        ]
+    try:
+        return json.dumps(content, separators=(",", ":"))
+    except (TypeError, ValueError, RecursionError) as error:
+        raise QuantizationError(f"notes: {error}; give what JSON can hold") from error
+
+
+def read_header(text: str) -> Header:
+    """The inverse of ``write_header``.
+
+    Raises:
+        QuantizationError: the text is no header, or of a later format.
+    """
+    try:
+        content = from_json(text)
+        found = content.get("format") if isinstance(content, dict) else None
+        later = isinstance(found, int) and FORMAT < found < 2**31
+        header = None if later else _READER.validate_json(text, strict=True)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_context=False, include_input=False)[0]
+        where = ".".join(map(str, first["loc"]))
+        raise QuantizationError(
+            f"its header is damaged ({where}: {first['msg']}); write the file again"
+        ) from error
+    except ValueError as error:
+        raise QuantizationError(f"its header is damaged ({error}); write the file again") from error
+    if header is None:
+        laq = content.get("laq")
+        raise QuantizationError(
+            f"format {found}, written by laq {laq if isinstance(laq, str) else '?'}, while this "
+            f"laq reads up to {FORMAT}; upgrade laq"
+        )
+    return header
+
+
+def _require(field: str, value: object, *, fits: bool) -> None:
+    if not fits:
+        raise QuantizationError(f"{field}: found {value!r}")
