@@ -15,8 +15,9 @@ repro: $(INSTALLED)
 	dvc repro
 	@echo && cat data/report/report.md
 
+# Two processes, each computing on one core.
 test: $(INSTALLED)
-	pytest
+	OMP_NUM_THREADS=1 pytest --numprocesses 2 --dist loadgroup --no-loadscope-reorder
 
 lint: $(INSTALLED)
 	ruff check

@@ -4,7 +4,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import torchvision
 from torch import nn
 
 from laq.dataset import FOLDER as DATASET
@@ -47,6 +46,8 @@ def imagenet_network(name: str) -> Classifier:
     Raises:
         LaqError: torchvision has no such network, or the weights cannot be downloaded.
     """
+    import torchvision  # noqa: PLC0415 (takes seconds, and only this needs it)
+
     try:
         weights = torchvision.models.get_model_weights(name).DEFAULT
         views = weights.transforms()

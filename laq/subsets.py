@@ -9,7 +9,6 @@ from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import qmc
 
 from laq.divergence import FOLDER as DIVERGENCE
 from laq.errors import LaqError
@@ -136,6 +135,8 @@ def _even_subsets(matrix: Matrix, size: int, count: int, rng: np.random.Generato
     """
     if count == 0:
         return []
+    from scipy.stats import qmc  # noqa: PLC0415 (takes a second, and few studies need it)
+
     starts = range(len(matrix))
     ends = [
         np.log([_mean_pair(matrix, greedy(matrix, start, size, kind)) for start in starts])

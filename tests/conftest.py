@@ -2,12 +2,14 @@
 
 import os
 import shutil
+from collections.abc import Callable
 from copy import deepcopy
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 import yaml
+from filelock import FileLock
 from torch import Tensor, nn
 
 # MLflow takes seconds to import, which most tests do without.
@@ -67,16 +69,63 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
+Once = Callable[[str, Callable[[Path], None]], Path]
+
+
 @pytest.fixture(scope="session")
-def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def once(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Once:
+    """``once(name, make)`` is a folder that ``make`` filled, one time for all workers of pytest-xdist."""
+    base = tmp_path_factory.getbasetemp()
+    shared = base if worker_id == "master" else base.parent
+
+    def folder(name: str, make: Callable[[Path], None]) -> Path:
+        target = shared / name
+        with FileLock(shared / f"{name}.lock"):
+            if not (shared / f"{name}.made").exists():
+                shutil.rmtree(target, ignore_errors=True)  # what another worker failed to make
+                target.mkdir()
+                make(target)
+                (shared / f"{name}.made").touch()
+        return target
+
+    return folder
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Keep the tests of a file on one worker, whose fixtures they share; the longest begin first."""
+    for item in items:
+        if item.get_closest_marker("xdist_group") is None:
+            item.add_marker(pytest.mark.xdist_group(item.nodeid.partition("::")[0]))
+    items.sort(key=lambda item: "clone" not in getattr(item, "fixturenames", ()))
+
+
+@pytest.fixture(scope="session")
+def empty_database(once: Once) -> Path:
     """A new sqlite store, which takes seconds to make: for copying."""
     from laq.track.store import Store
 
-    path = tmp_path_factory.mktemp("empty") / "mlflow.db"
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{path}")
-        Store()
-    return path
+    def make(folder: Path) -> None:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{folder / 'mlflow.db'}")
+            Store()
+
+    return once("empty", make) / "mlflow.db"
+
+
+@pytest.fixture(scope="session")
+def cifar100(once: Once) -> Path:
+    """The folder that the stage ``dataset`` writes of the archive, which takes long to unpack."""
+    from laq import dataset
+    from laq.params import Dataset
+
+    def make(folder: Path) -> None:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.chdir(folder)
+            patch.delenv("DVC_ROOT", raising=False)
+            patch.setenv("LAQ_CIFAR100", str(CIFAR100.resolve()))
+            dataset.run(Dataset(name="cifar100"))
+
+    return once("cifar100", make) / dataset.FOLDER
 
 
 @pytest.fixture

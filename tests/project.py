@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tests.conftest import ROOT, tiny_params, write_params
+from tests.conftest import ROOT, Once, tiny_params, write_params
 
 BINARIES = Path(sys.executable).parent
 SUBSETS, BITS = 3, 2  # of the tiny study
@@ -20,7 +20,8 @@ STARTS_WITHIN = 60  # seconds, after which a process that should have answered h
 def environment() -> dict[str, str]:
     """The user's environment with the project's activated, and nothing of MLflow's or DVC's in it."""
     clean = {k: v for k, v in os.environ.items() if not k.startswith(("MLFLOW_", "DVC_", "LAQ_"))}
-    return clean | {"PATH": os.pathsep.join([str(BINARIES), os.environ["PATH"]])}
+    # A process for every core would import for longer than it works.
+    return clean | {"PATH": os.pathsep.join([str(BINARIES), os.environ["PATH"]]), "LAQ_JOBS": "1"}
 
 
 def run(folder: Path, *command: str, code: int = 0, **variables: str) -> str:
@@ -38,26 +39,30 @@ def stages_run(output: str) -> list[str]:
 
 
 @pytest.fixture(scope="session")
-def clone(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def clone(once: Once) -> Path:
     """A git repository with the project's files and tiny parameters, its pipeline run once.
 
     It is everybody's: what changes files, or the store, works on a copy.
     """
-    folder = tmp_path_factory.mktemp("clone")
+    return once("clone", _clone)
+
+
+def _clone(folder: Path) -> None:
     listed = run(ROOT, "git", "ls-files", "--cached", "--others", "--exclude-standard").splitlines()
-    for name in listed:
+    # What numba has compiled, which it takes for as new as the code.
+    compiled = [str(path.relative_to(ROOT)) for path in (ROOT / "laq").rglob("*.nb[ci]")]
+    for name in [*listed, *compiled]:
         if (ROOT / name).is_file() and name != "dvc.lock":
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(ROOT / name, folder / name)
+            shutil.copy2(ROOT / name, folder / name)
     write_params(folder, tiny_params())
     for command in ("init -q", "add -A", "-c user.name=t -c user.email=t@t commit -qm start"):
         run(folder, "git", *command.split())
     first = run(folder, "dvc", "repro")
     assert stages_run(first) == list(yaml.safe_load((folder / "dvc.yaml").read_text())["stages"])
-    return folder
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """A Dask scheduler and two workers, each a process of its own; yields the scheduler's address."""
     folder = tmp_path_factory.mktemp("cluster")

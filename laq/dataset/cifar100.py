@@ -9,8 +9,6 @@ import zlib
 from pathlib import Path
 from typing import Final
 
-from torchvision.datasets import CIFAR100
-
 from laq.dataset.images import FILES
 from laq.errors import LaqError
 from laq.files import md5, project_root
@@ -47,6 +45,8 @@ def fetch_cifar100(target: Path) -> None:
 
 
 def _download(target: Path) -> None:
+    from torchvision.datasets import CIFAR100  # noqa: PLC0415 (takes seconds, and only this needs it)
+
     with tempfile.TemporaryDirectory(dir=target.parent) as scratch:
         try:
             CIFAR100(scratch, download=True)

@@ -8,7 +8,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from laq.divergence.estimators import gaussian_divergence, knn_divergence, symmetrised
-from laq.divergence.pictures import draw_classes, draw_heat_map
 from laq.divergence.reduction import pca, reduce
 from laq.embeddings import FOLDER as EMBEDDINGS
 from laq.errors import LaqError
@@ -26,6 +25,8 @@ def run(params: Divergence) -> None:
 
     And a matrix ``alternatives/<name>.npy`` for each other way that is asked for.
     """
+    from laq.divergence.pictures import draw_classes, draw_heat_map  # noqa: PLC0415 (as later stages draw none)
+
     features, labels = (np.load(need(EMBEDDINGS / f"{n}.npy")) for n in ("features", "labels"))
     names = np.load(need(EMBEDDINGS / "class_names.npy"))
     given = {name: read_matrix(theirs, name, len(names)) for name, theirs in params.given.items()}

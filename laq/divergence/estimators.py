@@ -5,8 +5,6 @@ from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from sklearn.covariance import LedoitWolf
-from sklearn.neighbors import NearestNeighbors
 
 Floats = NDArray[np.float64]
 Covariance = Literal["empirical", "ledoit-wolf"]
@@ -31,6 +29,8 @@ def gaussian_divergence(clouds: Sequence[Floats]) -> tuple[Floats, Covariance]:
 
 
 def _shrunk(clouds: Sequence[Floats]) -> Floats:
+    from sklearn.covariance import LedoitWolf  # noqa: PLC0415 (takes a second, and few studies need it)
+
     shrunk = np.stack([LedoitWolf().fit(cloud).covariance_ for cloud in clouds])
     dimensions = shrunk.shape[-1]
     ridge = _RIDGE * max(float(np.trace(shrunk.mean(0))) / dimensions, np.finfo(np.float64).tiny ** 0.25)
@@ -74,6 +74,8 @@ def knn_divergence(clouds: Sequence[Floats], k: int) -> Floats:
 
 def _kth(cloud: Floats, points: Floats, k: int) -> Floats:
     """The distance from each of ``points`` to its k-th nearest in ``cloud``."""
+    from sklearn.neighbors import NearestNeighbors  # noqa: PLC0415 (takes a second, and few studies need it)
+
     distances, _ = NearestNeighbors(n_neighbors=k).fit(cloud).kneighbors(points)
     if not (distances[:, -1] > 0).all():
         raise ValueError(

@@ -2,7 +2,6 @@
 
 import numpy as np
 from numpy.typing import NDArray
-from sklearn.decomposition import PCA
 
 from laq.params import Divergence
 from laq.progress import bar_options
@@ -29,5 +28,7 @@ def reduce(features: NDArray[np.float32], params: Divergence) -> NDArray[np.floa
 
 def pca(features: NDArray[np.float32], components: int) -> NDArray[np.float64]:
     """The first principal components (n, components)."""
+    from sklearn.decomposition import PCA  # noqa: PLC0415 (takes a second, and most commands need none)
+
     fitted = PCA(min(components, *features.shape), svd_solver="full")
     return np.asarray(fitted.fit_transform(features.astype(np.float64)))

@@ -9,7 +9,6 @@ from typing import Any, Final, Self
 
 import torch
 import torch.nn.functional as F  # noqa: N812 (torch's own convention)
-import torchvision
 from torch import Tensor, nn
 
 from laq.errors import LaqError
@@ -35,6 +34,8 @@ _SPECIAL: Final[dict[str, dict[str, Any]]] = {
 
 
 def _torchvision(name: str, classes: int, **options: Any) -> nn.Module:
+    import torchvision  # noqa: PLC0415 (takes seconds, and most networks need none)
+
     network: nn.Module = torchvision.models.get_model(name, weights=None, num_classes=classes, **options)
     return network
 

@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -21,14 +22,14 @@ CLASSES = (4, 30, 55, 72, 95, 1, 32, 67, 73, 91)  # aquatic mammals and fish
 
 
 @pytest.fixture(scope="module")
-def study(tmp_path_factory: pytest.TempPathFactory) -> tuple[Classifier, ImageSet, ImageSet]:
+def study(cifar100: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Classifier, ImageSet, ImageSet]:
     """The committed CIFAR-100 study's network, made by its stages, and the images."""
     folder = tmp_path_factory.mktemp("cifar100")
     text = (ROOT / "params.yaml").read_text(encoding="utf-8").replace("study: glyphs", "study: cifar100", 1)
     (folder / "params.yaml").write_text(text.replace("../shared/weights", str(WEIGHTS.parent.resolve())))
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        patch.setenv("LAQ_CIFAR100", str(CIFAR100.resolve()))
+        patch.setenv("LAQ_CIFAR100", str(cifar100))
         params = load_params()
         dataset.run(params.dataset)
         network.run(params.network)

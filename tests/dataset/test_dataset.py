@@ -138,14 +138,14 @@ def test_without_a_network_one_line_names_the_ways_out(
 
 
 @needs(ARCHIVE)
-def test_the_real_cifar100_is_verified_and_read(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("LAQ_CIFAR100", str(ARCHIVE))
-    dataset.run(CIFAR)
-    train, test = read_images(dataset.FOLDER, "train"), read_images(dataset.FOLDER, "test")
+def test_the_real_cifar100_is_verified_and_read(
+    cifar100: Path, project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train, test = read_images(cifar100, "train"), read_images(cifar100, "test")
     assert torch.bincount(train.labels).tolist() == [500] * 100
     assert torch.bincount(test.labels).tolist() == [100] * 100
     assert train.class_names[:3] == ("apple", "aquarium_fish", "baby")
-    shutil.move(dataset.FOLDER, project / "copy")
+    shutil.copytree(cifar100, project / "copy")
     monkeypatch.setenv("LAQ_CIFAR100", "copy")
     dataset.run(CIFAR)
     assert contents(dataset.FOLDER) == contents(project / "copy")

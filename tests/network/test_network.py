@@ -27,9 +27,9 @@ RECIPE = Training(
 )  # fmt: skip
 
 
-def images(count: int = 40, classes: int = 10) -> ImageSet:
+def images(count: int = 40, classes: int = 10, size: int = 32) -> ImageSet:
     generator = torch.Generator().manual_seed(0)
-    pixels = torch.randint(256, (count, 3, 32, 32), generator=generator, dtype=torch.uint8)
+    pixels = torch.randint(256, (count, 3, size, size), generator=generator, dtype=torch.uint8)
     return ImageSet(pixels, torch.arange(count) % classes, tuple(f"class_{i}" for i in range(classes)))
 
 
@@ -125,7 +125,7 @@ mixed_precision = pytest.mark.skipif(not has_bfloat16(), reason="this CPU has no
     ],
 )
 def test_training_learns_and_is_the_same_every_time(precision: str, device: str) -> None:
-    data, networks = images(), [build(DESIGN, 5) for _ in range(2)]
+    data, networks = images(size=16), [build(DESIGN, 5) for _ in range(2)]
     data.images.div_(10, rounding_mode="floor").add_(20 * data.labels[:, None, None, None].byte())
     changes = {"epochs": 30, "crop": 0, "flip": False, "precision": precision, "device": device}
     for network in networks:
