@@ -1,28 +1,36 @@
-"""The predecessor's own logs, asked the study's questions: what of its claim holds, and what it is due to."""
+"""Command ``predecessor``: the study's questions, asked of logs of the predecessor, LabelAwareQuantization.
 
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+It answers what of the predecessor's claim holds, and what that is due to.
+"""
+
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
-import numpy as np
 import pandas as pd
 
 from laq.errors import LaqError
 from laq.files import replacing_file, replacing_folder
 from laq.params import Report
-from laq.predecessor.logs import VARIANTS, column_of, log_table, members_of, read_rows
+from laq.predecessor.logs import column_of, log_table, members_of, read_rows
 from laq.report.analysis import Analysis, analyse
 from laq.report.answers import answers
 from laq.report.correlations import DEPENDENCE
 from laq.report.divergences import distances_in
-from laq.report.markdown import answers_text, line, markdown
-from laq.report.paired_tests import Effects, paired_effects
-from laq.report.rank_correlation import Sides, correlate
+from laq.report.markdown import answers_text, markdown
+from laq.report.paired_tests import paired_effects
+from laq.report.rendering import markdown_table, number, templates
 
 FOLDER: Final = Path("data/predecessor")
 TEXT: Final = "report.md"
 CLAIM: Final = -0.9  # Spearman's rho of drop and median divergence, as the predecessor gives it
+_VARIANTS: Final = {
+    "original": "original",
+    "quantized": "quantized",
+    "finetuned": "fine-tuned",
+    "finetuned_quantized": "both",
+}
 _FINE: Final = 16  # bits from which on rounding has nothing left to lose
 
 
@@ -49,13 +57,16 @@ class Log:
         return 100 * (before - after)
 
     def rho(self, side: str) -> float:
-        """Spearman's rho of drop and median divergence over all rows as logged."""
-        x, y = (np.array([column], dtype=np.float64) for column in (self.rows.Median_KL, self.drops(side)))
-        return float(correlate(Sides(x, y, np.zeros((0, x.shape[1]))))[0, 0, 0])
+        """Spearman's rho of drop and median divergence over all rows as logged; NaN where one is constant."""
+        return float(self.rows.Median_KL.rank().corr(self.drops(side).rank()))
 
-    def change(self) -> pd.Series:
+    def losses(self) -> pd.Series:
         """Points of restricted top-1 lost by every different subset, by its classes."""
         return self.drops("sub").groupby(self.rows.classes).mean()
+
+    def more_than(self, other: "Log") -> pd.Series:
+        """The points that every subset of both logs loses more in this one."""
+        return (self.losses() - other.losses()).dropna()
 
     def found(self, score: str, measure: str) -> Mapping[Hashable, Any]:
         """The row of the analysis that tells of the original network."""
@@ -102,97 +113,36 @@ def read_log(path: Path, params: Report) -> Log:
 
 
 def describe(logs: Sequence[Log], params: Report) -> str:
-    """All logs beside each other, as logged and as found, and what its claim comes to."""
-    about = "Means over all rows as they were logged, top-1 in percent among all classes / the subset's."
-    blocks = [
-        "# The predecessor's logs",
-        about,
-        "\n".join(_as_logged(logs)),
-        f"## Its claim: rho of drop and median divergence is about {CLAIM}",
-        "\n".join(f"- {text}" for text in [*_claim(logs, params), *_clipping(logs, params), *_gains(logs)]),
-    ]
-    return "\n\n".join(blocks) + "\n"
-
-
-def _as_logged(logs: Sequence[Log]) -> Iterator[str]:
-    yield "| log | bits | rows | original | quantized | fine-tuned | both | drop | rho (all) | rho (subset) |"
-    yield "|---" * 10 + "|"
-    for log in logs:
-        pairs = [
-            f"{log.accuracy(v, 'all'):.1f} / {log.accuracy(v, 'sub'):.1f}"
-            if column_of(v, "top1_sub_percent") in log.rows
-            else ""
-            for v in VARIANTS
-        ]
-        drop = " / ".join(f"{log.drops(side).mean():z.1f}" for side in ("all", "sub"))
-        found = (log.rho(side) for side in ("all", "sub"))
-        rhos = ("undefined" if np.isnan(rho) else f"{rho:+z.2f}" for rho in found)
-        yield line(log.name, log.bits, len(log.rows), *pairs, drop, *rhos)
-
-
-def _claim(logs: Sequence[Log], params: Report) -> Iterator[str]:
-    """A line per log: rho of both drops over different subsets, and the partial one."""
-    for log in logs:
-        every, restricted = (log.found(score, "rho") for score in ("drop_all_points", "drop_sub_points"))
-        held = log.found("drop_sub_points", "partial_rho")
-        yield (
-            f"{log.name}, {every['n']} different subsets: {_rho(every)} among all classes"
-            f"{_agreement(every, params)}, {_rho(restricted)} among the subset's; "
-            f"{_rho(held)} with the accuracy before quantization held fixed"
-        )
-
-
-def _agreement(row: Mapping[Hashable, Any], params: Report) -> str:
-    if pd.isna(row["effect"]):
-        return ""
-    agrees = row["low"] <= CLAIM <= row["high"]
-    verdict, verb = ("agrees", "holds") if agrees else ("does not agree", "misses")
-    return f" ({verdict}: the {100 * params.confidence:g} % interval {verb} {CLAIM})"
-
-
-def _rho(row: Mapping[Hashable, Any]) -> str:
-    if pd.isna(row["effect"]):
-        return "undefined"
-    return f"{row['effect']:+z.2f} ({row['low']:+z.2f} to {row['high']:+z.2f})"
-
-
-def _clipping(logs: Sequence[Log], params: Report) -> Iterator[str]:
-    """What is lost where rounding loses nothing, and how the drop of other logs differs from that."""
+    """All logs beside each other, as logged and as analysed, and what the predecessor's claim comes to."""
     fine = [log for log in logs if log.bits >= _FINE]
-    if not fine:
-        yield f"no log has {_FINE} bits or more, which would tell what rounding costs from what clipping does"
-        return
-    for log in fine:
-        effect = paired_effects(log.change().to_numpy()[None], params)
-        rho = _rho(log.found("drop_sub_points", "rho"))
-        told = f"at {log.bits} bits {_points(effect)} of restricted top-1 are lost, with rho {rho}"
-        if effect.low[0] > 0:
-            told += (
-                f". Steps of 2^-{log.bits - 1} of the radius leave nothing to rounding: this is clipping. "
-                "One radius per layer, from the mean over neurons of the largest |w|, cuts the larger rows"
-            )
-        yield told
-    finest = max(fine, key=lambda log: log.bits)
-    for log in logs:
-        change = (log.change() - finest.change()).dropna()
-        if log is not finest and len(change):
-            more = _points(paired_effects(change.to_numpy()[None], params))
-            yield f"{log.name} loses {more} more than {finest.name}, n = {len(change)} shared subsets"
+    text = templates("laq.predecessor").get_template("summary.md")
+    return text.render(
+        logs=logs,
+        table=markdown_table(pd.DataFrame([_as_logged(log) for log in logs])),
+        claim=CLAIM,
+        confidence=f"{100 * params.confidence:g}",
+        fine=fine,
+        fine_bits=_FINE,
+        finest=max(fine, key=lambda log: log.bits, default=None),
+        effects=lambda losses: paired_effects(losses.to_numpy()[None], params),
+    )
 
 
-def _points(effect: Effects) -> str:
-    interval = "" if np.isnan(effect.low[0]) else f" ({effect.low[0]:z.1f} to {effect.high[0]:z.1f})"
-    return f"{effect.effect[0]:z.1f}{interval} points"
-
-
-def _gains(logs: Sequence[Log]) -> Iterator[str]:
-    """Drops among all classes that are none."""
-    for log in logs:
-        lost = log.drops("all").mean()
-        every, restricted = (log.accuracy("quantized", side) for side in ("all", "sub"))
-        if lost < 0:
-            yield (
-                f"{log.name}: among all classes {-lost:.1f} points are gained, not lost. Calibrated on the "
-                f"subset's images, the network hardly answers with other classes ({every:.1f} % among all, "
-                f"{restricted:.1f} % among the subset's): rho of this drop tells where much was to be gained"
-            )
+def _as_logged(log: Log) -> dict[str, object]:
+    """The log's row of the table."""
+    drop = " / ".join(f"{log.drops(side).mean():z.1f}" for side in ("all", "sub"))
+    rhos = {f"rho ({name})": log.rho(side) for name, side in (("all", "all"), ("subset", "sub"))}
+    accuracies = {
+        name: f"{log.accuracy(variant, 'all'):.1f} / {log.accuracy(variant, 'sub'):.1f}"
+        if column_of(variant, "top1_sub_percent") in log.rows
+        else ""
+        for variant, name in _VARIANTS.items()
+    }
+    return {
+        "log": log.name,
+        "bits": log.bits,
+        "rows": len(log.rows),
+        **accuracies,
+        "drop": drop,
+        **{name: number(rho, "+z.2f") or "undefined" for name, rho in rhos.items()},
+    }

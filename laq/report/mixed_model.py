@@ -1,4 +1,8 @@
-"""Differences of subsets that share classes: how sure their mean is where classes, too, might be others."""
+"""The mean of paired differences in a mixed model with a random effect of every class.
+
+Subsets share classes, so their differences are not independent: the interval and the p-value here also hold
+for other classes than the study's.
+"""
 
 from dataclasses import dataclass
 from typing import Final
@@ -6,13 +10,13 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
+from scipy.optimize.elementwise import find_root
 
 from laq.params import Report
 from laq.report.paired_tests import varies
 
 Floats = NDArray[np.float64]
 _SHARES: Final = (np.arange(40) + 0.5) / 40  # of the variance that is the classes', all as likely beforehand
-_HALVINGS: Final = 60
 
 
 @dataclass(frozen=True)
@@ -79,10 +83,11 @@ def _tail(distance: Floats, errors: Floats, weights: Floats, n: int) -> Floats:
 
 
 def _half_width(errors: Floats, weights: Floats, n: int, alpha: float) -> Floats:
-    """The distance (q,) that the tail is ``alpha`` of, by bisection: there is no closed form of a mixture."""
-    low, high = np.zeros(errors.shape[1]), errors.max(0) * stats.t.isf(alpha / 2, n - 1)
-    for _ in range(_HALVINGS):
-        middle = (low + high) / 2
-        wide = _tail(middle, errors, weights, n) < alpha
-        low, high = np.where(wide, low, middle), np.where(wide, middle, high)
-    return np.asarray((low + high) / 2)
+    """The distance (q,) that the tail is ``alpha`` of: there is no closed form of a mixture's quantile."""
+
+    def excess(distance: Floats, row: NDArray[np.intp]) -> Floats:
+        return _tail(distance, errors[:, row], weights[:, row], n) - alpha
+
+    widest = errors.max(0) * stats.t.isf(alpha / 2, n - 1)
+    found = find_root(excess, (np.zeros_like(widest), 2 * widest), args=(np.arange(len(widest)),))
+    return np.asarray(found.x)
