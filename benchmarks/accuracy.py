@@ -33,7 +33,7 @@ from laq.params import load_params
 from laq.progress import progress
 from laq.provenance import commit
 from laq.quantization import Recipe, choose_bits, parse_bits, quantize
-from laq.study import Bench
+from laq.study import Cell, StudyInputs
 from laq.subsets import Subset, read_subsets
 
 Job = tuple[Trial, list[Subset]]
@@ -100,15 +100,14 @@ def measure(job: Job) -> list[Record]:
 
 def scores(network: nn.Module, subset: Subset) -> Record:
     """The network's accuracy on the subset's test images."""
-    found = evaluate(network, bench("subset", 1).test, subset.classes)
+    found = evaluate(network, study_inputs(1).images("test"), subset.classes)
     return {"subset": subset.name, "kind": subset.kind, **asdict(found)}
 
 
 @cache
-def bench(calibration: str, images: int) -> Bench:
-    """Where data and calibration images come from."""
-    study = load_params().study
-    return Bench(study.model_copy(update={"calibration": calibration, "calibration_images": images}))
+def study_inputs(images: int) -> StudyInputs:
+    """Where data and so many calibration images come from."""
+    return StudyInputs(load_params().study.model_copy(update={"calibration_images": images}))
 
 
 @cache
@@ -121,7 +120,8 @@ def quantized(trial: Trial, subset: Subset) -> nn.Module:
     """The network that the trial makes of the original."""
     if trial == FLOAT:
         return original()
-    images = bench(trial.calibration, trial.images).calibration_images(subset)
+    cell = Cell(subset, "original", Recipe(), calibration=trial.calibration)
+    images = study_inputs(trial.images).calibration_images(cell)
     if trial.engine == "brevitas":
         return _by_brevitas(trial, images)
     options: dict[str, Any] = {

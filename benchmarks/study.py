@@ -25,7 +25,7 @@ from laq.parallel import Workers
 from laq.params import Params, load_params
 from laq.progress import progress
 from laq.provenance import commit
-from laq.study import Bench, Cell, measure_all, plan
+from laq.study import Cell, StudyInputs, measure_all, plan
 from laq.subsets import Subset, read_subsets
 
 
@@ -68,16 +68,16 @@ def seconds(work: Callable[[], Any]) -> float:
 def shared(params: Params, subsets: Sequence[Subset], jobs: int) -> None:
     """As the study does it."""
     weights = finetune(subsets, params.finetune, Workers(jobs))
-    bench = Bench(params.study, _by_name(weights))
-    measure_all(plan(subsets, params.study), bench, Workers(jobs))
+    inputs = StudyInputs(params.study, _by_name(weights))
+    measure_all(plan(subsets, params.study), inputs, Workers(jobs))
 
 
 def by_itself(params: Params, cell: Cell) -> None:
     """Everything that one cell needs, for it alone."""
     known = finetune([cell.subset], params.finetune, Workers()) if cell.base == "finetuned" else {}
-    bench = Bench(params.study, _by_name(known))
+    inputs = StudyInputs(params.study, _by_name(known))
     for one in (Cell(cell.subset, cell.base), cell):
-        measure_all([one], bench, Workers())
+        measure_all([one], inputs, Workers())
 
 
 def _by_name(weights: dict[Subset, Path]) -> dict[str, Path]:

@@ -40,8 +40,8 @@ def workers(jobs: int | None, scheduler: str) -> Workers:
 
 
 @dataclass(frozen=True)
-class Done(Generic[_Item, _Result]):
-    """A piece of work: its result, or else why there is none."""
+class Outcome(Generic[_Item, _Result]):
+    """The outcome of a piece of work: its result, or else why there is none."""
 
     item: _Item
     result: _Result | None
@@ -50,7 +50,7 @@ class Done(Generic[_Item, _Result]):
 
 def run_all(
     function: Callable[[_Item], _Result], items: Sequence[_Item], workers: Workers
-) -> Iterator[Done[_Item, _Result]]:
+) -> Iterator[Outcome[_Item, _Result]]:
     """Call ``function`` with each of ``items``, those first first; yields what is done as it is done.
 
     An exception in one is told and stops none of the others.
@@ -67,7 +67,7 @@ def run_all(
             for place, result, failure in parallel(
                 joblib.delayed(attempt)(*numbered) for numbered in enumerate(items)
             ):
-                yield Done(items[place], result, failure)
+                yield Outcome(items[place], result, failure)
         except TimeoutError as error:
             raise LaqError(f"--scheduler {workers.scheduler}: it has no workers ({error})") from error
         except TerminatedWorkerError as error:

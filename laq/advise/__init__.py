@@ -95,25 +95,25 @@ def _deliver(folder: Path, found: Findings, measured: Candidates) -> float | Non
     export = SubsetExport(found.subset)
     about = {name: row[name] for name in ("cell", "top1_sub_percent", "low_percent", "high_percent", "n")}
     export.write_with_description(folder, measured.folders[row["cell"]] / WEIGHTS, about)
-    return export.top1(folder / WEIGHTS, measured.bench.images("test"))
+    return export.top1(folder / WEIGHTS, measured.inputs.images("test"))
 
 
 def _provenance(measured: Candidates, folder: Path) -> dict[str, str]:
     """What the networks were made from, and by which code."""
-    bench, subset, study = measured.bench, measured.subset, measured.bench.params
-    tuned, made, code = bench.finetuned.get(subset.name), folder / WEIGHTS, commit()
+    inputs, subset, study = measured.inputs, measured.subset, measured.inputs.params
+    tuned, made, code = inputs.finetuned.get(subset.name), folder / WEIGHTS, commit()
     told = {
         "classes": ", ".join(subset.class_names),
         "divergence of their pairs": f"median {subset.median_divergence:.2f} nats, "
         f"{subset.min_divergence:.2f} to {subset.max_divergence:.2f}",
-        "images": f"{read_manifest(DATASET)['name']}, MD5 of train {bench.dataset['train']}, "
-        f"of test {bench.dataset['test']}",
-        "network": f"{bench.design['architecture']}, MD5 {md5(NETWORK / WEIGHTS)}",
+        "images": f"{read_manifest(DATASET)['name']}, MD5 of train {inputs.dataset['train']}, "
+        f"of test {inputs.dataset['test']}",
+        "network": f"{inputs.design['architecture']}, MD5 {md5(NETWORK / WEIGHTS)}",
         "fine-tuned network": f"MD5 {md5(tuned)}" if tuned else "",
         "quantization": f"{study.alphabet} alphabet, a step per {study.granularity}, radius {study.radius}, "
         f"{study.calibration_images} calibration images",
         "commit": f"{code['commit']}{' and changes' if code['dirty'] else ''}" if code["commit"] else "",
-        "code of the measurement": f"SHA-256 {bench.code}",
+        "code of the measurement": f"SHA-256 {inputs.code}",
         "delivered file": f"MD5 {md5(made)}" if made.exists() else "",
     }
     return {name: value for name, value in told.items() if value}

@@ -16,8 +16,7 @@ from laq.finetune import finetune
 from laq.network import WEIGHTS
 from laq.parallel import Workers
 from laq.params import Advise, Grid, Params, Study
-from laq.study import NO_IMAGES, Bench, Cell, measure_all, plan
-from laq.study.jobs import read_measurement
+from laq.study import NO_IMAGES, Cell, StudyInputs, measure_all, plan, read_measurement
 from laq.subsets import Subset
 
 CONFIDENCE: Final = 0.95
@@ -31,7 +30,7 @@ class Candidates:
     subset: Subset
     table: pd.DataFrame
     folders: dict[str, Path]
-    bench: Bench
+    inputs: StudyInputs
 
 
 def measure(params: Params, subset: Subset, workers: Workers) -> Candidates:
@@ -45,10 +44,10 @@ def measure(params: Params, subset: Subset, workers: Workers) -> Candidates:
     # One subset is one piece of work, for which no processes are started here.
     one = workers if workers.scheduler else Workers()
     tuned = finetune([subset], params.finetune, one) if study.fine_tunes else {}
-    bench = Bench(study, finetuned={made.name: path for made, path in tuned.items()})
-    folders = measure_all(cells, bench, workers)
-    table = pd.DataFrame(_rows(folders, bench)).astype({"levels": "Int64", "seed": "Int64"})
-    return Candidates(subset, table, {cell.name: folder for cell, folder in folders.items()}, bench)
+    inputs = StudyInputs(study, finetuned={made.name: path for made, path in tuned.items()})
+    folders = measure_all(cells, inputs, workers)
+    table = pd.DataFrame(_rows(folders, inputs)).astype({"levels": "Int64", "seed": "Int64"})
+    return Candidates(subset, table, {cell.name: folder for cell, folder in folders.items()}, inputs)
 
 
 def as_study(study: Study, advise: Advise) -> Study:
@@ -64,17 +63,17 @@ def planned(subset: Subset, study: Study) -> list[Cell]:
         raise LaqError(str(error).replace("study.bits", "advise.bits", 1)) from error
 
 
-def _rows(folders: dict[Cell, Path], bench: Bench) -> Iterator[dict[str, Any]]:
+def _rows(folders: dict[Cell, Path], inputs: StudyInputs) -> Iterator[dict[str, Any]]:
     """What was measured; sizes are those of files that tell these classes apart and no others."""
     export = SubsetExport(next(iter(folders)).subset)
-    n = len(bench.images("test").select(export.numbers))
+    n = len(inputs.images("test").select(export.numbers))
     original = next(folder for cell, folder in folders.items() if cell.variant == "original")
     best, whole = (read_measurement(original)[name] for name in ("top1_sub_percent", "size_bytes"))
     for cell, folder in folders.items():
         measured = read_measurement(folder)
         size, top1 = measured["size_bytes"], measured["top1_sub_percent"]
         if cell.recipe:
-            size = _exported_size(export, cell, folder / WEIGHTS, bench)
+            size = _exported_size(export, cell, folder / WEIGHTS, inputs)
         low, high = interval(round(top1 * n / 100), n)
         yield {
             "cell": cell.name,
@@ -95,7 +94,7 @@ def _rows(folders: dict[Cell, Path], bench: Bench) -> Iterator[dict[str, Any]]:
         }
 
 
-def _exported_size(export: SubsetExport, cell: Cell, packed: Path, bench: Bench) -> int:
+def _exported_size(export: SubsetExport, cell: Cell, packed: Path, inputs: StudyInputs) -> int:
     """Bytes of the quantized network's file once the classifier is cut."""
 
     def fill(place: Path) -> None:
@@ -104,8 +103,8 @@ def _exported_size(export: SubsetExport, cell: Cell, packed: Path, bench: Bench)
         write_json(place / _SIZE, size)
 
     code = code_digest("advise/export")
-    inputs = {**bench.inputs(cell), "names": export.names, "export": code}
-    return int(read_json(cached("sizes", inputs, fill) / _SIZE))
+    dependencies = {**inputs.dependencies(cell), "names": export.names, "export": code}
+    return int(read_json(cached("sizes", dependencies, fill) / _SIZE))
 
 
 def interval(correct: int, n: int) -> tuple[float, float]:

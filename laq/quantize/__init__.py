@@ -15,7 +15,7 @@ from laq.parallel import Workers
 from laq.params import Method, Params
 from laq.report import headline
 from laq.report.tables import summarise, with_drops
-from laq.study import Bench, layer_rows, measure_all, measurement_row, plan, read_seconds
+from laq.study import StudyInputs, layer_rows, measure_all, measurement_row, plan, read_seconds
 from laq.subsets import FILE as SUBSETS
 from laq.subsets import Subset, read_subsets
 from laq.track.connection import OWN_RUN
@@ -91,7 +91,7 @@ def _requested_subsets(name: str) -> list[Subset]:
 
 def _measure(params: Params, subsets: Sequence[Subset], workers: Workers) -> Results:
     """Measure every cell; each is kept as soon as it is done."""
-    done = measure_all(plan(subsets, params.study), Bench(params.study), workers)
+    done = measure_all(plan(subsets, params.study), StudyInputs(params.study), workers)
     table = pd.DataFrame(
         {**measurement_row(cell, folder), "seconds": read_seconds(folder)} for cell, folder in done.items()
     )

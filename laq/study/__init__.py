@@ -15,7 +15,9 @@ from laq.network import WEIGHTS, read_design
 from laq.parallel import Workers
 from laq.params import Study
 from laq.study.cells import Cell, plan
-from laq.study.jobs import Bench, measure_all, read_layers, read_measurement, read_seconds, study_code
+from laq.study.inputs import StudyInputs, study_code
+from laq.study.measure import measure_all
+from laq.study.results import read_layers, read_measurement, read_seconds
 from laq.subsets import FILE as SUBSETS
 from laq.subsets import read_subsets
 
@@ -27,12 +29,13 @@ __all__ = [
     "MEASUREMENTS",
     "NO_IMAGES",
     "SECONDS",
-    "Bench",
     "Cell",
+    "StudyInputs",
     "layer_rows",
     "measure_all",
     "measurement_row",
     "plan",
+    "read_measurement",
     "read_measurements",
     "read_seconds",
     "run",
@@ -57,12 +60,19 @@ def run(params: Study, workers: Workers = Workers()) -> None:  # noqa: B008 (fro
     And, beside them, ``seconds.csv``: what choosing codes took when it was done. Each cell is kept as soon
     as it is done: a killed run continues where it stopped.
     """
-    bench = Bench(params)
-    folders = measure_all(plan(read_subsets(), params), bench, workers)
+    inputs = StudyInputs(params)
+    folders = measure_all(plan(read_subsets(), params), inputs, workers)
     with replacing_folder(FOLDER) as folder:
         _write_table(folder / MEASUREMENTS, (measurement_row(*done) for done in folders.items()))
         _write_table(folder / LAYERS, (r for done in folders.items() for r in layer_rows(*done)))
-        write_json(folder / INPUTS, _hashes(bench))
+        hashes = {
+            "code": study_code(),
+            "dataset_md5": inputs.dataset,
+            "network_md5": md5(NETWORK / WEIGHTS),
+            "subsets_md5": md5(SUBSETS),
+            "params": params.model_dump(mode="json"),
+        }
+        write_json(folder / INPUTS, hashes)
         for cell, source in folders.items():
             if (source / WEIGHTS).exists():
                 weights_file(folder, cell.name).parent.mkdir(parents=True)
@@ -89,7 +99,13 @@ def measurement_row(cell: Cell, source: Path) -> dict[str, Any]:
     return {
         "dataset": read_manifest(DATASET)["name"],
         "network": read_design().architecture,
-        **_key(cell),
+        "cell": cell.name,
+        "subset": s.name,
+        "variant": cell.variant,
+        "method": cell.method,
+        "bits": str(cell.bits),
+        "calibration": cell.calibration or NO_IMAGES,
+        "seed": cell.seed,
         "kind": s.kind,
         "subset_size_classes": len(s.classes),
         "median_divergence_nats": s.median_divergence,
@@ -105,30 +121,7 @@ def layer_rows(cell: Cell, source: Path) -> list[dict[str, Any]]:
     return [{"cell": cell.name, **layer} for layer in read_layers(source)]
 
 
-def _key(cell: Cell) -> dict[str, Any]:
-    return {
-        "cell": cell.name,
-        "subset": cell.subset.name,
-        "variant": cell.variant,
-        "method": cell.method,
-        "bits": str(cell.bits),
-        "calibration": cell.calibration or NO_IMAGES,
-        "seed": cell.seed,
-    }
-
-
 def _write_table(path: Path, rows: Iterable[dict[str, Any]]) -> None:
     table = pd.DataFrame(list(rows))
     whole = {name: "Int64" for name in ("levels", "weights", "seed") if name in table}
     table.astype(whole).round(6).to_csv(path, index=False)
-
-
-def _hashes(bench: Bench) -> dict[str, Any]:
-    """What the table was made from."""
-    return {
-        "code": study_code(),
-        "dataset_md5": bench.dataset,
-        "network_md5": md5(NETWORK / WEIGHTS),
-        "subsets_md5": md5(SUBSETS),
-        "params": bench.params.model_dump(mode="json"),
-    }

@@ -411,7 +411,7 @@ def test_asked_again_nothing_is_measured_again_and_all_bytes_are_the_same(
         return {path.name: path.read_bytes() for path in (place / room.FOLDER).iterdir()}
 
     first, before = ask(*CLASSES), contents()
-    monkeypatch.setattr("laq.study.jobs.quantize_each", None)
+    monkeypatch.setattr("laq.study.measure.quantize_each", None)
     again = ask(*CLASSES)
     assert again.exit_code == 0, again.output
     assert (again.stdout, contents()) == (first.stdout, before)

@@ -18,7 +18,7 @@ from laq.parallel import Workers
 from laq.params import Further, Params, Study, load_params
 from laq.quantization import QuantizedNetwork, Recipe, choose_bits_each, quantize_each
 from laq.study import plan, read_measurements
-from laq.study.jobs import jobs_of
+from laq.study.measure import cost, groups_of
 from laq.subsets import Subset
 from tests.conftest import ROOT, tiny_params, write_params
 
@@ -66,15 +66,17 @@ def test_further_grids_add_cells_and_repeat_none() -> None:
 
 def test_networks_that_are_for_no_subset_are_made_once_for_all() -> None:
     cells = plan([SUBSET, OTHER], study(bits=(2, 3), calibrations=("subset", "all"), seeds=(0, 1)))
-    jobs = jobs_of(cells)
-    assert sorted(cell.name for job in jobs for cell in job.cells) == sorted(cell.name for cell in cells)
-    shared = [job for job in jobs if len({cell.subset for cell in job.cells}) > 1]
-    assert [job.classes for job in shared] == [[1, 2, 7, 50]] * 4
+    groups = groups_of(cells)
+    assert sorted(cell.name for group in groups for cell in group.cells) == sorted(
+        cell.name for cell in cells
+    )
+    shared = [group for group in groups if len({cell.subset for cell in group.cells}) > 1]
+    assert [group.classes for group in shared] == [[1, 2, 7, 50]] * 4
     # As it is, rounded, and calibrated on all classes with two seeds; each bit-width for both subsets.
-    assert [len(job.networks) for job in shared] == [1, 2, 2, 2]
-    assert all(len(cells) == 2 for job in shared for cells in job.networks.values())
+    assert [len(group.networks) for group in shared] == [1, 2, 2, 2]
+    assert all(len(cells) == 2 for group in shared for cells in group.networks)
     # Per subset: two seeds of the original; the fine-tuned as it is, rounded, and 2 calibrations x 2 seeds.
-    assert len(jobs) - len(shared) == 2 * (2 + 1 + 1 + 4)
+    assert len(groups) - len(shared) == 2 * (2 + 1 + 1 + 4)
 
 
 def test_recipes_are_what_the_parameters_say() -> None:
@@ -140,14 +142,14 @@ def test_the_table_says_what_was_asked_for_and_what_it_came_to(
         asked.append((given[2], given[4]))
         return choose_bits_each(*given)
 
-    monkeypatch.setattr("laq.study.jobs.choose_bits_each", choose)
+    monkeypatch.setattr("laq.study.measure.choose_bits_each", choose)
     room.run(params.study)
     table = read_measurements().set_index("cell")
     assert len(table) == 2 * 2 * (1 + 3)
     assert set(table.bits) == {"32", "3", "auto:3", "4 last:8"}
     # Texts in rows that no file has gone through, too: whoever groups by them must not average them.
     cells = plan(subsets.read_subsets(), params.study)
-    rows = [room.measurement_row(cell, room.Bench(params.study).folder(cell)) for cell in cells]
+    rows = [room.measurement_row(cell, room.StudyInputs(params.study).folder(cell)) for cell in cells]
     assert {row["bits"] for row in rows} == set(table.bits)
     assert table.loc["random-1.original.float", "mean_bits"] == 32
     assert table.loc["random-1.quantized.rtn-3bit", ["mean_bits", "levels"]].tolist() == [3, 7]
@@ -201,7 +203,7 @@ def test_a_cell_that_raises_is_told_and_tried_again_while_the_others_are_kept(
             raise RuntimeError("no memory")
         return quantize_each(network, images, recipes)
 
-    monkeypatch.setattr("laq.study.jobs.quantize_each", failing)
+    monkeypatch.setattr("laq.study.measure.quantize_each", failing)
     with pytest.raises(LaqError) as caught:
         room.run(params)
     lines = str(caught.value).splitlines()
@@ -233,9 +235,9 @@ def test_a_cell_that_raises_is_told_and_tried_again_while_the_others_are_kept(
 def test_the_bar_knows_that_choosing_bits_takes_longest_and_shared_networks_serve_many(project: Path) -> None:
     params = ready_for_a_study(project).study.model_copy(update={"radius": "error"})
     params = params.model_copy(update={"methods": ("gpfq",), "calibrations": ("subset", "all")})
-    bench = room.Bench(params)
+    inputs = room.StudyInputs(params)
     alone, both = (
-        {job.cells[0].name: bench.cost(job) for job in jobs_of(plan(subsets, params))}
+        {group.cells[0].name: cost(group, inputs) for group in groups_of(plan(subsets, params))}
         for subsets in ([SUBSET], [SUBSET, OTHER])
     )
     assert max(alone, key=alone.__getitem__) == "random-1.quantized.gpfq-auto_3.subset-0"

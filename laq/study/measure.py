@@ -1,0 +1,209 @@
+"""How cells are measured: those that share a network and calibration images together, and each once."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Final, Self
+
+import torch
+
+from laq.cache import cached
+from laq.errors import LaqError
+from laq.network import Classifier, load_network, predict, score
+from laq.parallel import Workers, run_all
+from laq.params import Base, Calibration
+from laq.progress import progress
+from laq.quantization import QuantizedNetwork, Recipe, choose_bits_each, parse_bits, quantize_each
+from laq.study.cells import Cell, is_label_aware
+from laq.study.inputs import StudyInputs, study_code
+from laq.study.results import write_results
+
+# Quantizing takes so many times what running the network on the image does; choosing bits for the layers of
+# a network takes so many more.
+_QUANTIZING: Final = 9
+_CHOOSING: Final = 120
+_BAR: Final = "{desc}: {percentage:3.0f}%|{bar}| [{elapsed}<{remaining}{postfix}]"
+_MOST_NAMED: Final = 5
+
+
+@dataclass(frozen=True)
+class CellGroup:
+    """Cells of one network before quantization and, if they learn from images, of one set of these."""
+
+    cells: tuple[Cell, ...]
+
+    @property
+    def networks(self) -> list[list[Cell]]:
+        """The cells of each network to make: those with the same recipe and bits."""
+        made: dict[object, list[Cell]] = {}
+        for cell in self.cells:
+            made.setdefault((cell.recipe, cell.bits), []).append(cell)
+        return list(made.values())
+
+    @property
+    def classes(self) -> list[int]:
+        """Those of all the group's subsets, whose images each network is scored on, once for all."""
+        return sorted({number for cell in self.cells for number in cell.subset.classes})
+
+
+@dataclass(frozen=True)
+class _Shared:
+    """What the cells of a group have in common.
+
+    ``subset`` is the one that their network is made for; None if it would be the same for any.
+    """
+
+    base: Base
+    subset: str | None
+    quantized: bool
+    label_aware: bool
+    calibration: Calibration | None
+    seed: int | None
+
+
+def groups_of(cells: Sequence[Cell]) -> list[CellGroup]:
+    """The groups that ``cells`` are measured in."""
+    groups: dict[_Shared, list[Cell]] = {}
+    for cell in cells:
+        label_aware = is_label_aware(cell.bits)
+        own = cell.base == "finetuned" or cell.calibration == "subset" or label_aware
+        shared = _Shared(
+            base=cell.base,
+            subset=cell.subset.name if own else None,
+            quantized=cell.recipe is not None,
+            label_aware=label_aware,
+            calibration=cell.calibration,
+            seed=cell.seed,
+        )
+        groups.setdefault(shared, []).append(cell)
+    return [CellGroup(tuple(group)) for group in groups.values()]
+
+
+def cost(group: CellGroup, inputs: StudyInputs) -> float:
+    """How long the group takes, in runs of the network on an image."""
+    images, first = inputs.params.calibration_images, group.cells[0]
+    scored = len(inputs.images("test").labels) * len(group.classes) / float(inputs.design["classes"])
+    learned = _QUANTIZING * images * (first.recipe is not None)
+    chosen = _CHOOSING * images * is_label_aware(first.bits)
+    return len(group.networks) * (scored + learned + chosen)
+
+
+def measure_all(cells: Sequence[Cell], inputs: StudyInputs, workers: Workers) -> dict[Cell, Path]:
+    """Measure what is not yet, and keep each cell as soon as it is done; returns all cells' folders.
+
+    Groups that fail are tried once more, cell by cell.
+
+    Raises:
+        LaqError: cells failed, even alone; the others are kept.
+    """
+    folders = {cell: inputs.folder(cell) for cell in cells}
+    missing = [cell for cell, folder in folders.items() if not folder.exists()]
+    with _Progress(cells, missing, inputs) as bar:
+        measure = partial(_measure_groups, inputs, workers, bar)
+        failed = measure(sorted(groups_of(missing), key=lambda group: cost(group, inputs), reverse=True))
+        reasons = measure([CellGroup((cell,)) for group in failed for cell in group.cells])
+    if reasons:
+        raise LaqError("\n".join(_failures(reasons, len(cells))))
+    return folders
+
+
+class _Progress:
+    """A bar of the study's work, of which cells have very different shares; it counts cells beside that."""
+
+    def __init__(self, cells: Sequence[Cell], missing: Sequence[Cell], inputs: StudyInputs) -> None:
+        # Whole numbers, whose sum is exact: the bar ends at its end.
+        self.shares: dict[Cell, int] = {}
+        for group in groups_of(cells):
+            self.shares |= dict.fromkeys(group.cells, round(cost(group, inputs) / len(group.cells)))
+        kept = set(cells).difference(missing)
+        self.measured = len(kept)
+        work = {"total": sum(self.shares.values()), "initial": sum(self.shares[cell] for cell in kept)}
+        self.bar = progress(None, "study", **work, postfix=self._counted(), bar_format=_BAR)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.bar.close()
+
+    def advance(self, group: CellGroup) -> None:
+        """The group's cells are measured."""
+        self.measured += len(group.cells)
+        self.bar.set_postfix_str(self._counted(), refresh=False)
+        self.bar.update(sum(self.shares[cell] for cell in group.cells))
+
+    def _counted(self) -> str:
+        return f"{self.measured}/{len(self.shares)} cells"
+
+
+def _measure_groups(
+    inputs: StudyInputs, workers: Workers, bar: _Progress, groups: Sequence[CellGroup]
+) -> dict[CellGroup, str]:
+    """Measure the groups; returns those that failed, and why."""
+    failures = {}
+    for outcome in run_all(partial(measure_group, inputs), groups, workers):
+        if outcome.failure:
+            failures[outcome.item] = outcome.failure
+        else:
+            bar.advance(outcome.item)
+    return failures
+
+
+def _failures(reasons: Mapping[CellGroup, str], cells: int) -> Iterator[str]:
+    """Which cells failed and why, in lines."""
+    yield f"{len(reasons)} of {cells} cells failed, twice each; the others are kept, so run it again"
+    for group, reason in list(reasons.items())[:_MOST_NAMED]:
+        yield f"{group.cells[0].name}: {reason}"
+    if len(reasons) > _MOST_NAMED:
+        yield f"and {len(reasons) - _MOST_NAMED} more"
+
+
+def measure_group(inputs: StudyInputs, group: CellGroup) -> None:
+    """Measure the cells of a group and keep each.
+
+    Raises:
+        LaqError: this process has other code than the one that asks.
+    """
+    if study_code() != inputs.code:
+        raise LaqError("the worker's laq, or its torch, is another one than here; install the same on both")
+    network = load_network(weights=inputs.weights(group.cells[0]))
+    scored = inputs.images("test").select(group.classes)
+    for cells, result in _networks(inputs, group, network):
+        logits = predict(network if result is None else result.network, scored)
+        for cell in cells:
+            scores = score(logits, scored.labels, cell.subset.classes)
+            write = partial(
+                write_results,
+                cell=cell,
+                scores=scores,
+                made=result or network,
+                keep_network=inputs.params.keep_networks,
+            )
+            cached("cells", inputs.dependencies(cell), write)
+
+
+def _networks(
+    inputs: StudyInputs, group: CellGroup, network: Classifier
+) -> Iterator[tuple[list[Cell], QuantizedNetwork | None]]:
+    """The group's networks, all quantized in one pass over the images, each with its cells."""
+    networks = group.networks
+    if group.cells[0].recipe is None:
+        yield networks[0], None
+        return
+    images = inputs.calibration_images(group.cells[0])
+    recipes = _recipes([cells[0] for cells in networks], network, images)
+    yield from zip(networks, quantize_each(network, images, recipes), strict=True)
+
+
+def _recipes(cells: Sequence[Cell], network: Classifier, images: torch.Tensor) -> list[Recipe]:
+    """The recipes, the bits of each layer chosen; what alike recipes need for that is measured once."""
+    chosen: dict[str, Recipe] = {}
+    mixed = [cell for cell in cells if isinstance(cell.bits, str)]
+    for recipe in dict.fromkeys(cell.recipe for cell in mixed if cell.recipe):
+        alike = [cell for cell in mixed if cell.recipe == recipe]
+        precisions = [parse_bits(cell.bits) for cell in alike]
+        classes = sorted(alike[0].subset.classes)
+        maps = choose_bits_each(precisions, network, images, recipe, classes)
+        chosen |= {cell.name: replace(recipe, bits=bits) for cell, bits in zip(alike, maps, strict=True)}
+    return [chosen.get(cell.name) or cell.recipe for cell in cells if cell.recipe]

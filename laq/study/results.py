@@ -1,0 +1,88 @@
+"""The folder of a measured cell: scores, layers, seconds and the quantized weights."""
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Final
+
+from laq.files import read_json, write_json
+from laq.network import WEIGHTS, Classifier, Scores
+from laq.quantization import QuantizedNetwork, float32_bytes, layer_names, save
+from laq.study.cells import FLOAT_BITS, Cell
+from laq.subsets import Subset
+
+SECONDS: Final = "seconds.json"
+MEASUREMENT: Final = "measurement.json"
+LAYERS: Final = "layers.json"
+
+
+def write_results(
+    folder: Path, cell: Cell, scores: Scores, made: QuantizedNetwork | Classifier, *, keep_network: bool
+) -> None:
+    """Write what was measured of the cell's network, and its weights if they are quantized and to be kept."""
+    if isinstance(made, QuantizedNetwork):
+        write_json(folder / SECONDS, round(sum(layer.seconds for layer in made.layers), 3))
+        outcome = _write_quantized(folder, made, cell.subset)
+        if not keep_network:
+            (folder / WEIGHTS).unlink()
+    else:
+        outcome = _of_float(made)
+    percent = {f"{name}_percent": value for name, value in asdict(scores).items()}
+    write_json(folder / MEASUREMENT, {**percent, **outcome})
+
+
+def _of_float(network: Classifier) -> dict[str, Any]:
+    """A network that is not quantized, measured like those that are."""
+    weights = [network.get_parameter(f"{name}.weight") for name in layer_names(network)]
+    zeros = sum(w.numel() - int(w.count_nonzero()) for w in weights) / sum(w.numel() for w in weights)
+    return {
+        "mean_bits": float(FLOAT_BITS),
+        "levels": None,
+        "sparsity_percent": 100 * zeros,
+        "size_bytes": float32_bytes(network),
+        "compression": 1.0,
+    }
+
+
+def _write_quantized(folder: Path, result: QuantizedNetwork, subset: Subset) -> dict[str, Any]:
+    """Write the quantized weights and the layers' records; returns the whole network's."""
+    classes = [name for _, name in sorted(zip(subset.classes, subset.class_names, strict=True))]
+    size = save(folder / WEIGHTS, result, {"classes": classes})
+    layers = [
+        {
+            "layer": layer.name,
+            "bits": layer.bits,
+            "levels": layer.levels,
+            "weights": layer.codes.numel(),
+            "sparsity_percent": 100 * layer.sparsity,
+            "relative_error": layer.relative_error,
+        }
+        for layer in result.layers
+    ]
+    write_json(folder / LAYERS, layers)
+    return {
+        "mean_bits": result.mean_bits,
+        "levels": layers[0]["levels"] if len({layer["levels"] for layer in layers}) == 1 else None,
+        "sparsity_percent": 100 * result.sparsity,
+        "size_bytes": size,
+        "compression": float32_bytes(result.network) / size,
+        "relative_error_mean": sum(layer.relative_error for layer in result.layers) / len(layers),
+        "relative_error_logits": result.relative_error,
+    }
+
+
+def read_measurement(folder: Path) -> dict[str, Any]:
+    """The cell's scores and what else was measured of the whole network."""
+    measurement: dict[str, Any] = read_json(folder / MEASUREMENT)
+    return measurement
+
+
+def read_seconds(folder: Path) -> float | None:
+    """What choosing the cell's codes took; nothing for a network that is not quantized."""
+    path = folder / SECONDS
+    return float(read_json(path)) if path.exists() else None
+
+
+def read_layers(folder: Path) -> list[dict[str, Any]]:
+    """What was measured layer by layer; nothing for a network that is not quantized."""
+    path = folder / LAYERS
+    return list(read_json(path)) if path.exists() else []
