@@ -12,8 +12,9 @@ import click
 from safetensors import SafetensorError
 
 from laq.errors import LaqError
-from laq.params import METHODS, Compare, Method, check_bits, load_params
+from laq.params import Compare, check_bits, load_params
 from laq.provenance import in_git
+from laq.quantization.methods.registry import METHODS, find_method
 
 # Each command imports its own room: importing them all takes seconds that `--help` should not.
 # ruff: noqa: PLC0415
@@ -49,6 +50,21 @@ class _Bits(click.ParamType["int | str"]):
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int | str:
         try:
             return check_bits(value)
+        except ValueError as error:
+            self.fail(str(error), param, ctx)
+
+
+class _Method(click.ParamType["str"]):
+    """A method of the registry."""
+
+    name = "method"
+
+    def get_metavar(self, param: click.Parameter, ctx: click.Context) -> str:  # noqa: ARG002 (click's own)
+        return f"[{'|'.join(METHODS)}]"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        try:
+            return find_method(value).name
         except ValueError as error:
             self.fail(str(error), param, ctx)
 
@@ -201,12 +217,12 @@ def track() -> None:
 )
 @click.option(
     "--method",
-    type=click.Choice(METHODS),
+    type=_Method(),
     help="Which method, beside round-to-nearest.  [default: quantize.method in params.yaml]",
 )
 @_workers
 def quantize(
-    subset: str | None, bits: int | str | None, method: Method | None, jobs: int | None, scheduler: str
+    subset: str | None, bits: int | str | None, method: str | None, jobs: int | None, scheduler: str
 ) -> None:
     """Quantize for one subset or all, measure, and send MLflow runs with the networks.
 

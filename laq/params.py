@@ -10,10 +10,9 @@ The file names a study and holds a block for each; a block has one section per p
 
 import json
 import re
-from collections.abc import Iterator
-from math import inf
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, TypeVar, get_args
+from typing import Annotated, Any, Literal, Self, TypeVar
 
 import yaml
 from pydantic import (
@@ -28,29 +27,25 @@ from pydantic import (
 
 from laq.errors import LaqError
 from laq.files import digest
+from laq.quantization.bits.spec import parse_bits
+from laq.quantization.methods.registry import find_method
+from laq.quantization.options import (
+    HIGHEST,
+    LOWEST,
+    OPTIONS,
+    AlphabetKind,
+    Granularity,
+    QuantizationError,
+    Radius,
+)
 
 FILE = Path("params.yaml")
-# As in laq.quantization, which takes seconds to import; a test holds them together.
-Method = Literal["rtn", "gpfq", "sgpfq", "gpfq_l0", "gpfq_l1", "gptq", "qronos"]
-AlphabetKind = Literal["symmetric", "twos_complement", "midrise", "predecessor"]
-RadiusRule = Literal["auto", "mse", "error"]
-Granularity = Literal["channel", "layer"]
 Alternative = Literal[
     "umap-gaussian", "umap-knn", "pca-gaussian", "pca-knn", "features-gaussian", "features-knn"
 ]
-BITS_TEXT = (
-    r"(?P<listed>\d+(?:,\d+)+)"
-    r"|(?P<patterns>[^\s=]+=\d+(?: +[^\s=]+=\d+)*)"
-    r"|(?:(?P<uniform>\d+)"
-    r"|(?P<order>asc|desc):(?P<average>\d+)(?::(?P<spread>\d+))?"
-    r"|auto:(?:(?P<mean>\d+(?:\.\d+)?)|(?P<size>\d+)B))"
-    r"(?: +first:(?P<first>\d+))?(?: +last:(?P<last>\d+))?"
-)
 _LONGEST_NAME = 60
 Base = Literal["original", "finetuned"]
 Calibration = Literal["subset", "all"]
-METHODS: tuple[Method, ...] = get_args(Method)
-RADIUS_RULES: tuple[RadiusRule, ...] = get_args(RadiusRule)
 
 Count = Annotated[int, Field(ge=0)]
 Positive = Annotated[int, Field(ge=1)]
@@ -60,12 +55,6 @@ Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 Spread = Annotated[float, Field(gt=0)]
 
 
-def _word_or_positive(value: Any) -> Any:
-    if value not in RADIUS_RULES and not (type(value) in {int, float} and 0 < value < inf):
-        raise ValueError(f"must be {', '.join(RADIUS_RULES)} or a number above 0, found {value!r}")
-    return value
-
-
 def check_bits(value: Any) -> int | str:
     """A number of bits, or a text that says what each layer gets (``laq.quantization.parse_bits``).
 
@@ -73,15 +62,25 @@ def check_bits(value: Any) -> int | str:
         ValueError: it is neither.
     """
     text = str(value).strip() if type(value) in {int, str} else ""
-    if re.fullmatch(r"\d+", text, re.ASCII):
-        if 2 <= int(text) <= 24:  # float32 cannot hold finer codes
-            return int(text)
-    elif re.fullmatch(BITS_TEXT, text, re.ASCII):
-        return text
-    raise ValueError(
-        f"found {value!r}; must be 2 to 24, or a text such as auto:3, auto:96000B, asc:4, desc:4, "
-        '"3 first:8 last:8", "8,4,4" or "body.fc=8 *=3"'
-    )
+    bits = int(text) if re.fullmatch(r"\d+", text, re.ASCII) else text
+    try:
+        parse_bits(bits)
+    except QuantizationError as error:
+        raise ValueError(
+            f"found {value!r}; must be {LOWEST} to {HIGHEST}, or a text such as auto:3, auto:96000B, asc:4, "
+            'desc:4, "3 first:8 last:8", "8,4,4" or "body.fc=8 *=3", whose numbers of bits are within that'
+        ) from error
+    return bits
+
+
+def _check_method(value: Any) -> str:
+    return find_method(value).name
+
+
+def _check_options(value: Any) -> dict[str, dict[str, Any]]:
+    if not isinstance(value, Mapping):
+        raise ValueError(f"found {value!r}; must be a map of methods to their options")  # noqa: TRY004
+    return {name: dict(find_method(name).check(options)) for name, options in value.items()}
 
 
 def bits_name(bits: int | str) -> str:
@@ -100,6 +99,7 @@ def _different(values: tuple[Any, ...]) -> tuple[Any, ...]:
 
 _T = TypeVar("_T")
 Bits = Annotated[int | str, BeforeValidator(check_bits)]
+MethodName = Annotated[str, BeforeValidator(_check_method)]
 Several = Annotated[tuple[_T, ...], Field(min_length=1), AfterValidator(_different)]
 
 
@@ -259,7 +259,7 @@ class Grid(Section):
     """
 
     bits: Several[Bits]
-    methods: Several[Method]
+    methods: Several[MethodName]
     bases: Several[Base]
     calibrations: Several[Calibration]
     seeds: Several[Seed]
@@ -269,27 +269,27 @@ class Further(Section):
     """Cells beside those of the study's grid; a factor that is left out is as there."""
 
     bits: Several[Bits] | None = None
-    methods: Several[Method] | None = None
+    methods: Several[MethodName] | None = None
     bases: Several[Base] | None = None
     calibrations: Several[Calibration] | None = None
     seeds: Several[Seed] | None = None
 
 
 class Study(Grid):
-    """What to quantize how, for each subset."""
+    """What to quantize how, for each subset: options of ``Recipe``, and those of methods by their names."""
 
     also: tuple[Further, ...] = ()
-    alphabet: AlphabetKind
-    granularity: Granularity
-    radius: Annotated[float | RadiusRule, BeforeValidator(_word_or_positive)]
-    percentile: Annotated[float, Field(gt=0, le=1)]
-    threshold: Annotated[float, Field(ge=0)]
-    fuse: bool
-    bias_correction: bool
+    alphabet: Annotated[AlphabetKind, BeforeValidator(OPTIONS["alphabet"])]
+    granularity: Annotated[Granularity, BeforeValidator(OPTIONS["granularity"])]
+    radius: Annotated[Radius, BeforeValidator(OPTIONS["radius"])]
+    percentile: Annotated[float, BeforeValidator(OPTIONS["percentile"])]
+    fuse: Annotated[bool, BeforeValidator(OPTIONS["fuse"])]
+    bias_correction: Annotated[bool, BeforeValidator(OPTIONS["bias_correction"])]
     calibration_images: Positive
-    retain_rate: Annotated[float, Field(gt=0, le=1)]
-    batch_size: Positive
-    ignore: tuple[str, ...]
+    retain_rate: Annotated[float, BeforeValidator(OPTIONS["retain_rate"])]
+    batch_size: Annotated[int, BeforeValidator(OPTIONS["batch_size"])]
+    ignore: Annotated[tuple[str, ...], BeforeValidator(OPTIONS["ignore"])]
+    options: Annotated[dict[str, dict[str, Any]], BeforeValidator(_check_options)] = {}
     keep_networks: bool
 
     def restricted(self, **factors: Any) -> "Study":
@@ -338,7 +338,7 @@ class Quantize(Section):
 
     subset: str
     bits: Bits
-    method: Method
+    method: MethodName
 
 
 class Compare(Section):

@@ -7,7 +7,7 @@ from typing import Any, Final
 
 import pandas as pd
 
-from laq.params import METHODS
+from laq.quantization import METHODS
 from laq.report.figures import in_order
 from laq.report.markdown import METHOD_NAMES
 from laq.report.tables import BASE_OF

@@ -1,18 +1,13 @@
 """Alphabets: the equally spaced levels that a layer's weights may take."""
 
 from dataclasses import dataclass
-from typing import Final, Literal, get_args
+from typing import Final
 
 import torch
 from torch import Tensor
 
-AlphabetKind = Literal["symmetric", "twos_complement", "midrise", "predecessor"]
-Granularity = Literal["channel", "layer"]
-RadiusRule = Literal["auto", "mse", "error"]
-Radius = float | RadiusRule
-RADIUS_RULES: Final[tuple[RadiusRule, ...]] = get_args(RadiusRule)
-LOWEST: Final = 2  # bits
-HIGHEST: Final = 24  # float32 cannot hold finer codes
+from laq.quantization.options import BITS, AlphabetKind, Granularity, Radius, check
+
 # Few levels are better spent inside the range than at its ends. Fractions of max|w|;
 # benchmarks/accuracy.py measures what others give.
 AUTO_RADIUS: Final = {2: 0.7, 3: 0.9}
@@ -24,13 +19,23 @@ MSE_RADII: Final = tuple(percent / 100 for percent in range(20, 101, 2))
 
 @dataclass(frozen=True)
 class AlphabetSpec:
-    """Which alphabet a layer gets; see ``make_alphabet``."""
+    """Which alphabet a layer gets; see ``make_alphabet``.
+
+    Raises:
+        QuantizationError: an option is not allowed.
+    """
 
     kind: AlphabetKind = "symmetric"
     bits: int = 4
     granularity: Granularity = "channel"
     radius: Radius = "auto"
     percentile: float = 1.0
+
+    def __post_init__(self) -> None:
+        check("alphabet", self.kind)
+        object.__setattr__(self, "bits", check("bits", self.bits, BITS))
+        for name in ("granularity", "radius", "percentile"):
+            object.__setattr__(self, name, check(name, getattr(self, name)))
 
     @property
     def codes(self) -> tuple[int, int]:
@@ -46,8 +51,8 @@ class AlphabetSpec:
     @property
     def fraction(self) -> float:
         """The radius as a fraction of the largest weight, where it is not chosen by an error."""
-        if isinstance(self.radius, float | int):
-            return float(self.radius)
+        if isinstance(self.radius, float):
+            return self.radius
         return PREDECESSOR_RADIUS if self.kind == "predecessor" else AUTO_RADIUS.get(self.bits, 1.0)
 
 
@@ -56,7 +61,7 @@ class Alphabet:
     """The levels ``step * (c + offset)`` for integer codes ``low <= c <= high``.
 
     ``step`` has the shape of the weights without their last dimension, then 1: a step per neuron
-    (negative ones turn the alphabet around).
+    (negative ones turn the alphabet around; of a neuron whose step is zero, all levels are zero).
     """
 
     step: Tensor
@@ -69,9 +74,14 @@ class Alphabet:
         """How many values a weight may take."""
         return self.high - self.low + 1
 
+    def in_steps(self, values: Tensor) -> Tensor:
+        """How many steps ``values`` (..., N, d) are from zero; none where the step is zero."""
+        return values / torch.where(self.step == 0, torch.inf, self.step)
+
     def encode(self, values: Tensor) -> Tensor:
         """The codes (int32) of the levels nearest to ``values`` (..., N, d)."""
-        return (values / self.step - self.offset).round().clamp(self.low, self.high).to(torch.int32)
+        steps = self.in_steps(values)
+        return (steps - self.offset).round().clamp(self.low, self.high).to(torch.int32)
 
     def decode(self, codes: Tensor) -> Tensor:
         """The levels that ``codes`` (..., N, d) stand for."""
@@ -89,7 +99,8 @@ def make_alphabet(W: Tensor, spec: AlphabetSpec) -> Alphabet:
 
     - ``symmetric``: 2^b - 1 levels around zero;
     - ``twos_complement``: 2^b levels, the odd one on the side of the largest weight;
-    - ``midrise``: 2^b levels around zero, which is not one of them;
+    - ``midrise``: 2^b levels around zero, which is not one of them: so the step of a neuron whose weights
+      are all zero is zero, whatever the granularity, and they stay zero;
     - ``predecessor``: 2^b + 1 levels (one more than b bits can hold) whose radius is the mean of the
       channels', as in the GPFQ authors' code (Zhang, Zhou, Saab 2023).
 
@@ -123,26 +134,27 @@ def _alphabet(W: Tensor, spec: AlphabetSpec, fraction: float) -> Alphabet:
     low, high = spec.codes
     reach = _reach(W, spec) * fraction
     if spec.kind == "midrise":
-        return Alphabet(_nonzero(reach / (high + 0.5)), low, high, 0.5)
+        of_zeros = W.abs().amax(-1, keepdim=True) == 0
+        return Alphabet(torch.where(of_zeros, 0, reach / (high + 0.5)), low, high, 0.5)
     if spec.kind == "twos_complement":
         largest = W.gather(-1, W.abs().argmax(-1, keepdim=True))
         reach = torch.where(largest > 0, -reach, reach)
-        return Alphabet(_nonzero(reach / -low), low, high)
-    return Alphabet(_nonzero(reach / high), low, high)
+    step = reach / (-low if spec.kind == "twos_complement" else high)
+    # Any step serves a neuron of zeros, of which zero is a level.
+    return Alphabet(torch.where(step == 0, torch.ones_like(step), step), low, high)
 
 
 def _reach(W: Tensor, spec: AlphabetSpec) -> Tensor:
-    """The magnitude that stands for the largest weight, per neuron (G, N, 1)."""
+    """The magnitude that stands for the largest weight, per neuron (G, N, 1).
+
+    It is the maximum where the percentile of |w| is zero, as of a neuron most of whose weights are.
+    """
     magnitudes = W.abs()
-    if spec.percentile == 1.0:
-        reach = magnitudes.amax(-1, keepdim=True)
-    else:
-        reach = magnitudes.quantile(spec.percentile, dim=-1, keepdim=True)
+    largest = magnitudes.amax(-1, keepdim=True)
+    full = spec.percentile == 1.0
+    reach = largest if full else magnitudes.quantile(spec.percentile, dim=-1, keepdim=True)
     if spec.kind == "predecessor":
-        return reach.mean().expand_as(reach)
-    return reach.amax().expand_as(reach) if spec.granularity == "layer" else reach
-
-
-def _nonzero(step: Tensor) -> Tensor:
-    """A neuron of zeros has no radius; any step serves it."""
-    return torch.where(step == 0, torch.ones_like(step), step)
+        reach, largest = (t.mean().expand_as(t) for t in (reach, largest))
+    elif spec.granularity == "layer":
+        reach, largest = (t.amax().expand_as(t) for t in (reach, largest))
+    return torch.where(reach == 0, largest, reach)

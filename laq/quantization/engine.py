@@ -30,8 +30,9 @@ from laq.quantization.execution.graph import trace
 from laq.quantization.execution.layerwise import Layerwise
 from laq.quantization.execution.lockstep import Lockstep
 from laq.quantization.execution.offload import Shelf
-from laq.quantization.methods.registry import solve
-from laq.quantization.recipe import QuantizationError, QuantizedLayer, QuantizedNetwork, Recipe
+from laq.quantization.methods.solve import solve
+from laq.quantization.options import QuantizationError, check_patterns
+from laq.quantization.recipe import QuantizedLayer, QuantizedNetwork, Recipe
 from laq.quantization.threads import Pool, worker_pool
 
 _SHARED: Final = ("batch_size", "ignore", "fuse", "memory_gib")  # options that a pass depends on
@@ -120,17 +121,6 @@ def _execution(analog: nn.Module, names: set[str], copies: int, pool: Pool, shel
 def layer_names(network: nn.Module) -> list[str]:
     """The names of all Conv2d and Linear layers."""
     return [name for name, module in network.named_modules() if isinstance(module, Layer)]
-
-
-def check_patterns(option: str, patterns: Iterable[str], names: Sequence[str]) -> None:
-    """See that every pattern of an option matches the name of some layer.
-
-    Raises:
-        QuantizationError: one does not.
-    """
-    for pattern in patterns:
-        if not any(fnmatchcase(name, pattern) for name in names):
-            raise QuantizationError(f"{option}: {pattern!r} matches no layer; layers: {', '.join(names)}")
 
 
 def _names_to_quantize(network: nn.Module, recipes: Sequence[Recipe]) -> set[str]:

@@ -1,71 +1,26 @@
 """What goes into a quantization, the recipe, and what comes out of it."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any, Final, Literal, get_args
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any, Final, Self
 
 from torch import Tensor, nn
 
-from laq.quantization.alphabet import (
-    HIGHEST,
-    LOWEST,
-    RADIUS_RULES,
-    Alphabet,
+from laq.quantization.alphabet import Alphabet, AlphabetSpec
+from laq.quantization.methods.registry import DEFAULT, METHODS, find_method
+from laq.quantization.options import (
+    OPTIONS,
     AlphabetKind,
-    AlphabetSpec,
     Granularity,
+    QuantizationError,
     Radius,
+    check,
 )
 
-Method = Literal["rtn", "gpfq", "sgpfq", "gpfq_l0", "gpfq_l1", "gptq", "qronos"]
-METHODS: tuple[Method, ...] = get_args(Method)
-Form = Literal["auto", "residual", "covariance"]
+__all__ = ["QuantizationError", "QuantizedLayer", "QuantizedNetwork", "Recipe"]
 
-
-class QuantizationError(ValueError):
-    """The network, the calibration images or the options cannot be worked with."""
-
-
-def _among(words: tuple[str, ...]) -> tuple[Callable[[Any], bool], str]:
-    return words.__contains__, ", ".join(words)
-
-
-def _are_bits(value: Any) -> bool:
-    every = value.values() if isinstance(value, dict) else [value]
-    return all(type(bits) is int and LOWEST <= bits <= HIGHEST for bits in every)
-
-
-def _is_positive(value: Any) -> bool:
-    return isinstance(value, int | float) and value > 0
-
-
-def _is_radius(value: Any) -> bool:
-    return value in RADIUS_RULES or _is_positive(value)
-
-
-def _is_share(value: Any) -> bool:
-    return _is_positive(value) and value <= 1
-
-
-def _is_none_or_more(value: Any) -> bool:
-    return value == 0 or _is_positive(value)
-
-
-# What a recipe's options may be, and that in words.
-_ALLOWED: Final[dict[str, tuple[Callable[[Any], bool], str]]] = {
-    "bits": (_are_bits, f"{LOWEST} to {HIGHEST}, or a map of layers to such, as choose_bits makes"),
-    "method": _among(METHODS),
-    "alphabet": _among(get_args(AlphabetKind)),
-    "granularity": _among(get_args(Granularity)),
-    "radius": (_is_radius, f"{', '.join(RADIUS_RULES)}, or a number above 0"),
-    "percentile": (_is_share, "above 0, at most 1"),
-    "threshold": (_is_none_or_more, "a number, at least 0"),
-    "retain_rate": (_is_share, "above 0, at most 1"),
-    "batch_size": (lambda value: type(value) is int and value > 0, "a whole number above 0"),
-    "form": _among(get_args(Form)),
-    "memory_gib": (_is_none_or_more, "a number, at least 0"),
-    "seed": (lambda value: type(value) is int, "a whole number"),
-}
+# Options that belonged to all methods in packed files of the first kind, whether they used them or not.
+_ONCE_OF_ALL: Final = ("threshold", "form")
 
 
 @dataclass(frozen=True)
@@ -74,48 +29,70 @@ class Recipe:
 
     Attributes:
         bits: of every layer, or of each by name (``laq.quantization.bits.spec`` makes such maps).
-        method: round-to-nearest, GPFQ, its stochastic and sparse kin, GPTQ or Qronos.
+        method: a name in ``METHODS``: round-to-nearest, GPFQ, its stochastic and sparse kin, GPTQ, Qronos.
         alphabet: which levels there are, see ``make_alphabet``, as for the next three.
         granularity: a step per output channel, or one for the layer.
         radius: the largest level: a fraction of the largest weight, or how to choose it.
         percentile: of |w|, which stands for the largest weight.
-        threshold: λ of the sparse methods, in steps of the alphabet; up to 0.5 that of ``gpfq_l0`` does
-            nothing, since rounding to the nearest makes the same zeros.
         retain_rate: fraction of a convolution's patches to learn from.
         batch_size: images that are worked on at once; changes memory and rounding, nothing else.
         ignore: patterns of the names of layers that keep their weights.
         fuse: fold batch norms into the convolutions before them, first.
         bias_correction: shift the biases so that a layer's mean outputs stay what they were.
-        form: of GPFQ; ``auto`` picks the cheaper one (``inputs.choose_form``).
         memory_gib: half of it is for activations, before they go to a temporary folder, and half for a
-            layer's patches and residuals, before the form is taken that needs less.
+            layer's covariances, or patches and residuals, where the method can do with less.
         seed: draws the patches and the stochastic roundings.
+        options: the method's own, by name; what is left out has its default. GPFQ and its kin have
+            ``form`` (``residual`` or ``covariance``; ``auto`` is the cheaper one), the sparse ones also
+            ``threshold`` (λ, in steps of the alphabet: 0.75).
 
     Raises:
-        QuantizationError: an option that is none of these.
+        QuantizationError: an option is not allowed.
     """
 
     bits: int | dict[str, int] = 4
-    method: Method = "gpfq"
+    method: str = DEFAULT
     alphabet: AlphabetKind = "symmetric"
     granularity: Granularity = "channel"
     radius: Radius = "auto"
     percentile: float = 1.0
-    threshold: float = 0.75
     retain_rate: float = 1.0
     batch_size: int = 16
     ignore: tuple[str, ...] = ()
     fuse: bool = False
     bias_correction: bool = False
-    form: Form = "auto"
     memory_gib: float = 4.0
     seed: int = 0
+    options: Mapping[str, Any] = field(default_factory=dict, hash=False)
 
     def __post_init__(self) -> None:
-        for name, (allows, words) in _ALLOWED.items():
-            value = getattr(self, name)
-            if not allows(value):
-                raise QuantizationError(f"{name}: found {value!r}; must be {words}")
+        for name in OPTIONS:
+            object.__setattr__(self, name, check(name, getattr(self, name)))
+        try:
+            method = find_method(self.method)
+        except ValueError as error:
+            raise QuantizationError(f"method: {error}") from None
+        try:
+            object.__setattr__(self, "options", method.check(self.options))
+        except ValueError as error:
+            raise QuantizationError(f"options: {error}") from None
+
+    @classmethod
+    def from_json(cls, content: Mapping[str, Any]) -> Self:
+        """The recipe that ``dataclasses.asdict`` made ``content`` of, perhaps in an earlier version.
+
+        Raises:
+            QuantizationError: an option is unknown or not allowed.
+        """
+        kept = dict(content)
+        before = {name: kept.pop(name) for name in _ONCE_OF_ALL if name in kept}
+        if unknown := kept.keys() - {known.name for known in fields(cls)}:
+            raise QuantizationError(f"recipe: unknown option {min(unknown)}; a later laq may know it")
+        method = kept.get("method", DEFAULT)
+        if before and method in METHODS:
+            own = METHODS[method].options
+            kept["options"] = {name: value for name, value in before.items() if name in own}
+        return cls(**kept)
 
     @property
     def memory(self) -> float:
@@ -165,7 +142,7 @@ class QuantizedLayer:
     @property
     def sparsity(self) -> float:
         """The fraction of weights that are zero."""
-        return int((self.codes == -self.alphabet.offset).sum()) / self.codes.numel()
+        return int((self.alphabet.decode(self.codes) == 0).sum()) / self.codes.numel()
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,8 @@ from laq.finetune import FOLDER as FINETUNE
 from laq.network import FOLDER as NETWORK
 from laq.network import WEIGHTS
 from laq.parallel import Workers
-from laq.params import Method, Params
+from laq.params import Params
+from laq.quantization.methods.registry import BASELINE
 from laq.report import headline
 from laq.report.tables import summarise, with_drops
 from laq.study import StudyInputs, layer_rows, measure_all, measurement_row, plan, read_seconds
@@ -34,7 +35,7 @@ class Request:
 
     subset: str
     bits: int | str
-    method: Method
+    method: str
 
 
 def inputs_exist() -> bool:
@@ -55,7 +56,7 @@ def run(params: Params, request: Request, workers: Workers = Workers()) -> str: 
     subsets = _requested_subsets(request.subset)
     study = params.study.restricted(
         bits=(request.bits,),
-        methods=tuple(dict.fromkeys(("rtn", request.method))),
+        methods=tuple(dict.fromkeys((BASELINE, request.method))),
         calibrations=params.study.calibrations[:1],
         seeds=params.study.seeds[:1],
     )

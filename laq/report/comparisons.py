@@ -8,7 +8,8 @@ from typing import Any, Final
 
 import pandas as pd
 
-from laq.params import METHODS, Report
+from laq.params import Report
+from laq.quantization import METHODS
 from laq.report.mixed_model import shared_effects
 from laq.report.paired_tests import corrected, paired_effects
 from laq.report.tables import GROUP, complete

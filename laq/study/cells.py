@@ -7,7 +7,7 @@ from typing import get_args
 
 from laq.errors import LaqError
 from laq.params import Base, Calibration, Grid, Study, bits_name
-from laq.quantization import QuantizationError, Recipe, parse_bits
+from laq.quantization import METHODS, QuantizationError, Recipe, parse_bits
 from laq.quantization.bits.spec import Budget
 from laq.subsets import Subset
 
@@ -22,7 +22,8 @@ def is_label_aware(bits: int | str) -> bool:
 
 def learns(recipe: Recipe) -> bool:
     """Whether the outcome depends on calibration images."""
-    return recipe.method != "rtn" or recipe.radius == "error" or recipe.bias_correction
+    learning = METHODS[recipe.method].learns_from != "nothing"
+    return learning or recipe.radius == "error" or recipe.bias_correction
 
 
 @dataclass(frozen=True)
@@ -95,7 +96,7 @@ def _quantized(subset: Subset, base: Base, grid: Grid, params: Study) -> Iterato
     shared = {f.name: getattr(params, f.name) for f in fields(Recipe) if f.name in Study.model_fields}
     for bits, method in product(grid.bits, grid.methods):
         known = {"bits": bits} if isinstance(bits, int) else {"bits": Recipe.bits}
-        recipe = Recipe(**{**shared, **known, "method": method})
+        recipe = Recipe(**{**shared, **known, "method": method, "options": params.options.get(method, {})})
         if not (learns(recipe) or is_label_aware(bits)):
             yield Cell(subset, base, recipe, bits)
             continue

@@ -14,12 +14,14 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from laq.quantization.alphabet import HIGHEST, AlphabetKind, AlphabetSpec
+from laq.quantization.alphabet import AlphabetSpec
 from laq.quantization.bits.sensitivity import Sensitivities, sensitivities
 from laq.quantization.bits.spec import Budget, Precision, bits_per_layer
 from laq.quantization.engine import quantize, quantize_each
 from laq.quantization.execution.fusion import fold_batch_norms
-from laq.quantization.recipe import QuantizationError, Recipe
+from laq.quantization.methods.registry import BASELINE
+from laq.quantization.options import HIGHEST, AlphabetKind, QuantizationError
+from laq.quantization.recipe import Recipe
 
 
 def choose_bits(
@@ -69,7 +71,8 @@ def choose_bits_each(
     choices = dict.fromkeys(b for p in precisions if isinstance(p.plan, Budget) for b in p.choices)
     names, measured = list[str](), Sensitivities({}, {})
     if not all(isinstance(p.plan, Budget) for p in precisions):
-        first = quantize(network, images[:1], replace(recipe, bits=HIGHEST, method="rtn", radius=1.0))
+        plain = replace(recipe, bits=HIGHEST, method=BASELINE, options={}, radius=1.0)
+        first = quantize(network, images[:1], plain)
         names = [layer.name for layer in first.layers]
     fixed = [None if isinstance(p.plan, Budget) else bits_per_layer(p, names) for p in precisions]
     if choices:

@@ -10,16 +10,14 @@ from fnmatch import fnmatchcase
 from fractions import Fraction
 from typing import Any, Final, Literal
 
-from laq.quantization.alphabet import HIGHEST, LOWEST
-from laq.quantization.engine import check_patterns
-from laq.quantization.recipe import QuantizationError
+from laq.quantization.options import HIGHEST, LOWEST, QuantizationError, check_patterns
 
 CHOICES: Final = (2, 3, 4, 5, 6, 8)
 _FORMS: Final = (
     'a number such as 4, one per layer such as 8,4,4, patterns such as "body.fc=8 *=3", or asc:4, desc:4:2, '
     "auto:3, auto:96000B; after a number or the last four also first:8 and last:8"
 )
-TEXT: Final = (
+_TEXT: Final = (
     r"(?P<listed>\d+(?:,\d+)+)"
     r"|(?P<patterns>[^\s=]+=\d+(?: +[^\s=]+=\d+)*)"
     r"|(?:(?P<uniform>\d+)"
@@ -137,7 +135,7 @@ def parse_bits(value: Any) -> Precision:
         return Precision(tuple(value))
     if isinstance(value, dict) and value and all(type(k) is str and type(b) is int for k, b in value.items()):
         return Precision(dict(value))
-    if isinstance(value, str) and (found := re.fullmatch(TEXT, value.strip(), re.ASCII)):
+    if isinstance(value, str) and (found := re.fullmatch(_TEXT, value.strip(), re.ASCII)):
         return _from_text({key: text for key, text in found.groupdict().items() if text is not None})
     raise QuantizationError(f"bits: found {value!r}, which is not {_FORMS}")
 

@@ -169,13 +169,18 @@ def choose_form(inputs: Inputs, neurons: int, memory: float) -> Literal["residua
     """
     groups, d = inputs.groups, inputs.columns
     need_residual = 4.0 * (groups * (neurons + 2 * d // inputs.kernel) + 2 * inputs.kernel) * inputs.m
-    need_covariance = 24.0 * groups * d * d
+    need_covariance = covariance_bytes(inputs)
     if (need_residual > memory) != (need_covariance > memory):
         return "covariance" if need_residual > memory else "residual"
     residual = residual_flops(inputs, neurons) * _SLOWER[inputs.m > _FEW]
     residual += _PER_PATCH_ENTRY * groups * inputs.m * d
     covariance = covariance_flops(inputs, neurons) + groups * d * d * (2 * neurons + 2 * _PER_ENTRY)
     return "residual" if residual <= covariance else "covariance"
+
+
+def covariance_bytes(inputs: Inputs) -> float:
+    """What both covariances take while they are summed up: two in float64, and as much in float32."""
+    return 24.0 * inputs.groups * inputs.columns**2
 
 
 def residual_flops(inputs: Inputs, neurons: int) -> float:

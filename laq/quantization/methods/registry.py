@@ -1,100 +1,203 @@
-"""Every method behind one call: weights, a layer's inputs and an alphabet in, codes out."""
+"""The registry of methods: all that other modules know of a method stands in its entry here.
 
-import zlib
-from collections.abc import Callable
-from dataclasses import dataclass
-from functools import partial
-from typing import Final, Literal
+A new method is a module of this package with a function ``solve``, and an entry in this file. A program can
+add one of its own::
 
-import numpy as np
-import torch
-from torch import Tensor
+    register(Method("mine", "My method", solve, learns_from="nothing"))
 
-from laq.quantization.alphabet import Alphabet, AlphabetSpec, best_candidates, candidates
-from laq.quantization.calibration.covariance import Inputs, choose_form, covariance_flops
-from laq.quantization.methods.diffusion import gptq, qronos
-from laq.quantization.methods.gpfq import Solution, covariance_errors, gpfq_covariance, gpfq_residual
-from laq.quantization.methods.sequential import Problem, Rounding
-from laq.quantization.recipe import Method, Recipe
+This module imports neither torch nor numba: an entry names its solver, which is imported when it is first
+needed.
+"""
 
-_ROUNDING: Final[dict[Method, Literal["stochastic", "hard", "soft"]]] = {
-    "sgpfq": "stochastic",
-    "gpfq_l0": "hard",
-    "gpfq_l1": "soft",
-}
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from importlib import import_module
+from types import MappingProxyType
+from typing import Any, Final, Literal
+
+from laq.quantization.options import Option, QuantizationError, nearest_name, number, one_of
+
+LearnsFrom = Literal["nothing", "quantized", "both"]
 
 
 @dataclass(frozen=True)
-class Solved:
-    """A layer's codes (G, N, d), its alphabet (steps (G, N, 1)), and operations."""
+class MethodOption:
+    """An option of a method's own: what it may be, and its default."""
 
-    codes: Tensor
-    alphabet: Alphabet
-    flops: float
+    allows: Option
+    default: Any
 
 
-def solve(name: str, W: Tensor, inputs: Inputs, recipe: Recipe) -> Solved:
-    """Choose the codes of a layer's weights ``W`` (G, N, d).
+@dataclass(frozen=True)
+class Look:
+    """How charts draw a method.
 
-    Where the radius is chosen by the reconstruction error, each candidate is a set of neurons more,
-    which share all matrix products with the inputs; each neuron then takes its best.
+    Attributes:
+        colour: hexadecimal.
+        dash: lengths of dashes and gaps of its line, in line widths; none for a solid line.
+        marker: as matplotlib names it.
     """
-    spec = recipe.alphabet_spec(name)
-    trials = candidates(W, spec)
-    if recipe.method == "rtn" and len(trials) == 1:
-        return Solved(trials[0].encode(W), trials[0], 0.0)
-    many = W.repeat(1, len(trials), 1)
-    alphabet = trials[0].with_step(torch.cat([t.step for t in trials], 1))
-    problem = Problem(many, alphabet, _rounding(name, many, recipe))
-    solution = _run(problem, inputs, recipe)
-    codes, alphabet = _take_best(solution, alphabet, spec, len(trials))
-    return Solved(codes, alphabet, solution.flops)
+
+    colour: str = "#7f7f7f"
+    dash: tuple[float, ...] = ()
+    marker: str = "o"
 
 
-def _rounding(name: str, W: Tensor, recipe: Recipe) -> Rounding:
-    kind = _ROUNDING.get(recipe.method)
-    if kind is None:
-        return Rounding()
-    if kind != "stochastic":
-        return Rounding(kind, recipe.threshold)
-    generator = np.random.default_rng([recipe.seed, zlib.crc32(name.encode())])
-    return Rounding(kind, noise=torch.from_numpy(generator.random(W.shape)).to(W.device))
+@dataclass(frozen=True)
+class Method:
+    """A method's entry.
+
+    Attributes:
+        name: in ``Recipe``, ``params.yaml`` and tables.
+        label: in sentences and charts.
+        solver: a function (``LayerProblem``, ``Inputs``, ``Settings``) → ``Solution``, or where to import
+            it from, as "module:function".
+        learns_from: ``nothing`` but the weights, the inputs of the ``quantized`` network's layers, or those
+            of ``both`` networks.
+        options: the method's own, by name.
+        look: in charts.
+    """
+
+    name: str
+    label: str
+    solver: Callable[..., Any] | str
+    learns_from: LearnsFrom = "both"
+    options: Mapping[str, MethodOption] = field(default_factory=dict)
+    look: Look = Look()
+
+    def load(self) -> Callable[..., Any]:
+        """The solver, imported if need be."""
+        if not isinstance(self.solver, str):
+            return self.solver
+        module, _, function = self.solver.partition(":")
+        solver: Callable[..., Any] = getattr(import_module(module), function)
+        return solver
+
+    def check(self, given: Mapping[str, Any]) -> dict[str, Any]:
+        """The given options as they are kept, without defaults.
+
+        Raises:
+            ValueError: the method has no such option, or a value is not allowed.
+        """
+        if not isinstance(given, Mapping):
+            raise ValueError(f"found {given!r}; must be a map of option names to values")  # noqa: TRY004
+        for name in given:
+            if name not in self.options:
+                known = f"has {', '.join(self.options)}" if self.options else "has none"
+                hint = nearest_name(str(name), list(self.options))
+                raise ValueError(f"found {name!r}, which {self.name} does not have: it {known}{hint}")
+        return {name: self._checked(name, value) for name, value in given.items()}
+
+    def _checked(self, name: str, value: Any) -> Any:
+        try:
+            return self.options[name].allows(value)
+        except ValueError as error:
+            raise ValueError(f"{name}: {error}") from None
+
+    def settings(self, given: Mapping[str, Any]) -> dict[str, Any]:
+        """The given options, and the defaults of the others."""
+        return {name: option.default for name, option in self.options.items()} | dict(given)
 
 
-def _run(problem: Problem, inputs: Inputs, recipe: Recipe) -> Solution:
-    if recipe.method in _BY_COVARIANCE:
-        return _BY_COVARIANCE[recipe.method](problem, inputs)
-    form = recipe.form
-    if form == "auto":
-        form = choose_form(inputs, problem.W.shape[1], recipe.memory / 2)
-    return gpfq_residual(problem, inputs) if form == "residual" else gpfq_covariance(problem, inputs)
+_METHODS: Final[dict[str, Method]] = {}
+METHODS: Final[Mapping[str, Method]] = MappingProxyType(_METHODS)
 
 
-def _rtn(problem: Problem, inputs: Inputs) -> Solution:
-    """Round to nearest, with the error that it makes."""
-    codes = problem.alphabet.encode(problem.W)
-    errors = partial(covariance_errors, problem, codes, *inputs.covariances())
-    return Solution(codes, errors, covariance_flops(inputs, problem.W.shape[1]))
+def register(method: Method) -> None:
+    """Add a method.
+
+    Raises:
+        QuantizationError: there is another one of that name, or its name cannot be part of file names.
+    """
+    if not method.name.isidentifier() or method.name == "float":
+        raise QuantizationError(f"method {method.name!r}: a name has letters, digits and _, and is not float")
+    if method.name in _METHODS:
+        raise QuantizationError(f"method {method.name!r} is there already; take another name")
+    _METHODS[method.name] = method
 
 
-_BY_COVARIANCE: Final[dict[Method, Callable[[Problem, Inputs], Solution]]] = {
-    "rtn": _rtn,
-    "gptq": gptq,
-    "qronos": qronos,
-}
+def unregister(name: str) -> None:
+    """Take a method out again."""
+    del _METHODS[name]
 
 
-def _take_best(
-    solution: Solution, alphabet: Alphabet, spec: AlphabetSpec, trials: int
-) -> tuple[Tensor, Alphabet]:
-    if trials == 1:
-        return solution.codes, alphabet
-    codes, steps, errors = (
-        t.view(t.shape[0], trials, -1, *t.shape[2:]).transpose(0, 1)
-        for t in (solution.codes, alphabet.step, solution.errors())
-    )
-    best = best_candidates(errors, spec)[None, ..., None]
-    return (
-        codes.gather(0, best.expand(1, *codes.shape[1:]))[0],
-        alphabet.with_step(steps.gather(0, best)[0]),
-    )
+def find_method(name: Any) -> Method:
+    """The method of that name.
+
+    Raises:
+        ValueError: there is none.
+    """
+    if not isinstance(name, str) or name not in _METHODS:
+        hint = nearest_name(str(name), list(_METHODS))
+        raise ValueError(f"found {name!r}; must be {', '.join(_METHODS)}{hint}")
+    return _METHODS[name]
+
+
+def label(name: str) -> str:
+    """What sentences and charts call a method; a name that is not registered, such as float, stays itself."""
+    return _METHODS[name].label if name in _METHODS else name
+
+
+def look(name: str) -> Look:
+    """How charts draw a method, or one that is not registered here."""
+    return _METHODS[name].look if name in _METHODS else Look()
+
+
+# What the others are compared with: it needs no images.
+BASELINE: Final = "rtn"
+DEFAULT: Final = "gpfq"
+_HERE: Final = __name__.rpartition(".")[0]
+_FORM: Final = {"form": MethodOption(one_of("auto", "residual", "covariance"), "auto")}
+_SPARSE: Final = {"threshold": MethodOption(number(least=0), 0.75), **_FORM}
+_BUILT_IN: Final = (
+    Method(
+        "rtn",
+        "round-to-nearest",
+        f"{_HERE}.rtn:solve",
+        learns_from="nothing",
+        look=Look("#7f7f7f", (3.7, 1.6), "o"),
+    ),
+    Method(
+        "gpfq",
+        "GPFQ",
+        f"{_HERE}.gpfq:solve",
+        options=_FORM,
+        look=Look("#1f77b4", (), "o"),
+    ),
+    Method(
+        "sgpfq",
+        "SGPFQ",
+        f"{_HERE}.sgpfq:solve",
+        options=_FORM,
+        look=Look("#17becf", (6.4, 1.6, 1, 1.6), "s"),
+    ),
+    Method(
+        "gpfq_l0",
+        "sparse GPFQ (L0)",
+        f"{_HERE}.sparse_gpfq:solve_l0",
+        options=_SPARSE,
+        look=Look("#2ca02c", (1, 3), "^"),
+    ),
+    Method(
+        "gpfq_l1",
+        "sparse GPFQ (L1)",
+        f"{_HERE}.sparse_gpfq:solve_l1",
+        options=_SPARSE,
+        look=Look("#bcbd22", (5, 4, 1, 4, 1, 4), "v"),
+    ),
+    Method(
+        "gptq",
+        "GPTQ",
+        f"{_HERE}.gptq:solve",
+        learns_from="quantized",
+        look=Look("#ff7f0e", (8, 3), "D"),
+    ),
+    Method(
+        "qronos",
+        "Qronos",
+        f"{_HERE}.qronos:solve",
+        look=Look("#d62728", (1, 1.65), "X"),
+    ),
+)
+for _method in _BUILT_IN:
+    register(_method)

@@ -1,4 +1,4 @@
-"""GPFQ's recursion as it is stated: column after column, with the residual of every neuron in full.
+"""Rounding by the residual: column after column, with the residual u = (w - q) X̃ of every neuron in full.
 
 A step adds ``w_t X_t - q_t X̃_t`` to a neuron's residual and then needs its product with the next column:
 both take one pass over the residual, in which four neurons share the reading of the three columns. That
@@ -13,12 +13,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from laq.quantization.methods.problem import LayerProblem
 from laq.quantization.methods.sequential import (
     Floats,
     Levels,
-    Problem,
     Rule,
-    compiled,
+    compiled_levels,
+    compiled_rule,
+    floats,
     nearest_code,
     nearest_codes,
     slices,
@@ -33,48 +35,65 @@ _Array = NDArray[Any]  # of float32 or float64, as the network is
 
 
 class Columns(NamedTuple):
-    """What a path meets at B columns: a target is z_t = (⟨u, D_t⟩ + w_t a_t) / b_t, or w_t where b_t is 0.
+    """B columns of a layer's inputs: the target is z_t = (⟨u, D_t⟩ + w_t a_t) / b_t, or w_t where b_t is 0.
 
     Attributes:
-        X: columns (G, B, m) that the weights add to the residuals.
-        X_q: those that the levels take away.
-        D: the columns that residuals are multiplied with.
-        scales: a and b, (2, G, B), in float64.
+        X: (G, B, m), which the weights add to the residuals.
+        X_q: (G, B, m), which the levels take away.
+        D: (G, B, m), which residuals are multiplied with.
+        a: (G, B), in float64.
+        b: (G, B), in float64.
     """
 
-    X: Tensor
-    X_q: Tensor
-    D: Tensor
-    scales: Tensor
+    X: Any
+    X_q: Any
+    D: Any
+    a: Any
+    b: Any
+
+
+class Step(NamedTuple):
+    """What becomes of all residuals at a column: u ← u + w x - q x̃, then its product with ``following``.
+
+    Columns are (m,), or a segment of that; w and q are (N,).
+    """
+
+    x: _Array
+    x_q: _Array
+    following: _Array
+    w: _Array
+    q: _Array
 
 
 def gpfq_columns(X: Tensor, X_q: Tensor, pool: Pool) -> Columns:
     """GPFQ's: residuals are multiplied with X̃_t, a is ⟨X_t, X̃_t⟩ and b is ‖X̃_t‖²."""
-    scales = X.new_empty(2, *X.shape[:2], dtype=torch.float64)
+    a, b = X.new_empty(2, *X.shape[:2], dtype=torch.float64)
     if X.device.type != "cpu":
-        torch.sum(X * X_q, 2, dtype=torch.float64, out=scales[0])
-        torch.sum(X_q * X_q, 2, dtype=torch.float64, out=scales[1])
-        return Columns(X, X_q, X_q, scales)
+        torch.sum(X * X_q, 2, dtype=torch.float64, out=a)
+        torch.sum(X_q * X_q, 2, dtype=torch.float64, out=b)
+        return Columns(X, X_q, X_q, a, b)
 
     def fill(start: int) -> None:
-        b = slice(start, start + _COLUMNS)
-        scales[:, :, b] = torch.from_numpy(_products(X[:, b].numpy(), X_q[:, b].numpy()))
+        some = slice(start, start + _COLUMNS)
+        products = _products(X[:, some].numpy(), X_q[:, some].numpy())
+        a[:, some], b[:, some] = torch.from_numpy(products)
 
     pool.run(fill, range(0, X.shape[1], _COLUMNS))
-    return Columns(X, X_q, X_q, scales)
+    return Columns(X, X_q, X_q, a, b)
 
 
-def follow(problem: Problem, U: Tensor, columns: Columns, pool: Pool) -> Tensor:
+def round_by_residual(problem: LayerProblem, U: Tensor, columns: Columns, pool: Pool) -> Tensor:
     """The codes (G, N, B), int32; brings the neurons' residuals ``U`` (G, N, m) up to date."""
     if U.device.type != "cpu":
-        return _follow_vectorized(problem, U, columns)
+        return _round_vectorized(problem, U, columns)
     codes = torch.empty_like(problem.W, dtype=torch.int32)
 
     def fill(part: tuple[slice, slice]) -> None:
         g, n = part
-        X, X_q, D, a, b = (t[g].numpy() for t in (*columns[:3], *columns.scales))
-        weights = compiled(problem.part(g, n, slice(None)))
-        found = _follow(U[g, n].numpy(), ((X, X_q, D), (a, b)), *weights)
+        rows = problem.part(g, n, slice(None))
+        some = Columns(*(t[g].numpy() for t in columns))
+        levels, rule = compiled_levels(rows), compiled_rule(rows)
+        found = _round_compiled(U[g, n].numpy(), some, floats(rows.W), levels, rule)
         codes[g, n] = torch.from_numpy(found)
 
     pool.run(fill, slices(problem.W, _ROWS))
@@ -82,67 +101,51 @@ def follow(problem: Problem, U: Tensor, columns: Columns, pool: Pool) -> Tensor:
 
 
 @numba.njit(nogil=True, cache=True, fastmath=_REORDER)
-def _follow(
-    U: _Array,
-    columns: tuple[tuple[_Array, _Array, _Array], tuple[Floats, Floats]],
-    W: Floats,
-    levels: Levels,
-    rule: Rule,
-) -> NDArray[np.int32]:
-    (X, X_q, D), (a, b) = columns
-    steps, _, _, offset = levels
+def _round_compiled(U: _Array, columns: Columns, W: Floats, levels: Levels, rule: Rule) -> NDArray[np.int32]:
     codes = np.empty(W.shape, np.int32)
     groups, neurons, last = U.shape[0], U.shape[1], W.shape[2] - 1
     w, q, sums = np.zeros(neurons, U.dtype), np.zeros(neurons, U.dtype), np.empty(neurons)
     for g in range(groups):
+        X, X_q, D, a, b = columns.X[g], columns.X_q[g], columns.D[g], columns.a[g], columns.b[g]
         w[:] = q[:] = 0
-        _advance(U[g], (X[g, 0], X_q[g, 0], D[g, 0]), (w, q), sums)
+        _update(U[g], Step(X[0], X_q[0], D[0], w, q), sums)
         for t in range(last + 1):
             for n in range(neurons):
-                z = (sums[n] + W[g, n, t] * a[g, t]) / b[g, t] if b[g, t] > 0 else W[g, n, t]
+                z = (sums[n] + W[g, n, t] * a[t]) / b[t] if b[t] > 0 else W[g, n, t]
                 code = nearest_code(z, (g, n, t), levels, rule)
                 codes[g, n, t] = code
-                w[n], q[n] = W[g, n, t], (code + offset) * steps[g, n]
-            _advance(U[g], (X[g, t], X_q[g, t], D[g, min(t + 1, last)]), (w, q), sums)
+                w[n], q[n] = W[g, n, t], (code + levels.offset) * levels.steps[g, n]
+            _update(U[g], Step(X[t], X_q[t], D[min(t + 1, last)], w, q), sums)
     return codes
 
 
 @numba.njit(nogil=True, cache=True, fastmath=_REORDER)
-def _advance(
-    U: _Array, columns: tuple[_Array, _Array, _Array], factors: tuple[_Array, _Array], sums: Floats
-) -> None:
-    """Add w x - q x̃ to the residuals U (N, m), and set ``sums`` (N,) to their products with the next x̃."""
-    x, x_q, after = columns
+def _update(U: _Array, step: Step, sums: Floats) -> None:
+    """Take the step for residuals U (N, m), and set ``sums`` (N,) to their products with what follows."""
     neurons, m = U.shape
     fours = neurons - neurons % 4
     sums[:] = 0
     for start in range(0, m, _SEGMENT):
         s = slice(start, min(start + _SEGMENT, m))
-        part = (x[s], x_q[s], after[s])
+        segment = Step(step.x[s], step.x_q[s], step.following[s], step.w, step.q)
         for n in range(0, fours, 4):
-            _advance_four((U[n][s], U[n + 1][s], U[n + 2][s], U[n + 3][s]), part, factors, sums, n)
+            _update_four((U[n][s], U[n + 1][s], U[n + 2][s], U[n + 3][s]), segment, sums, n)
         for n in range(fours, neurons):
-            _advance_one(U[n][s], part, factors, sums, n)
+            _update_one(U[n][s], segment, sums, n)
 
 
 # Inlined: the calls would take longer than the work where columns are short.
 @numba.njit(inline="always")
-def _advance_four(
-    U: tuple[_Array, _Array, _Array, _Array],
-    columns: tuple[_Array, _Array, _Array],
-    factors: tuple[_Array, _Array],
-    sums: Floats,
-    n: int,
-) -> None:
-    """The same for neurons n to n + 3, adding to ``sums``."""
+def _update_four(U: tuple[_Array, _Array, _Array, _Array], step: Step, sums: Floats, n: int) -> None:
+    """The same for a segment of neurons n to n + 3, adding to ``sums``."""
     u0, u1, u2, u3 = U
-    x, x_q, after = columns
-    w, q = factors
+    x, x_q, following = step.x, step.x_q, step.following
+    w, q = step.w, step.q
     w0, w1, w2, w3 = w[n], w[n + 1], w[n + 2], w[n + 3]
     q0, q1, q2, q3 = q[n], q[n + 1], q[n + 2], q[n + 3]
     s0 = s1 = s2 = s3 = x.dtype.type(0)
     for i in range(len(x)):
-        a, b, c = x[i], x_q[i], after[i]
+        a, b, c = x[i], x_q[i], following[i]
         v0, v1 = u0[i] + w0 * a - q0 * b, u1[i] + w1 * a - q1 * b
         v2, v3 = u2[i] + w2 * a - q2 * b, u3[i] + w3 * a - q3 * b
         u0[i], u1[i], u2[i], u3[i] = v0, v1, v2, v3
@@ -154,21 +157,15 @@ def _advance_four(
 
 
 @numba.njit(inline="always")
-def _advance_one(
-    u: _Array,
-    columns: tuple[_Array, _Array, _Array],
-    factors: tuple[_Array, _Array],
-    sums: Floats,
-    n: int,
-) -> None:
+def _update_one(u: _Array, step: Step, sums: Floats, n: int) -> None:
     """The same for neuron n alone."""
-    x, x_q, after = columns
-    w, q = factors[0][n], factors[1][n]
+    x, x_q, following = step.x, step.x_q, step.following
+    w, q = step.w[n], step.q[n]
     total = x.dtype.type(0)
     for i in range(len(x)):
         v = u[i] + w * x[i] - q * x_q[i]
         u[i] = v
-        total += v * after[i]
+        total += v * following[i]
     sums[n] += total
 
 
@@ -200,9 +197,9 @@ def _short_dot(x: _Array, y: _Array) -> Any:
     return total
 
 
-def _follow_vectorized(problem: Problem, U: Tensor, columns: Columns) -> Tensor:
+def _round_vectorized(problem: LayerProblem, U: Tensor, columns: Columns) -> Tensor:
     """The same in torch, all neurons at once: for devices other than the CPU."""
-    X, X_q, D, (a, b) = columns
+    X, X_q, D, a, b = columns
     codes = torch.empty_like(problem.W, dtype=torch.int32)
     for t in range(problem.W.shape[2]):
         w, energy = problem.W[..., t].double(), b[:, None, t]

@@ -1,6 +1,6 @@
-"""The greedy walk along a layer's columns that all of GPFQ, GPTQ and Qronos come down to.
+"""Sequential rounding along a layer's columns, which GPFQ, GPTQ and Qronos come down to.
 
-For every neuron and t = 1 ... d, with what the weights before t left behind::
+For every neuron and t = 1 ... d, with what rounding the weights before t left behind::
 
     z_t = (A_t - Σ_{s<t} q_s H_st) / H_tt;   q_t = round(z_t)
 
@@ -10,8 +10,7 @@ Where H_tt is zero, z_t is w_t.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
-from typing import Final, Literal
+from typing import Final, NamedTuple
 
 import numba
 import numpy as np
@@ -19,50 +18,38 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from laq.quantization.alphabet import Alphabet
+from laq.quantization.methods.problem import LayerProblem
 from laq.quantization.threads import Pool
 
-_BLOCK: Final = 64  # columns that the compiled walk takes at a time
+_BLOCK: Final = 64  # columns that compiled code takes at a time
 _WIDE: Final = 8 * _BLOCK  # columns that matrix products take at a time
 _ROWS: Final = 128  # neurons that a thread takes at most
 _KINDS: Final = ("nearest", "stochastic", "hard", "soft")
 Floats = NDArray[np.float64]
-Levels = tuple[Floats, int, int, float]
-Rule = tuple[int, float, Floats]
 
 
-@dataclass(frozen=True)
-class Rounding:
-    """How a target z becomes a level, z being in steps of the alphabet.
+class Levels(NamedTuple):
+    """An alphabet for compiled code: ``steps`` (G, N), and the codes' bounds and offset."""
 
-    - ``nearest``;
-    - ``stochastic``: the level below or above, the likelier the nearer (Zhang and Saab 2023); ``noise``
-      (G, N, d) holds numbers drawn from [0, 1);
-    - ``hard``: 0 if |z| ≤ λ, else the nearest (Zhang, Zhou and Saab 2023, L0); λ is ``threshold``;
-    - ``soft``: the nearest to sign(z) max(|z| - λ, 0) (the same, L1).
-    """
-
-    kind: Literal["nearest", "stochastic", "hard", "soft"] = "nearest"
-    threshold: float = 0.0
-    noise: Tensor | None = None
+    steps: Floats
+    low: int
+    high: int
+    offset: float
 
 
-@dataclass(frozen=True)
-class Problem:
-    """Weights ``W`` (G, N, d), the levels that they may take (steps (G, N, 1)) and how to round."""
+class Rule(NamedTuple):
+    """A rounding rule for compiled code: the number of its kind, λ, and noise (G, N, d) or nothing."""
 
-    W: Tensor
-    alphabet: Alphabet
-    rounding: Rounding = Rounding()
+    kind: int
+    threshold: float
+    noise: Floats
 
-    def part(self, groups: slice, neurons: slice, columns: slice) -> "Problem":
-        """Some of the weights."""
-        noise = self.rounding.noise
-        return Problem(
-            self.W[groups, neurons, columns],
-            self.alphabet.with_step(self.alphabet.step[groups, neurons]),
-            self.rounding if noise is None else replace(self.rounding, noise=noise[groups, neurons, columns]),
-        )
+
+class Remainder(NamedTuple):
+    """What is to be rounded, (G, N, B) each: z_t is v_t + (a_t - Σ_{s<t} (q_s - v_s) H_st) / H_tt."""
+
+    a: Floats
+    v: Floats
 
 
 def slices(W: Tensor, most: int) -> Iterator[tuple[slice, slice]]:
@@ -81,8 +68,8 @@ def slices(W: Tensor, most: int) -> Iterator[tuple[slice, slice]]:
             yield slice(g, g + step), slice(n, n + rows)
 
 
-def targets(W: Tensor, G: Tensor, pool: Pool) -> Tensor:
-    """A (G, N, d) of weights W (G, N, d): A_t = Σ_{s≤t} w_s G_st, G being (G, d, d) and of A's type."""
+def upper_product(W: Tensor, G: Tensor, pool: Pool) -> Tensor:
+    """W (G, N, d) times the upper triangle of G (G, d, d), in G's type: A_t = Σ_{s≤t} w_s G_st."""
     W = W.to(G)
     A = torch.empty_like(W)
 
@@ -94,7 +81,7 @@ def targets(W: Tensor, G: Tensor, pool: Pool) -> Tensor:
     return A
 
 
-def walk(problem: Problem, H: Tensor, pool: Pool, A: Tensor | None = None) -> Tensor:
+def round_sequentially(problem: LayerProblem, H: Tensor, pool: Pool, A: Tensor | None = None) -> Tensor:
     """The codes (G, N, d), int32, for H (G, d, d) and A (G, N, d), which is used up; None: W's own."""
     codes = torch.empty_like(problem.W, dtype=torch.int32)
 
@@ -102,42 +89,51 @@ def walk(problem: Problem, H: Tensor, pool: Pool, A: Tensor | None = None) -> Te
         g, n = part
         rows = problem.part(g, n, slice(None))
         W = rows.W.to(H)
-        left, V = (torch.zeros_like(W), W) if A is None else (A[g, n], torch.zeros_like(W))
-        codes[g, n] = _walk_rows(rows, H[g], left, V)
+        a, v = (torch.zeros_like(W), W) if A is None else (A[g, n], torch.zeros_like(W))
+        codes[g, n] = _round_neurons(rows, H[g], a, v)
 
     pool.run(fill, slices(problem.W, _ROWS))
     return codes
 
 
-def _walk_rows(problem: Problem, H: Tensor, left: Tensor, V: Tensor) -> Tensor:
-    """The codes of some neurons, z_t being v_t + (left_t - Σ_{s<t} (q_s - v_s) H_st) / H_tt."""
-    d = left.shape[2]
-    E, codes = torch.empty_like(left), torch.empty_like(left, dtype=torch.int32)
+def _round_neurons(problem: LayerProblem, H: Tensor, a: Tensor, v: Tensor) -> Tensor:
+    """The codes of some neurons (``Remainder`` says of a and v, (G, N, d), what they are)."""
+    d = a.shape[2]
+    E, codes = torch.empty_like(a), torch.empty_like(a, dtype=torch.int32)
     for start in range(0, d, _BLOCK):
         wide, b = start - start % _WIDE, slice(start, start + _BLOCK)
         if start == wide and start > 0:
             after = slice(start, start + _WIDE)
-            left[..., after] -= E[..., :start] @ H[:, :start, after]
-        left[..., b] -= E[..., wide:start] @ H[:, wide:start, b]
+            a[..., after] -= E[..., :start] @ H[:, :start, after]
+        a[..., b] -= E[..., wide:start] @ H[:, wide:start, b]
         part = problem.part(slice(None), slice(None), b)
-        codes[..., b] = _walk_block_of(part, H[:, b, b], left[..., b], V[..., b])
-        E[..., b] = problem.alphabet.decode(codes[..., b]) - V[..., b]
+        codes[..., b] = _round_block(part, H[:, b, b], a[..., b], v[..., b])
+        E[..., b] = problem.alphabet.decode(codes[..., b]) - v[..., b]
     return codes
 
 
-def _walk_block_of(problem: Problem, H: Tensor, left: Tensor, V: Tensor) -> Tensor:
+def _round_block(problem: LayerProblem, H: Tensor, a: Tensor, v: Tensor) -> Tensor:
     """The same for one block of B columns: H is (G, B, B), the others (G, N, B)."""
-    if left.device.type != "cpu":
-        return _walk_vectorized(problem, H.double(), left.double(), V.double())
-    return torch.from_numpy(_walk_block(floats(H), (floats(left), floats(V)), *compiled(problem)))
+    if a.device.type != "cpu":
+        return _round_block_vectorized(problem, H.double(), a.double(), v.double())
+    remainder = Remainder(floats(a), floats(v))
+    codes = _round_block_compiled(
+        floats(H), remainder, floats(problem.W), compiled_levels(problem), compiled_rule(problem)
+    )
+    return torch.from_numpy(codes)
 
 
-def compiled(problem: Problem) -> tuple[Floats, Levels, Rule]:
-    """A problem as the compiled walks take it: weights, alphabet, and the rounding's kind, λ and noise."""
-    alphabet, rounding = problem.alphabet, problem.rounding
-    levels = (floats(alphabet.step[..., 0]), alphabet.low, alphabet.high, alphabet.offset)
-    noise = torch.empty(0, 0, 0) if rounding.noise is None else rounding.noise
-    return floats(problem.W), levels, (_KINDS.index(rounding.kind), rounding.threshold, floats(noise))
+def compiled_levels(problem: LayerProblem) -> Levels:
+    """The alphabet for compiled code."""
+    alphabet = problem.alphabet
+    return Levels(floats(alphabet.step[..., 0]), alphabet.low, alphabet.high, alphabet.offset)
+
+
+def compiled_rule(problem: LayerProblem) -> Rule:
+    """The rounding rule for compiled code."""
+    rule = problem.rule
+    noise = torch.empty(0, 0, 0) if rule.noise is None else rule.noise
+    return Rule(_KINDS.index(rule.kind), rule.threshold, floats(noise))
 
 
 def floats(tensor: Tensor) -> Floats:
@@ -147,22 +143,20 @@ def floats(tensor: Tensor) -> Floats:
 
 
 @numba.njit(nogil=True, cache=True)
-def _walk_block(
-    H: Floats, state: tuple[Floats, Floats], W: Floats, levels: Levels, rule: Rule
+def _round_block_compiled(
+    H: Floats, remainder: Remainder, W: Floats, levels: Levels, rule: Rule
 ) -> NDArray[np.int32]:
-    left, V = state
-    steps, _, _, offset = levels
     codes = np.empty(W.shape, np.int32)
     groups, neurons, columns = W.shape
     for g in range(groups):
         for n in range(neurons):
-            ahead = left[g, n].copy()
+            ahead = remainder.a[g, n].copy()
             for t in range(columns):
-                v = V[g, n, t]
+                v = remainder.v[g, n, t]
                 z = v + ahead[t] / H[g, t, t] if H[g, t, t] > 0 else W[g, n, t]
                 code = nearest_code(z, (g, n, t), levels, rule)
                 codes[g, n, t] = code
-                e = (code + offset) * steps[g, n] - v
+                e = (code + levels.offset) * levels.steps[g, n] - v
                 for s in range(t + 1, columns):
                     ahead[s] -= e * H[g, t, s]
     return codes
@@ -171,39 +165,40 @@ def _walk_block(
 @numba.njit(nogil=True, cache=True)
 def nearest_code(z: float, at: tuple[int, int, int], levels: Levels, rule: Rule) -> float:
     """The code of the weight ``at`` (group, neuron, column) for its target z."""
-    steps, low, high, offset = levels
-    kind, threshold, noise = rule
-    z /= steps[at[0], at[1]]
-    if kind >= 2 and abs(z) <= threshold:
+    step = levels.steps[at[0], at[1]]
+    if step == 0:  # all levels are zero
+        return 0.0
+    z /= step
+    if rule.kind >= 2 and abs(z) <= rule.threshold:
         z = 0.0
-    elif kind == 3:
-        z -= np.copysign(threshold, z)
-    z -= offset
-    code: float = np.floor(z + noise[at]) if kind == 1 else np.rint(z)
-    return min(max(code, low), high)
+    elif rule.kind == 3:
+        z -= np.copysign(rule.threshold, z)
+    z -= levels.offset
+    code: float = np.floor(z + rule.noise[at]) if rule.kind == 1 else np.rint(z)
+    return min(max(code, levels.low), levels.high)
 
 
-def _walk_vectorized(problem: Problem, H: Tensor, left: Tensor, V: Tensor) -> Tensor:
+def _round_block_vectorized(problem: LayerProblem, H: Tensor, a: Tensor, v: Tensor) -> Tensor:
     """The same in torch, all neurons at once: for devices other than the CPU."""
     step = problem.alphabet.step[..., 0].double()
-    left, codes = left.clone(), torch.empty_like(left, dtype=torch.int32)
-    for t in range(left.shape[2]):
-        energy, v = H[:, t, t, None], V[..., t]
-        z = torch.where(energy > 0, v + left[..., t] / energy.clamp(min=1e-300), problem.W[..., t].double())
-        codes[..., t] = nearest_codes(problem, z, t)
-        e = (codes[..., t] + problem.alphabet.offset) * step - v
-        left[..., t + 1 :] -= e[..., None] * H[:, None, t, t + 1 :]
+    a, codes = a.clone(), torch.empty_like(a, dtype=torch.int32)
+    for t in range(a.shape[2]):
+        energy = H[:, t, t, None]
+        z = v[..., t] + a[..., t] / energy.clamp(min=1e-300)
+        codes[..., t] = nearest_codes(problem, torch.where(energy > 0, z, problem.W[..., t].double()), t)
+        e = (codes[..., t] + problem.alphabet.offset) * step - v[..., t]
+        a[..., t + 1 :] -= e[..., None] * H[:, None, t, t + 1 :]
     return codes
 
 
-def nearest_codes(problem: Problem, z: Tensor, t: int) -> Tensor:
+def nearest_codes(problem: LayerProblem, z: Tensor, t: int) -> Tensor:
     """The codes (G, N) of all weights of column t for their targets z (G, N)."""
-    alphabet, rounding = problem.alphabet, problem.rounding
-    z = z / alphabet.step[..., 0]
-    if rounding.kind == "hard":
-        z = torch.where(z.abs() <= rounding.threshold, 0, z)
-    elif rounding.kind == "soft":
-        z = z.sign() * (z.abs() - rounding.threshold).clamp(min=0)
+    alphabet, rule = problem.alphabet, problem.rule
+    z = alphabet.in_steps(z[..., None])[..., 0]
+    if rule.kind == "hard":
+        z = torch.where(z.abs() <= rule.threshold, 0, z)
+    elif rule.kind == "soft":
+        z = z.sign() * (z.abs() - rule.threshold).clamp(min=0)
     z = z - alphabet.offset
-    code = z.round() if rounding.noise is None else (z + rounding.noise[..., t].to(z)).floor()
+    code = z.round() if rule.noise is None else (z + rule.noise[..., t].to(z)).floor()
     return code.clamp(alphabet.low, alphabet.high)

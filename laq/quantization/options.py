@@ -1,0 +1,165 @@
+"""What every option may be, stated once: for ``Recipe``, ``params.yaml``, the command line and methods.
+
+This module imports neither torch nor numba, so that the command line can ask it at once.
+"""
+
+import difflib
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from math import isfinite
+from numbers import Integral, Real
+from typing import Any, Final, Literal, get_args
+
+AlphabetKind = Literal["symmetric", "twos_complement", "midrise", "predecessor"]
+Granularity = Literal["channel", "layer"]
+RadiusRule = Literal["auto", "mse", "error"]
+Radius = float | RadiusRule
+LOWEST: Final = 2  # bits
+HIGHEST: Final = 24  # float32 cannot hold finer codes
+
+
+class QuantizationError(ValueError):
+    """The network, the calibration images or the options cannot be worked with."""
+
+
+@dataclass(frozen=True)
+class Option:
+    """What an option may be.
+
+    Attributes:
+        convert: makes of a value what is kept of it, or raises ``ValueError`` or ``TypeError``.
+        allowed: the values that are allowed, in words that follow "must be".
+    """
+
+    convert: Callable[[Any], Any]
+    allowed: str
+
+    def __call__(self, value: Any) -> Any:
+        """The value as it is kept.
+
+        Raises:
+            ValueError: it is not allowed.
+        """
+        try:
+            return self.convert(value)
+        except (TypeError, ValueError):
+            raise ValueError(f"found {value!r}; must be {self.allowed}") from None
+
+
+def whole_number(least: int, most: int | None = None) -> Option:
+    """A whole number of Python's or NumPy's; booleans and floats are none."""
+
+    def convert(value: Any) -> int:
+        if isinstance(value, bool) or not isinstance(value, Integral):
+            raise TypeError
+        number = int(value)
+        if number < least or (most is not None and number > most):
+            raise ValueError
+        return number
+
+    bounds = f"above {least - 1}" if most is None else f"from {least} to {most}"
+    return Option(convert, f"a whole number {bounds}")
+
+
+def number(*, above: float | None = None, least: float | None = None, most: float | None = None) -> Option:
+    """A finite number of Python's or NumPy's within bounds; booleans are none."""
+
+    def convert(value: Any) -> float:
+        if isinstance(value, bool) or not isinstance(value, Real):
+            raise TypeError
+        kept = float(value)
+        within = (above is None or kept > above, least is None or kept >= least, most is None or kept <= most)
+        if not (isfinite(kept) and all(within)):
+            raise ValueError
+        return kept
+
+    bounds = {"above": above, "at least": least, "at most": most}
+    words = [f"{word} {bound:g}" for word, bound in bounds.items() if bound is not None]
+    return Option(convert, f"a number {', '.join(words)}")
+
+
+def one_of(*words: str) -> Option:
+    """One of some words."""
+
+    def convert(value: Any) -> str:
+        return words[words.index(value)]
+
+    return Option(convert, ", ".join(words))
+
+
+def either(words: Option, other: Option) -> Option:
+    """One of some words, or what another option allows."""
+
+    def convert(value: Any) -> Any:
+        return words(value) if isinstance(value, str) else other(value)
+
+    return Option(convert, f"{words.allowed}, or {other.allowed}")
+
+
+def _boolean(value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise TypeError
+    return value
+
+
+def _patterns(value: Any) -> tuple[str, ...]:
+    if not isinstance(value, list | tuple) or not all(isinstance(pattern, str) for pattern in value):
+        raise TypeError
+    return tuple(value)
+
+
+def _bits(value: Any) -> int | dict[str, int]:
+    if not isinstance(value, Mapping):
+        return int(BITS(value))
+    if not all(isinstance(layer, str) for layer in value):
+        raise TypeError
+    return {layer: int(BITS(bits)) for layer, bits in value.items()}
+
+
+BITS: Final = whole_number(LOWEST, HIGHEST)
+SHARE: Final = number(above=0, most=1)
+# The options of a recipe by name, but for the method and the method's own, which are in its registry.
+OPTIONS: Final[Mapping[str, Option]] = {
+    "bits": Option(_bits, f"{BITS.allowed}, or a map of layers to such, as choose_bits makes"),
+    "alphabet": one_of(*get_args(AlphabetKind)),
+    "granularity": one_of(*get_args(Granularity)),
+    "radius": either(one_of(*get_args(RadiusRule)), number(above=0)),
+    "percentile": SHARE,
+    "retain_rate": SHARE,
+    "batch_size": whole_number(1),
+    "ignore": Option(_patterns, "patterns of layers' names, such as ('body.*',)"),
+    "fuse": Option(_boolean, "true or false"),
+    "bias_correction": Option(_boolean, "true or false"),
+    "memory_gib": number(least=0),
+    "seed": whole_number(0, 2**32 - 1),
+}
+
+
+def check(name: str, value: Any, option: Option | None = None) -> Any:
+    """The value of the recipe's option ``name``, or of any other ``option`` so called, as it is kept.
+
+    Raises:
+        QuantizationError: it is not allowed.
+    """
+    try:
+        return (option or OPTIONS[name])(value)
+    except ValueError as error:
+        raise QuantizationError(f"{name}: {error}") from None
+
+
+def nearest_name(name: str, known: Sequence[str]) -> str:
+    """A question after the known name that is nearest to a misspelt one; empty where none is near."""
+    near = difflib.get_close_matches(name, known, 1)
+    return f"; did you mean {near[0]}?" if near else ""
+
+
+def check_patterns(option: str, patterns: Iterable[str], names: Sequence[str]) -> None:
+    """See that every pattern of an option matches the name of some layer.
+
+    Raises:
+        QuantizationError: one does not.
+    """
+    for pattern in patterns:
+        if not any(fnmatchcase(name, pattern) for name in names):
+            raise QuantizationError(f"{option}: {pattern!r} matches no layer; layers: {', '.join(names)}")
