@@ -32,7 +32,7 @@ from laq.network import Classifier, evaluate, load_network
 from laq.params import load_params
 from laq.progress import progress
 from laq.provenance import commit
-from laq.quantization import Recipe, choose_bits, parse_bits, quantize
+from laq.quantization import METHODS, Recipe, choose_bits, parse_bits, quantize
 from laq.study import Cell, StudyInputs
 from laq.subsets import Subset, read_subsets
 
@@ -124,10 +124,9 @@ def quantized(trial: Trial, subset: Subset) -> nn.Module:
     images = study_inputs(trial.images).calibration_images(cell)
     if trial.engine == "brevitas":
         return _by_brevitas(trial, images)
-    options: dict[str, Any] = {
-        name: getattr(trial, name) for name in ("method", "alphabet", "radius", "threshold")
-    }
-    recipe = Recipe(**options)
+    known: dict[str, Any] = {name: getattr(trial, name) for name in ("method", "alphabet", "radius")}
+    own = {"threshold": trial.threshold} if "threshold" in METHODS[trial.method].options else {}
+    recipe = Recipe(**known, options=own)
     precision = parse_bits(trial.bits)
     bits = choose_bits(precision, original(), images, recipe, sorted(subset.classes))
     return quantize(original(), images, replace(recipe, bits=bits)).network

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from itertools import product
 from typing import Any, Final, Literal
 
-from laq.params import METHODS
+from laq.quantization import METHODS
 
 Calibration = Literal["subset", "all"]
 BITS: Final = (2, 3, 4, 8)

@@ -13,8 +13,8 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 from numpy.typing import NDArray
 
 from laq.advise.text import NETWORKS, Findings, interval_of, kib, named, wishes
-from laq.report.figures import COLOURS, DPI, LOOKS, wrapped
-from laq.report.markdown import METHOD_NAMES
+from laq.quantization.methods.registry import BASELINE, label_of, look_of, sort_methods
+from laq.report.figures import COLOURS, DPI, wrapped
 from laq.report.tables import BASE_OF
 
 _WANTED: Final[dict[str, Any]] = {"color": "0.35", "lw": 1.1, "ls": (0, (6, 3))}
@@ -96,8 +96,8 @@ def _look(variant: str, method: str) -> dict[str, Any]:
     """Colour and marker; round-to-nearest, which shares GPFQ's marker, is hollow."""
     colour = COLOURS[variant]
     look = {"color": colour, "ls": "", "markeredgecolor": colour, "markeredgewidth": 1.2}
-    face = "none" if method == "rtn" else colour
-    return {**look, "marker": LOOKS[method][1], "ms": 7, "markerfacecolor": face}
+    face = "none" if method == BASELINE else colour
+    return {**look, "marker": look_of(method).marker, "ms": 7, "markerfacecolor": face}
 
 
 def _points(axes: Axes, candidates: pd.DataFrame) -> None:
@@ -150,9 +150,9 @@ def _keys(found: Findings) -> list[Line2D]:
         for row in table[table.method == "float"].sort_values("variant", ascending=False).to_dict("records")
     ]  # fmt: skip
     marks = [
-        Line2D([], [], label=METHOD_NAMES[method], **_look("original", method))
-        for method in LOOKS
-        if method in methods
+        Line2D([], [], label=label_of(method), **_look("original", method))
+        for method in sort_methods(methods)
+        if method != "float"
     ]
     lines = [
         Line2D([], [], label="no other is smaller and as accurate", c="0.2", lw=1.2),

@@ -9,7 +9,8 @@ import pandas as pd
 
 from laq.advise.choice import Wanted, nearest
 from laq.advise.export import LOADING
-from laq.report.markdown import METHOD_NAMES, line
+from laq.quantization.methods.registry import BASELINE, label_of
+from laq.report.markdown import line
 from laq.report.tables import BASE_OF
 from laq.study import IMAGES_OF
 from laq.subsets import Subset
@@ -96,7 +97,7 @@ def _brief(row: Any) -> str:
 
 def named(row: Any) -> str:
     """A candidate in words."""
-    return f"{METHOD_NAMES[row['method']]} at {_spent(row)} on the {_network(row)} network"
+    return f"{label_of(row['method'])} at {_spent(row)} on the {_network(row)} network"
 
 
 def _spent(row: Any) -> str:
@@ -183,7 +184,7 @@ def _row(row: Mapping[Any, Any], several: Sequence[str]) -> tuple[str, ...]:
     return (
         "→" if row["chosen"] else "P" if row["pareto"] else "",
         _network(row),
-        ", ".join([METHOD_NAMES[row["method"]], *images]),
+        ", ".join([label_of(row["method"]), *images]),
         row["bits"],
         kib(row),
         f"{times(row)}×",
@@ -199,7 +200,7 @@ def for_terminal(found: Findings, folder: str) -> str:
     shown = table.pareto | table.chosen | (table.method == "float")
     if row is not None:
         same = (table.variant == row["variant"]) & (table.bits == row["bits"])
-        shown |= same & (table.method == "rtn")
+        shown |= same & (table.method == BASELINE)
     few = pd.DataFrame(_rows(table[shown], _several(table)), columns=[*_HEAD])
     candidates = int((table.method != "float").sum())
     return (

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from laq.compare.pairing import SIDES, Comparison
-from laq.report.figures import DPI, LOOKS, in_order, method_keys, wrapped
+from laq.report.figures import DPI, in_order, method_keys, method_style, wrapped
 from laq.report.tables import BASE_OF
 
 _COLOURS: Final = {"first": "tab:blue", "second": "tab:orange"}
@@ -61,8 +61,7 @@ def _lines(axes: Axes, rows: pd.DataFrame, bits: list[str]) -> None:
     for offset, (side, method) in zip(offsets, drawn, strict=True):
         score = rows[rows.method == method].groupby("bits")[f"top1_sub_percent_{side}"]
         spread = score.agg(["mean", "std"]).reindex(bits).assign(place=range(len(bits))).dropna(subset="mean")
-        line, marker = LOOKS[method]
-        look: dict[str, Any] = {"c": _COLOURS[side], "ls": line, "marker": marker}
+        look = {"c": _COLOURS[side], **method_style(method)}
         x, deviation = spread.place + offset, spread["std"].fillna(0)
         bars = axes.errorbar(x, spread["mean"], deviation, ms=4, capsize=0, lw=1.4, elinewidth=0.9, **look)
         for bar in bars.lines[2]:

@@ -7,9 +7,8 @@ from typing import Any, Final
 
 import pandas as pd
 
-from laq.quantization import METHODS
+from laq.quantization.methods.registry import label_of, sort_methods
 from laq.report.figures import in_order
-from laq.report.markdown import METHOD_NAMES
 from laq.report.tables import BASE_OF
 from laq.study import NO_IMAGES
 from laq.track.studies import TrackedStudy
@@ -90,7 +89,7 @@ def _numbered(side: pd.DataFrame) -> pd.DataFrame:
 
 def _sorted(table: pd.DataFrame) -> pd.DataFrame:
     """By network, then bits, then method, round-to-nearest first."""
-    bits, methods = in_order(table), ["float", *METHODS]
+    bits, methods = in_order(table), ["float", *sort_methods(table.method)]
     places = {"variant": _VARIANTS, "bits": bits, "method": methods}
     ranks = {f"_{name}": table[name].map(values.index) for name, values in places.items()}
     in_place = table.assign(**ranks).sort_values([*ranks, "classes", "nth"], kind="stable")
@@ -142,7 +141,7 @@ def _lacking(row: Mapping[Hashable, Any], subset: str, there: pd.DataFrame) -> s
     if row["bits"] not in set(there.bits):
         return f"bits {row['bits']}"
     if row["method"] not in set(there.method):
-        return f"method {METHOD_NAMES[row['method']]}"
+        return f"method {label_of(row['method'])}"
     if row["classes"] not in set(there.classes):
         return f"the classes of {subset}"
-    return f"{subset} by {METHOD_NAMES[row['method']]} at {row['bits']} bits"
+    return f"{subset} by {label_of(row['method'])} at {row['bits']} bits"

@@ -7,7 +7,8 @@ from typing import Any, Final
 import pandas as pd
 
 from laq.compare.pairing import SIDES, Comparison, alone, each, paired
-from laq.report.markdown import METHOD_NAMES, line
+from laq.quantization.methods.registry import label_of
+from laq.report.markdown import line
 from laq.report.tables import BASE_OF
 from laq.study import IMAGES_OF
 
@@ -93,7 +94,7 @@ def _side(row: Mapping[Hashable, Any], side: str) -> tuple[object, str, str]:
 
 def _place(row: Mapping[Hashable, Any]) -> tuple[str, str, str]:
     images = IMAGES_OF.get(row["calibration"])
-    method = METHOD_NAMES[row["method"]] + (f", images of {images}" if images else "")
+    method = label_of(row["method"]) + (f", images of {images}" if images else "")
     return BASE_OF.get(row["variant"], row["variant"]), method, row["bits"]
 
 

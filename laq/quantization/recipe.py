@@ -84,14 +84,15 @@ class Recipe:
         Raises:
             QuantizationError: an option is unknown or not allowed.
         """
+        if not isinstance(content, Mapping):
+            raise QuantizationError(f"found {content!r}; must be the options of a recipe")
         kept = dict(content)
         before = {name: kept.pop(name) for name in _ONCE_OF_ALL if name in kept}
         if unknown := kept.keys() - {known.name for known in fields(cls)}:
-            raise QuantizationError(f"recipe: unknown option {min(unknown)}; a later laq may know it")
-        method = kept.get("method", DEFAULT)
-        if before and method in METHODS:
-            own = METHODS[method].options
-            kept["options"] = {name: value for name, value in before.items() if name in own}
+            raise QuantizationError(f"unknown option {min(unknown)}; a later laq may know it")
+        method = METHODS.get(str(kept.get("method", DEFAULT)))
+        if before and method:
+            kept["options"] = {name: value for name, value in before.items() if name in method.options}
         return cls(**kept)
 
     @property

@@ -14,6 +14,7 @@ from laq.files import need, read_json, replacing_folder, write_json
 from laq.params import FILE as PARAMS
 from laq.params import Report, bits_name, load_params
 from laq.provenance import commit
+from laq.quantization.methods.registry import BASELINE
 from laq.report.analysis import Analysis, analyse, title_of
 from laq.report.answers import answers
 from laq.report.correlations import DEPENDENCE
@@ -131,7 +132,7 @@ def _headline_rho(correlations: pd.DataFrame, bits: str) -> pd.DataFrame:
     """The rows of ``correlations`` that metrics tell."""
     asked = {"question": DEPENDENCE, "measure": "rho", "score": "drop_sub_points", "variant": "quantized"}
     chosen = correlations[(correlations[list(asked)] == pd.Series(asked)).all(axis=1)]
-    return main_rows(chosen[(chosen.bits == bits) & (chosen.method != "rtn")])
+    return main_rows(chosen[(chosen.bits == bits) & (chosen.method != BASELINE)])
 
 
 def headline(summary: pd.DataFrame) -> dict[str, float]:

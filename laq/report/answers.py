@@ -9,10 +9,10 @@ import numpy as np
 import pandas as pd
 
 from laq.params import Report
+from laq.quantization.methods.registry import BASELINE, label_of
 from laq.report.analysis import Analysis
 from laq.report.comparisons import ALLOCATION, CALIBRATION, FINETUNING, METHOD
 from laq.report.correlations import DEPENDENCE, PREDICTOR
-from laq.report.markdown import METHOD_NAMES
 from laq.report.rendering import templates
 from laq.report.tables import main_rows
 
@@ -66,7 +66,7 @@ def _with_evidence(table: pd.DataFrame, alpha: float) -> pd.DataFrame:
 def _first(rows: pd.DataFrame) -> pd.DataFrame:
     """Of the original network and the calibration told first; round-to-nearest only where it is all."""
     original = main_rows(rows[rows.variant.isin(["quantized", ""])])
-    without = original[original.method != "rtn"]
+    without = original[original.method != BASELINE]
     return without if len(without) else original
 
 
@@ -96,7 +96,7 @@ def _predictors(rows: pd.DataFrame) -> str:
         ranked = group.sort_values("rank").to_dict("records")
         own = group.to_dict("records")[0]
         behind = int((group.gap_low > 0).sum())
-        about = {"method": METHOD_NAMES[str(method)], "best": ranked[0], "own": own}
+        about = {"method": label_of(str(method)), "best": ranked[0], "own": own}
         texts.append(_sentence("predictor", **about, others=len(group) - 1, behind=behind))
     return " ".join(texts)
 
@@ -120,11 +120,11 @@ def _by_subject(rows: pd.DataFrame) -> dict[str, list[dict[Any, Any]]]:
     subjects: dict[str, list[dict[Any, Any]]] = {}
     for row in rows.to_dict("records"):
         if row["question"] == METHOD:
-            subject = f"{METHOD_NAMES[row['first']]} instead of {METHOD_NAMES[row['second']]}"
+            subject = f"{label_of(row['first'])} instead of {label_of(row['second'])}"
         elif row["method"] == "float":
             subject = "the network"
         else:
-            subject = METHOD_NAMES[row["method"]]
+            subject = label_of(row["method"])
         subjects.setdefault(subject, []).append(row)
     return subjects
 

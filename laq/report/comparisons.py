@@ -9,7 +9,7 @@ from typing import Any, Final
 import pandas as pd
 
 from laq.params import Report
-from laq.quantization import METHODS
+from laq.quantization.methods.registry import sort_methods
 from laq.report.mixed_model import shared_effects
 from laq.report.paired_tests import corrected, paired_effects
 from laq.report.tables import GROUP, complete
@@ -89,7 +89,7 @@ def _contrasts(table: pd.DataFrame) -> Iterator[_Contrast]:
     yield _Contrast(FINETUNING, "variant", tuned, plain)
     lossy, plainly = (side[side.method != "float"] for side in (tuned, plain))
     yield _Contrast(FINETUNING, "variant", lossy, plainly, _DROP)
-    methods = [method for method in METHODS if (table.method == method).any()]
+    methods = sort_methods(table.method[table.method != "float"])
     for second, first in combinations(methods, 2):
         ours, theirs = (table[table.method == method] for method in (first, second))
         yield _Contrast(METHOD, "method", ours, theirs)

@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from laq.report.markdown import METHOD_NAMES
+from laq.quantization.methods.registry import label_of, look_of, sort_methods
 from laq.report.tables import BASE_OF, log_curve
 
 COLOURS: Final = {
@@ -29,15 +29,6 @@ _MARKERS: Final = {
     "given": "P",
     "log": "X",
 }
-LOOKS: Final[dict[str, tuple[Any, str]]] = {  # line and marker of a method
-    "rtn": ("--", "o"),
-    "gpfq": ("-", "o"),
-    "sgpfq": ("-.", "s"),
-    "gpfq_l0": ((0, (1, 3)), "^"),
-    "gpfq_l1": ((0, (5, 4, 1, 4, 1, 4)), "v"),
-    "gptq": ((0, (8, 3)), "D"),
-    "qronos": (":", "X"),
-}
 DPI: Final = 130
 _WIDEST: Final = 1700  # pixels
 
@@ -53,7 +44,7 @@ def draw_against_divergence(path: Path, table: pd.DataFrame, title: str) -> None
             cells = (table.method == method) & (table.bits == width)
             axes.set_visible(bool(cells.any()))
             _scatter(axes, table[(table.method == "float") | cells])
-            axes.set_title(wrapped(f"{METHOD_NAMES[method]}, {width} bits", 38), fontsize=10)
+            axes.set_title(wrapped(f"{label_of(method)}, {width} bits", 38), fontsize=10)
         row[0].set_ylabel("top-1 on the subset (%)")
     for axes in panels[-1]:
         axes.set_xlabel("median divergence (nats)")
@@ -146,10 +137,16 @@ def _line_keys(table: pd.DataFrame) -> list[Line2D]:
 def method_keys(methods: Collection[str]) -> list[Line2D]:
     """The legend of lines and markers, for those of the methods that are drawn."""
     return [
-        Line2D([], [], color="0.3", ls=line, marker=marker, ms=4, lw=1.4, label=METHOD_NAMES[method])
-        for method, (line, marker) in LOOKS.items()
-        if method in methods
+        Line2D([], [], color="0.3", ms=4, lw=1.4, label=label_of(method), **method_style(method))
+        for method in sort_methods(methods)
+        if method != "float"
     ]
+
+
+def method_style(method: str) -> dict[str, Any]:
+    """Line and marker of a method, as keywords of matplotlib's."""
+    look = look_of(method)
+    return {"ls": (0, look.dash) if look.dash else "-", "marker": look.marker}
 
 
 def _lines(axes: Axes, table: pd.DataFrame, score: str) -> None:
@@ -165,6 +162,5 @@ def _lines(axes: Axes, table: pd.DataFrame, score: str) -> None:
         spread = group.groupby("bits")[score].agg(["mean", "std"])
         spread = spread.loc[[width for width in places if width in spread.index]]
         x = np.array([places[str(width)] for width in spread.index]) + offset
-        line, marker = LOOKS[str(method)]
-        look: dict[str, Any] = {"c": COLOURS[str(variant)], "ls": line, "marker": marker}
+        look = {"c": COLOURS[str(variant)], **method_style(str(method))}
         axes.errorbar(x, spread["mean"], spread["std"], ms=4, capsize=0, lw=1.4, elinewidth=0.9, **look)

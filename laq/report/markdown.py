@@ -6,22 +6,13 @@ from typing import Final
 import pandas as pd
 
 from laq.params import Report
+from laq.quantization.methods.registry import BASELINE, label_of
 from laq.report.analysis import Analysis
 from laq.report.correlations import DEPENDENCE
 from laq.report.rendering import markdown_table, number, plain, templates
 from laq.report.tables import BASE_OF, SEED_SPREAD, main_rows
 from laq.study import NO_IMAGES
 
-METHOD_NAMES: Final = {
-    "float": "float",
-    "rtn": "round-to-nearest",
-    "gpfq": "GPFQ",
-    "sgpfq": "SGPFQ",
-    "gpfq_l0": "sparse GPFQ (L0)",
-    "gpfq_l1": "sparse GPFQ (L1)",
-    "gptq": "GPTQ",
-    "qronos": "Qronos",
-}
 IMAGES: Final = {NO_IMAGES: "", "subset": "subset", "all": "all classes"}
 _TEMPLATES: Final = "laq.report"
 
@@ -55,13 +46,11 @@ def answers_text(answers: Mapping[str, str], params: Report) -> str:
 def findings(summary: pd.DataFrame) -> str:
     """A line per bit-width: the method that keeps most of the original network, beside round-to-nearest."""
     quantized = main_rows(summary[summary.variant == "quantized"])
-    rows = quantized.assign(
-        lost=_spread(quantized, "drop_sub_points"), method=quantized.method.map(METHOD_NAMES)
-    )
+    rows = quantized.assign(lost=_spread(quantized, "drop_sub_points"), method=quantized.method.map(label_of))
     found = []
     for bits, group in rows.groupby("bits", sort=False):
         best = max(group.to_dict("records"), key=lambda row: row["top1_sub_percent_mean"])
-        nearest = group[(group.method == METHOD_NAMES["rtn"]) & (group.method != best["method"])]
+        nearest = group[(group.method == label_of(BASELINE)) & (group.method != best["method"])]
         found.append({"bits": str(bits), "best": best, "nearest": nearest.to_dict("records")})
     return templates(_TEMPLATES).get_template("findings.md").render(findings=found).strip()
 

@@ -6,7 +6,8 @@ from typing import Final
 import pandas as pd
 
 from laq.params import Track
-from laq.report.markdown import METHOD_NAMES, accuracies, findings, line
+from laq.quantization.methods.registry import label_of
+from laq.report.markdown import accuracies, findings, line
 from laq.report.tables import BASE_OF
 from laq.subsets import Subset
 from laq.track.results import Results, Row
@@ -55,7 +56,7 @@ _HEAD: Final = ("network", "method", "bits", "top-1 of the subset (%)", "points 
 def _cells(row: Row) -> list[str]:
     return [
         str(BASE_OF.get(row["variant"], row["variant"])),
-        METHOD_NAMES[row["method"]],
+        label_of(row["method"]),
         str(row["bits"]),
         f"{row['top1_sub_percent']:.2f}",
         "" if row["method"] == "float" else f"{row['drop_sub_points']:z.2f}",

@@ -1,17 +1,17 @@
 """params.yaml: what is right is read, what is wrong is named in a line."""
 
+import subprocess
+import sys
 from dataclasses import fields
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import pytest
 
 from laq import params
 from laq.errors import LaqError
 from laq.params import load_params
-from laq.quantization import METHODS, Recipe
-from laq.quantization.alphabet import RADIUS_RULES, AlphabetKind, Granularity
-from laq.quantization.bits import spec
+from laq.quantization import QuantizationError, Recipe, parse_bits
 from tests.conftest import ROOT, tiny_params, write_params
 
 
@@ -37,8 +37,18 @@ MISTAKES: list[tuple[tuple[str, ...], Any, str]] = [
     (("study", "bits"), [True], "glyphs.study.bits.0: found True; must be 2 to 24"),
     (("study", "bits"), [[4, 4]], "glyphs.study.bits.0: found [4, 4]; must be 2 to 24"),
     (("study", "bits"), [], "glyphs.study.bits: "),
-    (("study", "methods"), ["awq"], "Input should be 'rtn', 'gpfq', 'sgpfq', 'gpfq_l0', 'gpfq_l1', 'gptq' or 'qronos' (found 'awq')"),
-    (("study", "retain_rate"), 0, "glyphs.study.retain_rate: Input should be greater than 0 (found 0"),
+    (("study", "methods"), ["awq"], "glyphs.study.methods.0: found 'awq'; must be rtn, gpfq, sgpfq, gpfq_l0, gpfq_l1, gptq, qronos"),
+    (("study", "methods"), ["qrono"], "glyphs.study.methods.0: found 'qrono'; must be rtn, gpfq, sgpfq, gpfq_l0, gpfq_l1, gptq, qronos; did you mean qronos?"),
+    (("study", "options"), {"gpfq_l2": {}}, "glyphs.study.options: found 'gpfq_l2'; must be rtn, gpfq,"),
+    (("study", "options"), {"gpfq_l0": {"treshold": 1}}, "glyphs.study.options: found 'treshold', which gpfq_l0 does not have: it has threshold, form; did you mean threshold?"),
+    (("study", "options"), {"gpfq_l0": {"threshold": -1}}, "glyphs.study.options: gpfq_l0: threshold: found -1; must be a number at least 0"),
+    (("study", "options"), {"gptq": {"form": "auto"}}, "glyphs.study.options: found 'form', which gptq does not have: it has none"),
+    (("study", "options"), {"gpfq": 3}, "glyphs.study.options: gpfq: found 3; must be a map of option names to values"),
+    (("study", "options"), 3, "glyphs.study.options: found 3; must be a map of methods to their options"),
+    (("study", "bits"), ["asc:2"], "glyphs.study.bits.0: found 'asc:2'; must be 2 to 24, or a text such as"),
+    (("study", "bits"), ["3 first:99"], "glyphs.study.bits.0: found '3 first:99'; must be 2 to 24"),
+    (("study", "bits"), ["8,99"], "glyphs.study.bits.0: found '8,99'; must be 2 to 24"),
+    (("study", "retain_rate"), 0, "glyphs.study.retain_rate: found 0; must be a number above 0, at most 1"),
     (("study", "calibration_images"), 2.5, "glyphs.study.calibration_images: Input should be a valid integer"),
     (("dataset", "seed"), None, "glyphs.dataset: glyphs needs train_per_class, test_per_class and seed"),
     (("dataset", "name"), "imagenet", "glyphs.dataset.name: Input should be 'glyphs' or 'cifar100'"),
@@ -46,12 +56,12 @@ MISTAKES: list[tuple[tuple[str, ...], Any, str]] = [
     (("network", "mean"), [0.5, 0.5, 0.5], "glyphs.network: give mean and std together"),
     (("network", "source"), "hub", "glyphs.network: source hub needs an architecture timm:NAME"),
     (("network", "training", "learning_rate"), float("inf"), "learning_rate: Input should be a finite number"),
-    (("study", "radius"), -1, "glyphs.study.radius: must be auto, mse, error or a number above 0, found -1"),
-    (("study", "radius"), "large", "glyphs.study.radius: must be auto, mse, error or a number above 0, found 'large'"),
+    (("study", "radius"), -1, "glyphs.study.radius: found -1; must be auto, mse, error, or a number above 0"),
+    (("study", "radius"), "large", "glyphs.study.radius: found 'large'; must be auto, mse, error, or a number above 0"),
     (("study", "bits"), [3, 3], "glyphs.study.bits: each may stand but once, found [3, 3]"),
     (("study", "bits"), [3, "3"], "glyphs.study.bits: each may stand but once, found [3, 3]"),
-    (("study", "fuse"), "yes", "glyphs.study.fuse: Input should be a valid boolean"),
-    (("study", "granularity"), "row", "glyphs.study.granularity: Input should be 'channel' or 'layer'"),
+    (("study", "fuse"), "yes", "glyphs.study.fuse: found 'yes'; must be true or false"),
+    (("study", "granularity"), "row", "glyphs.study.granularity: found 'row'; must be channel, layer"),
     (("name",), "mine", "glyphs.name: unknown key"),
     (("study", "also"), [{"bits": [99]}], "glyphs.study.also.0.bits.0: found 99; must be 2 to 24"),
     (("study", "also"), [{"seed": 1}], "glyphs.study.also.0.seed: unknown key; known here: bases, bits, calibrations,"),
@@ -102,12 +112,42 @@ def test_a_missing_file_says_where_to_run(tmp_path: Path) -> None:
         load_params(tmp_path / "params.yaml")
 
 
-def test_methods_and_alphabets_are_those_of_the_engine() -> None:
-    assert params.METHODS == METHODS
-    assert get_args(params.AlphabetKind) == get_args(AlphabetKind)
-    assert params.RADIUS_RULES == RADIUS_RULES
-    assert get_args(params.Granularity) == get_args(Granularity)
-    assert params.BITS_TEXT == spec.TEXT
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        ("alphabet", "ternary"),
+        ("granularity", ["channel"]),
+        ("radius", True),
+        ("radius", 0),
+        ("radius", "least"),
+        ("percentile", 1.5),
+        ("percentile", False),
+        ("retain_rate", "half"),
+        ("batch_size", 2.0),
+        ("batch_size", True),
+        ("fuse", 1),
+        ("bias_correction", None),
+        ("ignore", "body.fc"),
+        ("ignore", [3]),
+    ],
+)
+def test_the_study_and_a_recipe_refuse_the_same_in_the_same_words(
+    tmp_path: Path, option: str, value: Any
+) -> None:
+    content = tiny_params()
+    content["glyphs"]["study"][option] = value
+    write_params(tmp_path, content)
+    with pytest.raises(LaqError) as of_the_study:
+        load_params(tmp_path / "params.yaml")
+    with pytest.raises(QuantizationError) as of_a_recipe:
+        Recipe(**{option: value})
+    assert str(of_the_study.value).endswith(f"glyphs.study.{of_a_recipe.value}")
+
+
+def test_reading_parameters_imports_neither_torch_nor_numba() -> None:
+    code = "import sys, laq.cli; print({'torch', 'numba', 'pandas', 'mlflow'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "set()"
 
 
 @pytest.mark.parametrize(
@@ -117,7 +157,7 @@ def test_methods_and_alphabets_are_those_of_the_engine() -> None:
 def test_bits_are_numbers_or_texts_with_names_for_files(bits: int | str, name: str) -> None:
     checked = params.check_bits(bits)
     assert params.bits_name(checked) == name
-    spec.parse_bits(checked)
+    parse_bits(checked)
 
 
 def test_names_of_long_bits_are_short_and_different() -> None:
@@ -128,7 +168,7 @@ def test_names_of_long_bits_are_short_and_different() -> None:
 
 
 def test_the_study_offers_the_whole_recipe() -> None:
-    left_to_the_engine = {"method", "form", "memory_gib"}
+    left_to_the_engine = {"method", "memory_gib"}
     of_a_cell = {"seed"}
     assert {field.name for field in fields(Recipe)} - left_to_the_engine - of_a_cell <= set(
         params.Study.model_fields

@@ -16,7 +16,7 @@ from tests.conftest import ROOT
 
 # A room imports those before it.
 ORDER = [
-    "errors", "progress", "provenance", "files", "cache", "parallel", "params", "quantization", "dataset", "network",
+    "errors", "progress", "provenance", "files", "cache", "parallel", "quantization", "params", "dataset", "network",
     "serving", "embeddings", "divergence", "subsets", "finetune", "study", "report", "predecessor", "track", "quantize",
     "compare", "advise", "cli", "__main__", "environment",
 ]  # fmt: skip

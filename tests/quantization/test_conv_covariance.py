@@ -77,7 +77,9 @@ def test_a_network_of_shifts_gets_the_same_codes_in_both_forms(retain_rate: floa
         parameter.data = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
     X = torch.randn(20, 8, 7, 5, generator=generator, dtype=torch.float64)
     forms = ("residual", "covariance")
-    results = [quantize(network, X, Recipe(bits=3, form=f, retain_rate=retain_rate)) for f in forms]  # type: ignore[arg-type]
+    results = [
+        quantize(network, X, Recipe(bits=3, options={"form": f}, retain_rate=retain_rate)) for f in forms
+    ]
     for one, other in zip(*(result.layers for result in results), strict=True):
         assert torch.equal(one.codes, other.codes)
     assert results[0].layers[0].flops != results[1].layers[0].flops

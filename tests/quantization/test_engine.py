@@ -253,7 +253,7 @@ def test_the_outcome_depends_neither_on_threads_nor_on_how_often(method: str) ->
 @pytest.mark.parametrize("form", ["residual", "covariance"])
 def test_batches_of_any_size_and_streams_of_them_give_the_same_codes(form: str) -> None:
     network, images = tricky(), noise(7)
-    recipe = Recipe(bits=3, form=form, retain_rate=0.7)  # type: ignore[arg-type]
+    recipe = Recipe(bits=3, options={"form": form}, retain_rate=0.7)
     whole = quantize(network, images, recipe)
     streams = (images, (images[i : i + 1] for i in range(7)), [images[:5], images[5:]])
     for stream in streams:
@@ -269,7 +269,7 @@ def test_what_does_not_fit_into_memory_goes_through_files(
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     network, images = tricky(), noise(6)
     for form in ("residual", "covariance"):
-        recipe = Recipe(bits=3, batch_size=2, form=form)  # type: ignore[arg-type]
+        recipe = Recipe(bits=3, batch_size=2, options={"form": form})
         held, spilled = (quantize(network, images, replace(recipe, memory_gib=m)) for m in (1.0, 0.0))
         assert all(torch.equal(a.codes, b.codes) for a, b in zip(held.layers, spilled.layers, strict=True))
     assert list(tmp_path.iterdir()) == []
@@ -282,8 +282,8 @@ def various(network: nn.Module, **shared: Any) -> list[Recipe]:
         Recipe(bits=3, **shared),
         Recipe(bits={name: 2 + i % 3 for i, name in enumerate(names)}, bias_correction=True, **shared),
         Recipe(bits=2, method="rtn", alphabet="midrise", granularity="layer", radius=1.0, **shared),
-        Recipe(method="gpfq_l0", threshold=0.9, percentile=0.99, form="covariance", **shared),
-        Recipe(method="sgpfq", retain_rate=0.4, form="residual", seed=5, **shared),
+        Recipe(method="gpfq_l0", options={"threshold": 0.9, "form": "covariance"}, percentile=0.99, **shared),
+        Recipe(method="sgpfq", retain_rate=0.4, options={"form": "residual"}, seed=5, **shared),
     ]
 
 
@@ -556,9 +556,7 @@ class OwnPadding(nn.Conv2d):
         ("radius", "large", "auto, mse, error"),
         ("percentile", 99.0, "above 0, at most 1"),
         ("retain_rate", 0.0, "above 0, at most 1"),
-        ("threshold", -1.0, "at least 0"),
         ("batch_size", 0, "a whole number above 0"),
-        ("form", "primal", "auto, residual, covariance"),
         ("memory_gib", -1.0, "at least 0"),
         ("seed", "a", "a whole number"),
     ],

@@ -9,16 +9,27 @@ from torch import Tensor
 from laq.quantization.alphabet import Alphabet, AlphabetSpec, make_alphabet
 from laq.quantization.calibration.covariance import Inputs
 from laq.quantization.calibration.patches import Patches, rows_as_patches
-from laq.quantization.methods.cholesky import directions, root
-from laq.quantization.methods.diffusion import GPTQ_DAMPING, gptq, qronos
-from laq.quantization.methods.gpfq import Solution, gpfq_covariance, gpfq_residual
-from laq.quantization.methods.residual import _follow_vectorized, follow, gpfq_columns
-from laq.quantization.methods.sequential import Problem, Rounding, _walk_block_of, _walk_vectorized
+from laq.quantization.methods import gptq as gptq_module
+from laq.quantization.methods import qronos as qronos_module
+from laq.quantization.methods.cholesky import cholesky
+from laq.quantization.methods.gpfq import gpfq_covariance, gpfq_residual
+from laq.quantization.methods.low_rank import low_rank_factor
+from laq.quantization.methods.problem import LayerProblem, RoundingRule, Settings, Solution
+from laq.quantization.methods.residual import _round_vectorized, gpfq_columns, round_by_residual
+from laq.quantization.methods.sequential import _round_block, _round_block_vectorized
 from laq.quantization.threads import Pool, worker_pool
 
 KINDS = ("symmetric", "twos_complement", "midrise", "predecessor")
-Solver = Callable[[Problem, Inputs], Solution]
+Solver = Callable[[LayerProblem, Inputs], Solution]
 FORMS = (gpfq_residual, gpfq_covariance)
+
+
+def gptq(problem: LayerProblem, inputs: Inputs) -> Solution:
+    return gptq_module.solve(problem, inputs, Settings())
+
+
+def qronos(problem: LayerProblem, inputs: Inputs) -> Solution:
+    return qronos_module.solve(problem, inputs, Settings())
 
 
 @pytest.fixture
@@ -43,7 +54,7 @@ def column_loop(W: Tensor, X: Tensor, X_q: Tensor, alphabet: Alphabet) -> Tensor
 def gptq_loop(W: Tensor, X_q: Tensor, alphabet: Alphabet) -> Tensor:
     """The paper's: after each column, the later weights move by the inverse Hessian's row."""
     H = X_q.T @ X_q
-    H += GPTQ_DAMPING * H.diagonal().mean() * torch.eye(len(H), dtype=H.dtype)
+    H += gptq_module.DAMPING * H.diagonal().mean() * torch.eye(len(H), dtype=H.dtype)
     W, codes = W.clone(), torch.empty(W.shape, dtype=torch.int32)
     for t in range(W.shape[1]):
         inverse = torch.linalg.inv(H[t:, t:])
@@ -81,8 +92,8 @@ def alphabet_of(W: Tensor, kind: str = "symmetric", bits: int = 3, radius: float
     return alphabet.with_step(alphabet.step[0])
 
 
-def posed(W: Tensor, alphabet: Alphabet, rounding: Rounding | None = None) -> Problem:
-    return Problem(W[None], alphabet.with_step(alphabet.step[None]), rounding or Rounding())
+def posed(W: Tensor, alphabet: Alphabet, rule: RoundingRule | None = None) -> LayerProblem:
+    return LayerProblem(W[None], alphabet.with_step(alphabet.step[None]), rule or RoundingRule())
 
 
 def error(W: Tensor, Q: Tensor, X: Tensor, X_q: Tensor) -> Tensor:
@@ -111,10 +122,10 @@ def test_columns_may_be_gathered_few_at_a_time(
     W, X, X_q = (torch.stack(group) for group in zip(*parts, strict=True))
     alphabet, inputs = make_alphabet(W, AlphabetSpec(bits=3)), Inputs.of_rows(X, X_q, pool)
     assert len(list(inputs.blocks())) == 1
-    expected = gpfq_residual(Problem(W, alphabet), inputs)
+    expected = gpfq_residual(LayerProblem(W, alphabet), inputs)
     monkeypatch.setattr("laq.quantization.calibration.covariance._GATHERED", gathered)
     assert len(list(inputs.blocks())) == {1: 54, 600: 6, 2000: 2}[gathered]
-    found = gpfq_residual(Problem(W, alphabet), inputs)
+    found = gpfq_residual(LayerProblem(W, alphabet), inputs)
     assert torch.equal(found.codes, expected.codes)
     torch.testing.assert_close(found.errors(), expected.errors())
 
@@ -158,7 +169,7 @@ def test_groups_are_quantized_as_if_alone(solver: Solver, pool: Pool) -> None:
     parts = [problem(6, 18, 40, seed) for seed in range(3)]
     W, X, X_q = (torch.stack(group) for group in zip(*parts, strict=True))
     alphabet = make_alphabet(W, AlphabetSpec(bits=3))
-    codes = solver(Problem(W, alphabet), Inputs.of_rows(X, X_q, pool)).codes
+    codes = solver(LayerProblem(W, alphabet), Inputs.of_rows(X, X_q, pool)).codes
     for g, (w, x, x_q) in enumerate(parts):
         alone = solver(posed(w, alphabet_of(w, radius=0.9)), Inputs.of_rows(x[None], x_q[None], pool))
         assert torch.equal(codes[g], alone.codes[0])
@@ -182,7 +193,7 @@ def test_few_patches_give_the_same_codes_by_directions(
     X_q[:, [0, 7]] = 0
     alphabet, inputs = alphabet_of(W, kind), Inputs.of_rows(X[None], X_q[None], pool)
     few = [solver(posed(W, alphabet), inputs) for solver in (gptq, qronos)]
-    monkeypatch.setattr("laq.quantization.methods.diffusion._FEW", 0)
+    monkeypatch.setattr("laq.quantization.methods.low_rank._LOW", 0)
     for found, solver in zip(few, (gptq, qronos), strict=True):
         expected = solver(posed(W, alphabet), inputs)
         assert torch.equal(found.codes, expected.codes)
@@ -202,8 +213,8 @@ def test_roots_and_directions_are_the_same_for_any_number_of_threads(monkeypatch
     for threads in (1, 3):
         torch.set_num_threads(threads)
         with worker_pool() as pool:
-            roots.append(root(X @ X.mT, pool).triu())
-            found.append(directions(X[:, :, :50].contiguous(), torch.ones(2, dtype=torch.float64), pool))
+            roots.append(cholesky(X @ X.mT, pool).triu())
+            found.append(low_rank_factor(X[:, :, :50].contiguous(), torch.ones(2, dtype=torch.float64), pool))
     torch.set_num_threads(before)
     assert torch.equal(roots[0], roots[1])
     torch.testing.assert_close(roots[0] @ roots[0].mT, X @ X.mT)
@@ -266,7 +277,7 @@ def test_stochastic_rounding_takes_a_neighbour_with_the_right_chance(pool: Pool)
     X = torch.ones(1, 1, 1, dtype=torch.float64)
     inputs = Inputs.of_rows(X, X, pool)
     for form in FORMS:
-        codes = form(posed(W, alphabet, Rounding("stochastic", noise=noise)), inputs).codes
+        codes = form(posed(W, alphabet, RoundingRule("stochastic", noise=noise)), inputs).codes
         assert set(codes.flatten().tolist()) == {0, 1}
         assert codes.double().mean() == pytest.approx(0.3, abs=0.1)
 
@@ -276,7 +287,7 @@ def test_thresholds_make_zeros_and_shrink(pool: Pool) -> None:
     alphabet, inputs = alphabet_of(W, bits=5), Inputs.of_rows(X[None], X_q[None], pool)
     zeros, sizes = {}, {}
     for kind in ("nearest", "hard", "soft"):
-        codes = gpfq_residual(posed(W, alphabet, Rounding(kind, 2.0)), inputs).codes  # type: ignore[arg-type]
+        codes = gpfq_residual(posed(W, alphabet, RoundingRule(kind, 2.0)), inputs).codes  # type: ignore[arg-type]
         zeros[kind], sizes[kind] = int((codes == 0).sum()), int(codes.abs().sum())
         small = codes[(codes != 0)].abs().min()
         assert small >= (2 if kind == "hard" else 1)
@@ -293,10 +304,10 @@ def test_the_walk_for_other_devices_equals_the_compiled_one(rounding: str, kind:
     noise = (
         torch.rand(1, 5, 33, generator=torch.Generator().manual_seed(1)) if rounding == "stochastic" else None
     )
-    p = posed(W, alphabet_of(W, kind), Rounding(rounding, 0.7, noise))  # type: ignore[arg-type]
+    p = posed(W, alphabet_of(W, kind), RoundingRule(rounding, 0.7, noise))  # type: ignore[arg-type]
     for left, V in ((p.W @ G.triu(), torch.zeros_like(p.W)), (torch.zeros_like(p.W), p.W)):
-        compiled = _walk_block_of(p, H, left, V)
-        assert torch.equal(_walk_vectorized(p, H, left, V), compiled)
+        compiled = _round_block(p, H, left, V)
+        assert torch.equal(_round_block_vectorized(p, H, left, V), compiled)
         assert len(compiled.unique()) > 3
 
 
@@ -308,11 +319,11 @@ def test_the_path_for_other_devices_equals_the_compiled_one(rounding: str, kind:
     noise = (
         torch.rand(1, 7, 33, generator=torch.Generator().manual_seed(1)) if rounding == "stochastic" else None
     )
-    p = posed(W, alphabet_of(W, kind), Rounding(rounding, 0.7, noise))  # type: ignore[arg-type]
+    p = posed(W, alphabet_of(W, kind), RoundingRule(rounding, 0.7, noise))  # type: ignore[arg-type]
     U, U_vectorized = torch.zeros(2, 1, 7, 2100, dtype=torch.float64)
     columns = gpfq_columns(X.T[None].contiguous(), X_q.T[None].contiguous(), pool)
-    compiled = follow(p, U, columns, pool)
-    assert torch.equal(_follow_vectorized(p, U_vectorized, columns), compiled)
+    compiled = round_by_residual(p, U, columns, pool)
+    assert torch.equal(_round_vectorized(p, U_vectorized, columns), compiled)
     torch.testing.assert_close(U_vectorized, U)
     assert len(compiled.unique()) > 3
 

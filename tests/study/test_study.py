@@ -82,15 +82,18 @@ def test_networks_that_are_for_no_subset_are_made_once_for_all() -> None:
 def test_recipes_are_what_the_parameters_say() -> None:
     options = {
         "granularity": "layer",
-        "threshold": 0.3,
         "fuse": True,
         "bias_correction": True,
         "batch_size": 7,
     }
-    cell = plan([SUBSET], study(bits=(3,), methods=("gpfq_l0",), alphabet="midrise", **options))[1]
+    own = {"gpfq_l0": {"threshold": 0.3}, "gpfq_l1": {"threshold": 0.2}}
+    cell = plan([SUBSET], study(bits=(3,), methods=("gpfq_l0",), alphabet="midrise", options=own, **options))[
+        1
+    ]
     assert cell.recipe is not None
     assert {name: getattr(cell.recipe, name) for name in options} == options
     assert (cell.recipe.bits, cell.recipe.method, cell.recipe.alphabet) == (3, "gpfq_l0", "midrise")
+    assert cell.recipe.options == {"threshold": 0.3}
 
 
 @pytest.mark.parametrize(

@@ -4,9 +4,9 @@ import json
 import math
 from collections import Counter
 from dataclasses import asdict, dataclass
-from typing import Any, Final
+from typing import Annotated, Any, Final
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import PlainValidator, TypeAdapter, ValidationError
 from pydantic_core import from_json
 
 from laq.quantization.recipe import QuantizationError, Recipe
@@ -76,7 +76,7 @@ class Header:
     format: int
     laq: str
     torch: str
-    recipe: Recipe
+    recipe: Annotated[Recipe, PlainValidator(Recipe.from_json)]
     relative_error: float
     calibration: str
     layers: tuple[LayerHeader, ...]

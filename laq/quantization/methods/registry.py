@@ -9,7 +9,7 @@ This module imports neither torch nor numba: an entry names its solver, which is
 needed.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from importlib import import_module
 from types import MappingProxyType
@@ -80,7 +80,7 @@ class Method:
             ValueError: the method has no such option, or a value is not allowed.
         """
         if not isinstance(given, Mapping):
-            raise ValueError(f"found {given!r}; must be a map of option names to values")  # noqa: TRY004
+            raise ValueError(f"{self.name}: found {given!r}; must be a map of option names to values")  # noqa: TRY004
         for name in given:
             if name not in self.options:
                 known = f"has {', '.join(self.options)}" if self.options else "has none"
@@ -92,7 +92,7 @@ class Method:
         try:
             return self.options[name].allows(value)
         except ValueError as error:
-            raise ValueError(f"{name}: {error}") from None
+            raise ValueError(f"{self.name}: {name}: {error}") from None
 
     def settings(self, given: Mapping[str, Any]) -> dict[str, Any]:
         """The given options, and the defaults of the others."""
@@ -133,12 +133,18 @@ def find_method(name: Any) -> Method:
     return _METHODS[name]
 
 
-def label(name: str) -> str:
+def sort_methods(names: Iterable[str]) -> list[str]:
+    """Some methods once each, in the order of the registry; those that are not registered here come last."""
+    places = {name: place for place, name in enumerate(_METHODS)}
+    return sorted(set(names), key=lambda name: (places.get(name, len(places)), name))
+
+
+def label_of(name: str) -> str:
     """What sentences and charts call a method; a name that is not registered, such as float, stays itself."""
     return _METHODS[name].label if name in _METHODS else name
 
 
-def look(name: str) -> Look:
+def look_of(name: str) -> Look:
     """How charts draw a method, or one that is not registered here."""
     return _METHODS[name].look if name in _METHODS else Look()
 

@@ -20,8 +20,8 @@ from scipy.cluster.hierarchy import leaves_list
 
 from laq.divergence.pictures import clustered
 from laq.errors import LaqError
+from laq.quantization.methods.registry import label_of
 from laq.report.figures import in_order
-from laq.report.markdown import METHOD_NAMES
 from laq.report.tables import BASE_OF, DROPS
 from laq.study import IMAGES_OF, NO_IMAGES
 from laq.subsets import Subset
@@ -40,7 +40,7 @@ class Setting(NamedTuple):
 
 _LABELS: Final[Mapping[str, Mapping[str, str]]] = {
     "bits": {"32": "32 (float)"},
-    "method": {**METHOD_NAMES, "float": "none (float)"},
+    "method": {"float": "none (float)"},
     "variant": {"finetuned": "fine-tuned"},
     "calibration": {NO_IMAGES: "no images", **IMAGES_OF},
 }
@@ -95,10 +95,15 @@ def _measured(table: pd.DataFrame, names: list[str]) -> dict[str, Any]:
     bases = {s.variant: number for number, s in enumerate(settings) if s.method == "float"}
     return {
         "settings": [{**s._asdict(), "base": bases[s.variant]} for s in settings],
-        "choices": {f: [[value, _LABELS[f].get(value, value)] for value in values[f]] for f in fields},
+        "choices": {f: [[value, _label(f, value)] for value in values[f]] for f in fields},
         "start": settings.index(_shown_first(settings, rows)),
         "scores": {score: _means(rows, score, settings, names) for score in (*DROPS, *DROPS.values())},
     }
+
+
+def _label(field: str, value: str) -> str:
+    """What the page calls a value of a field."""
+    return _LABELS[field].get(value, label_of(value) if field == "method" else value)
 
 
 def _means(
