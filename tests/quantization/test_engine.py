@@ -28,7 +28,7 @@ from laq.quantization.alphabet import ERROR_RADII
 from laq.quantization.calibration.covariance import Inputs, choose_form
 from laq.quantization.calibration.patches import Patches, Sampler, cut_patches
 from laq.quantization.execution.offload import IMAGES, Shelf
-from laq.quantization.methods.registry import Solved, solve
+from laq.quantization.methods.solve import RoundedWeights, solve
 from laq.quantization.threads import worker_pool
 from tests.conftest import Branching
 from tests.quantization.test_methods import column_loop
@@ -381,7 +381,7 @@ def test_a_recipe_that_fails_leaves_nothing_behind(
     network, images, threads = Tricky().train(), torch.randn(5, 4, 8, 8), torch.get_num_threads()
     state, before = copy.deepcopy(network.state_dict()), images.clone()
 
-    def fail_in_the_middle(name: str, W: Tensor, inputs: Inputs, recipe: Recipe) -> Solved:
+    def fail_in_the_middle(name: str, W: Tensor, inputs: Inputs, recipe: Recipe) -> RoundedWeights:
         if (name, recipe.bits) == ("shared", 3):
             raise QuantizationError("enough")
         return solve(name, W, inputs, recipe)
