@@ -13,7 +13,7 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
-from laq.network.zoo import Design, build
+from laq.network.zoo import NetworkDesign, build
 from laq.quantization import QuantizationError
 from laq.quantization.calibration.images import Batch, Digest, calibration_batches, check_runs
 
@@ -205,7 +205,7 @@ def test_the_digest_is_of_the_bytes_whatever_their_type(dtype: torch.dtype) -> N
 
 
 def test_pixels_in_bytes_reach_a_network_that_normalizes_them() -> None:
-    network = build(Design("resnet20", 10, 32, (0.5,) * 3, (0.25,) * 3), seed=1)
+    network = build(NetworkDesign("resnet20", 10, 32, (0.5,) * 3, (0.25,) * 3), seed=1)
     images = torch.randint(256, (3, 3, 32, 32), dtype=torch.uint8)
     assert batches(network, images, 2)[0].args[0].dtype == torch.uint8
     with pytest.raises(QuantizationError, match=r"\(3, 32, 32\) is one image without a batch dimension"):

@@ -13,7 +13,8 @@ from laq.divergence import ALTERNATIVES
 from laq.divergence import FOLDER as DIVERGENCE
 from laq.errors import LaqError
 from laq.files import read_json, write_json
-from laq.params import METHODS, Report
+from laq.params import Report
+from laq.quantization import METHODS
 from laq.report import headline, metrics, read_summary
 from laq.report.analysis import Analysis, analyse
 from laq.report.answers import answers
