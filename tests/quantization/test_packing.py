@@ -27,8 +27,9 @@ from laq.quantization import (
     make_alphabet,
     quantize,
 )
-from laq.quantization.files.codes import pack_codes, unpack_codes
-from laq.quantization.files.header import Cut
+from laq.quantization.alphabet import Granularity
+from laq.quantization.files.codes import pack_codes, pack_steps, unpack_codes, unpack_steps
+from laq.quantization.files.header import Cut, read_header
 from laq.quantization.files.packing import (
     codes_bytes,
     float32_bytes,
@@ -366,3 +367,363 @@ def test_a_write_that_fails_leaves_nothing_behind_and_one_that_succeeds_replaces
     save(file, rounded(network, AlphabetSpec(bits=8)))
     assert read_metadata(file).layers[0].bits == 8
     assert [f.name for f in tmp_path.iterdir()] == ["q"]
+
+
+DATA = Path(__file__).parent / "data"
+
+
+def digest_of(network: nn.Module) -> str:
+    """SHA-256 of all tensors' names and bytes."""
+    digest = hashlib.sha256()
+    for name, tensor in tensors_of(network).items():
+        digest.update(name.encode())
+        digest.update(tensor.contiguous().numpy())
+    return digest.hexdigest()
+
+
+@pytest.mark.parametrize(
+    ("file", "network", "expected"),
+    [
+        (
+            "format1",  # fused, bias-corrected, cut, mid-rise
+            Small(),
+            "6d28d0046a0e41a211a9cb72a0fff5fb8fab754262352613eec419d5e9a203ee",
+        ),
+        (
+            "format1_float16",  # with steps in float16
+            Small().half(),
+            "e7cb8d936165200e6260676b3838abaa825a49a5a09312ee50e353da02890cc2",
+        ),
+    ],
+)
+def test_files_of_format_1_load_and_are_written_as_they_were(
+    file: str, network: nn.Module, expected: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = DATA / f"{file}.safetensors"
+    result, header = load_quantized(path, network), read_metadata(path)
+    assert digest_of(result.network) == expected
+    assert [(layer.operation, layer.parameter) for layer in result.layers] == [
+        ("conv2d", "conv.weight"),
+        ("linear", "head.weight"),
+    ]
+    monkeypatch.setattr(torch, "__version__", header.torch)
+    tensors, metadata = pack(result, header.notes)
+    again = read_header(metadata["laq"])
+    assert replace(again, cut=header.cut) == header
+    if header.cut is None:
+        assert safetensors.torch.save(tensors, metadata) == path.read_bytes()
+
+
+class Kinds(nn.Module):
+    """Operations of all kinds; some have no module of their own, one weight has two names."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(7, 6)
+        self.line = nn.Conv1d(6, 6, 3, padding=1, bias=False)
+        self.up = nn.ConvTranspose1d(6, 8, 2, stride=2, groups=2, bias=False)
+        self.plain_up = nn.ConvTranspose1d(8, 6, 1)
+        self.attention = nn.MultiheadAttention(6, 2, bias=False, batch_first=True)
+        self.kernel = nn.Parameter(torch.empty(6, 6))
+        self.vocabulary = nn.Linear(6, 7, bias=False)
+        self.vocabulary.weight = self.embed.weight
+        for parameter in self.parameters():
+            nn.init.normal_(parameter)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        x = self.plain_up(self.up(self.line(self.embed(tokens).mT))).mT
+        x = self.attention(x, x, x, need_weights=False)[0]
+        return self.vocabulary(nn.functional.linear(x, self.kernel).mean(1))
+
+
+OPERATIONS = {
+    "embed.weight": "linear",
+    "line.weight": "conv1d",
+    "up.weight": "conv_transpose1d",
+    "plain_up.weight": "conv_transpose1d",
+    "attention.in_proj_weight": "linear",
+    "attention.out_proj.weight": "linear",
+    "kernel": "linear",
+}
+
+
+def rounded_kinds(network: nn.Module, spec: AlphabetSpec) -> QuantizedNetwork:
+    """Every weight rounded with a step for each output channel, in float32, and then in its own type."""
+    network, layers = copy.deepcopy(network), []
+    for parameter, operation in OPERATIONS.items():
+        weight = network.get_parameter(parameter)
+        exact = weight.detach().to(torch.float64 if weight.dtype == torch.float64 else torch.float32)
+        groups = 2 if parameter == "up.weight" else 1
+        if operation == "conv_transpose1d":
+            rows = exact.unflatten(0, (groups, -1)).transpose(1, 2).flatten(2)
+            alphabet = make_alphabet(rows, spec)
+            step = alphabet.step.expand(*rows.shape[:2], 1)[:, None].expand(-1, len(weight) // groups, -1, -1)
+            alphabet = alphabet.with_step(step.flatten(0, 1))
+        else:
+            alphabet = make_alphabet(exact.flatten(1)[None], spec)
+            alphabet = alphabet.with_step(alphabet.step.view(-1, *[1] * (weight.ndim - 1)))
+        codes = alphabet.encode(exact)
+        weight.data.copy_(alphabet.decode(codes))
+        name = parameter.removesuffix(".weight")
+        layers.append(QuantizedLayer(name, spec.bits, codes, alphabet, 0.1, 1.0, 2.0, operation, parameter))
+    return QuantizedNetwork(network, tuple(layers), 0.5, replace(CIFAR, bits=spec.bits, alphabet=spec.kind))
+
+
+TOKENS = torch.arange(14).remainder(7).view(2, 7)
+TYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
+
+
+@pytest.mark.parametrize("dtype", TYPES, ids=str)
+@pytest.mark.parametrize("granularity", ["channel", "layer"])
+def test_weights_of_every_operation_and_type_come_back_bit_for_bit(
+    granularity: Granularity, dtype: torch.dtype, tmp_path: Path
+) -> None:
+    network = Kinds().to(dtype).eval()
+    result = rounded_kinds(network, AlphabetSpec("twos_complement", 3, granularity))
+    save(tmp_path / "q", result)
+    loaded = load_quantized(tmp_path / "q", Kinds().to(dtype))
+    assert_same(loaded.network, result.network)
+    assert loaded.network.vocabulary.weight is loaded.network.embed.weight
+    for ours, theirs in zip(loaded.layers, result.layers, strict=True):
+        assert torch.equal(ours.codes, theirs.codes)
+        assert torch.equal(ours.alphabet.decode(ours.codes), theirs.alphabet.decode(theirs.codes))
+        assert (ours.name, ours.operation, ours.parameter) == (
+            theirs.name,
+            theirs.operation,
+            theirs.parameter,
+        )
+    with torch.no_grad():
+        assert torch.equal(loaded.network(TOKENS), result.network(TOKENS))
+
+
+def test_steps_are_stored_once_for_each_output_channel() -> None:
+    channel, layer = (
+        pack(rounded_kinds(Kinds(), AlphabetSpec("symmetric", 4, granularity)))[0]
+        for granularity in ("channel", "layer")
+    )
+    shapes = {name.removeprefix("step:"): tuple(t.shape) for name, t in channel.items() if "step:" in name}
+    assert shapes == {
+        "embed": (7,),
+        "line": (6,),
+        "up": (2, 4, 1),
+        "plain_up": (1, 6, 1),
+        "attention.in_proj_weight": (18,),
+        "attention.out_proj": (6,),
+        "kernel": (6,),
+    }
+    assert {tuple(t.shape) for name, t in layer.items() if "step:" in name} == {(1,)}
+    assert "vocabulary.weight" not in channel
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_any_steps_that_broadcast_are_unpacked_as_they_were(seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    shape = torch.Size(torch.randint(1, 7, (seed % 4 + 1,), generator=generator).tolist())
+    whole = torch.randint(2, (len(shape),), generator=generator).tolist()
+    kept = [n if is_whole else 1 for n, is_whole in zip(shape, whole, strict=True)]
+    step = torch.randint(3, kept, generator=generator).float()
+    packed = pack_steps(step, shape)
+    found = unpack_steps(packed, shape)
+    assert packed.numel() <= step.expand(shape).numel()
+    assert found is not None
+    assert torch.equal(found.expand(shape), step.expand(shape))
+
+
+def test_what_format_1_can_say_is_written_in_it_and_the_rest_is_not() -> None:
+    def format_of(result: QuantizedNetwork) -> int:
+        return read_header(pack(result)[1]["laq"]).format
+
+    small = rounded(Small(), AlphabetSpec())
+    assert format_of(small) == 1
+    assert format_of(rounded_kinds(Kinds(), AlphabetSpec())) == 2
+    half = replace(small, network=copy.deepcopy(small.network).half())
+    assert format_of(half) == 2
+    line = nn.Sequential(nn.Conv1d(3, 4, 3))
+    layer = rounded_layer("0", line[0], AlphabetSpec())  # type: ignore[arg-type]
+    assert format_of(replace(small, network=line, layers=(layer,))) == 2
+
+
+@pytest.mark.parametrize(
+    ("module", "outputs"),
+    [
+        (nn.Conv1d(4, 6, 3, bias=False), 6),
+        (nn.ConvTranspose2d(4, 6, 3, groups=2, bias=False), 6),
+        (nn.Linear(4, 6, bias=False), 6),
+        (nn.Bilinear(4, 4, 6, bias=False), 6),
+    ],
+)
+def test_biases_that_were_added_find_their_place_in_any_module(
+    module: nn.Module, outputs: int, tmp_path: Path
+) -> None:
+    network, layer = nn.Sequential(module, nn.Linear(2, 2)), nn.Linear(2, 2)
+    corrected = copy.deepcopy(network)
+    corrected[0].bias = nn.Parameter(torch.randn(outputs))
+    save(tmp_path / "q", replace(rounded(nn.Sequential(layer), AlphabetSpec()), network=corrected, layers=()))
+    assert_same(load(tmp_path / "q", network), corrected)
+    assert network[0].bias is None
+
+
+class Remembering(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.small = Small()
+        self.register_buffer("scale", torch.rand(3))
+        self.register_buffer("places", torch.arange(3.0), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.small(x) * self.scale + self.places
+
+
+def test_a_network_on_the_meta_device_is_whole_once_it_is_loaded(tmp_path: Path) -> None:
+    result = rounded(Small().eval(), AlphabetSpec())
+    save(tmp_path / "q", result)
+    with torch.device("meta"):
+        empty = Small()
+    loaded = load(tmp_path / "q", empty)
+    assert_same(loaded, result.network)
+    assert not any(t.is_meta for t in loaded.state_dict().values())
+    assert int(loaded.norm.num_batches_tracked) == 0
+    with torch.no_grad():
+        assert torch.equal(loaded(pixels()), result.network(pixels()))
+    with torch.device("meta"):
+        tied = Kinds()
+    save(tmp_path / "t", rounded_kinds(Kinds(), AlphabetSpec()))
+    assert (again := load(tmp_path / "t", tied)).vocabulary.weight is again.embed.weight
+    assert empty.conv.weight.is_meta
+
+
+def test_what_no_file_holds_is_not_made_up_for_a_network_on_the_meta_device(tmp_path: Path) -> None:
+    save(tmp_path / "q", rounded(Remembering(), AlphabetSpec()))
+    assert torch.equal(load(tmp_path / "q", Remembering()).places, torch.arange(3.0))
+    with torch.device("meta"):
+        empty = Remembering()
+    with pytest.raises(QuantizationError, match="q: places is on the meta device .* build the network on"):
+        load(tmp_path / "q", empty)
+    with torch.device("meta"):
+        attribute = Small()
+        attribute.conv.mean = torch.zeros(3)
+    with pytest.raises(QuantizationError, match=r"conv.mean is on the meta device"):
+        load(tmp_path / "q", attribute)
+    with pytest.raises(QuantizationError, match="0.weight has no shape yet; run the network once"):
+        load(tmp_path / "q", nn.Sequential(nn.LazyLinear(2)))
+
+
+@pytest.mark.parametrize("wrap", [torch.compile, nn.DataParallel], ids=["compiled", "data parallel"])
+def test_no_wrapper_gets_into_files_nor_out_of_them(
+    wrap: Callable[[nn.Module], nn.Module], tmp_path: Path
+) -> None:
+    network = Small().eval()
+    result = rounded(network, AlphabetSpec())
+    save(tmp_path / "plain", result)
+    inside = copy.deepcopy(result.network)
+    inside.head = wrap(inside.head)
+    for number, wrapped in enumerate((wrap(copy.deepcopy(result.network)), inside)):
+        save(tmp_path / f"wrapped{number}", replace(result, network=wrapped))
+        assert (tmp_path / f"wrapped{number}").read_bytes() == (tmp_path / "plain").read_bytes()
+        cut = keep_rows(replace(result, network=wrapped), Cut("head", (1,)))
+        assert_same(cut.network, keep_rows(result, Cut("head", (1,))).network)
+    loaded = load(tmp_path / "plain", wrap(network))
+    assert type(loaded) is Small
+    assert_same(loaded, result.network)
+
+
+def test_tensors_that_share_memory_are_written_apart(tmp_path: Path) -> None:
+    result = rounded(Small(), AlphabetSpec())
+    result.network.register_buffer("first", result.network.head.bias.detach()[:1])
+    fresh = Small()
+    fresh.register_buffer("first", torch.zeros(1))
+    save(tmp_path / "q", result)
+    assert_same(load(tmp_path / "q", fresh), result.network)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_weights_that_are_not_finite_are_neither_saved_nor_loaded(value: float, tmp_path: Path) -> None:
+    result = rounded(Small(), AlphabetSpec())
+    file = tmp_path / "q"
+    save(file, result)
+    with safe_open(file, framework="pt") as opened:
+        metadata = opened.metadata()
+    tensors = safetensors.torch.load_file(file)
+    tensors["head.bias"][1] = value
+    safetensors.torch.save_file(tensors, file, metadata)
+    with pytest.raises(QuantizationError, match="q: head.bias holds values that are not finite"):
+        load(file, Small())
+    result.network.head.bias.data[1] = value
+    with pytest.raises(QuantizationError, match=r"^head.bias holds values that are not finite"):
+        save(tmp_path / "other", result)
+    assert not (tmp_path / "other").exists()
+
+
+def test_a_mask_may_hold_infinity(tmp_path: Path) -> None:
+    network = Small()
+    network.register_buffer("mask", torch.full((2,), -math.inf))
+    save(tmp_path / "q", rounded(network, AlphabetSpec()))
+    assert load(tmp_path / "q", network).mask.tolist() == [-math.inf, -math.inf]
+
+
+class OwnLinear(nn.Linear):
+    def forward(self, input: Tensor) -> Tensor:  # noqa: A002
+        return nn.functional.linear(input, self.weight, bias=self.bias)
+
+
+class FunctionalHead(nn.Module):
+    def __init__(self, classes: int = 9) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3)
+        self.head_weight = nn.Parameter(torch.randn(classes, 4))
+        self.head_bias = nn.Parameter(torch.randn(classes))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return nn.functional.linear(self.conv(x).mean((2, 3)), self.head_weight, self.head_bias)
+
+
+class OneByOne(nn.Sequential):
+    def __init__(self) -> None:
+        super().__init__(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Conv2d(4, 9, 1), nn.Flatten())
+
+
+def own_linear() -> nn.Module:
+    return nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), OwnLinear(4, 9))
+
+
+@pytest.mark.parametrize("stored", ["codes", "floats"])
+@pytest.mark.parametrize(
+    ("make", "head"), [(own_linear, "3"), (FunctionalHead, "head_weight"), (OneByOne, "2")]
+)
+def test_any_classifier_that_is_a_matrix_can_be_cut(
+    make: Callable[[], nn.Module], head: str, stored: str, tmp_path: Path
+) -> None:
+    network, cut = make(), Cut(head, (8, 0, 3))
+    result = rounded(network, AlphabetSpec())
+    if head == "head_weight" and stored == "codes":
+        weight = result.network.head_weight
+        alphabet = make_alphabet(weight.detach()[None], AlphabetSpec())
+        alphabet = alphabet.with_step(alphabet.step[0])
+        layer = QuantizedLayer(
+            head, 4, alphabet.encode(weight.detach()), alphabet, 0.1, 1.0, 2.0, "linear", head
+        )
+        weight.data.copy_(alphabet.decode(layer.codes))
+        result = replace(result, layers=(*result.layers, layer))
+    elif stored == "floats":
+        result = rounded(network, AlphabetSpec(), ignore=(head,))
+    save(tmp_path / "q", result, cut=cut)
+    loaded = load(tmp_path / "q", make())
+    with torch.no_grad():
+        full, few = result.network(pixels(6)), loaded(pixels(6))
+    torch.testing.assert_close(few, full[:, [8, 0, 3]], rtol=1e-5, atol=1e-6)
+
+
+def test_a_classifier_whose_weights_serve_elsewhere_is_not_cut(tmp_path: Path) -> None:
+    result = rounded_kinds(Kinds(), AlphabetSpec())
+    with pytest.raises(QuantizationError, match="another layer shares the weights of vocabulary"):
+        save(tmp_path / "q", result, cut=Cut("vocabulary", (1,)))
+    with pytest.raises(QuantizationError, match="'up' is no Linear or ungrouped convolution"):
+        save(tmp_path / "q", result, cut=Cut("up", (1,)))
+    with pytest.raises(QuantizationError, match="'kernel' is no Linear"):
+        save(tmp_path / "q", result, cut=Cut("kernel", (1,)))
+
+
+@pytest.mark.parametrize("notes", [{"a": torch.ones(1)}, {"a": {1, 2}}])
+def test_notes_that_json_cannot_hold_are_refused(notes: dict, tmp_path: Path) -> None:
+    with pytest.raises(QuantizationError, match="^notes: .*; give what JSON can hold"):
+        save(tmp_path / "q", rounded(Small(), AlphabetSpec()), notes)

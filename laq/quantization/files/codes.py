@@ -42,8 +42,8 @@ def pack_steps(step: Tensor, shape: Size) -> Tensor:
         least = _without_repetition(least, dimension)
     rows = len(least)
     if least.numel() > rows:
-        return least
-    return least.flatten() if rows == 1 else least.flatten().repeat_interleave(shape[0] // rows)
+        return least.contiguous()
+    return least.flatten().repeat_interleave(1 if rows == 1 else shape[0] // rows)
 
 
 def unpack_steps(packed: Tensor, shape: Size) -> Tensor | None:
