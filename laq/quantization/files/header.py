@@ -50,6 +50,7 @@ class LayerHeader:
     def __post_init__(self) -> None:
         if not self.parameter:
             object.__setattr__(self, "parameter", f"{self.name}.weight")
+        _require("bits", self.bits, fits=1 <= self.bits <= 32)
         _require("shape", self.shape, fits=len(self.shape) > 0 and min(self.shape) > 0)
         _require("offset", self.offset, fits=self.offset in _OFFSETS)
         _require("high", self.high, fits=-(2**31) <= self.low <= self.high < 2**31)

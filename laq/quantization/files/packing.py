@@ -152,7 +152,7 @@ def unpack(tensors: Mapping[str, Tensor], header: Header, network: nn.Module) ->
         raise QuantizationError(f"{min(twice)} is there as codes and as floats; write the file again")
     # Before anything is made of the file: shapes are those of the network from here on.
     _check_match({n: _kind(t) for n, t in expected.items()}, {n: _kind(t) for n, t in found.items()} | kinds)
-    layers = tuple(_read_layer(entry, tensors, network) for entry in header.layers)
+    layers = tuple(_read_layer(entry, tensors) for entry in header.layers)
     for name, target in expected.items():
         if name in found:
             target.copy_(found[name])
@@ -252,7 +252,7 @@ def _kind_of_layer(entry: LayerHeader, tensors: Mapping[str, Tensor]) -> str:
     return f"{entry.dtype or _name(step.dtype)} {entry.shape}"
 
 
-def _read_layer(entry: LayerHeader, tensors: Mapping[str, Tensor], network: nn.Module) -> QuantizedLayer:
+def _read_layer(entry: LayerHeader, tensors: Mapping[str, Tensor]) -> QuantizedLayer:
     """The codes and steps of a layer whose shape and type are the network's."""
     planes, shape = tensors.get(_CODES + entry.name, torch.empty(0)), Size(entry.shape)
     step = unpack_steps(tensors[_STEP + entry.name], shape)
@@ -275,14 +275,10 @@ def _read_layer(entry: LayerHeader, tensors: Mapping[str, Tensor], network: nn.M
         relative_error=entry.relative_error,
         seconds=math.nan,
         flops=math.nan,
-        operation=entry.operation or _operation_of_module(network.get_submodule(entry.name)),
+        # Format 1 names no operations, but knows two.
+        operation=entry.operation or ("linear" if len(shape) == 2 else "conv2d"),
         parameter=entry.parameter,
     )
-
-
-def _operation_of_module(module: nn.Module) -> str:
-    """Of a layer of format 1, which knows two operations."""
-    return "linear" if isinstance(module, nn.Linear) else "conv2d"
 
 
 def _damaged(entry: LayerHeader) -> QuantizationError:
