@@ -12,6 +12,7 @@ import yaml
 from laq.advise.question import Question
 from laq.cli import main
 from laq.params import Params
+from laq.quantization import METHODS
 from tests.conftest import ROOT
 
 # A room imports those before it.
@@ -145,3 +146,24 @@ def test_no_two_classes_share_a_name() -> None:
             if isinstance(node, ast.ClassDef):
                 places.setdefault(node.name, []).append(path.relative_to(ROOT).as_posix())
     assert {name: paths for name, paths in places.items() if len(paths) > 1} == {}
+
+
+# It translates another program's names.
+OTHERS_NAMES = {"predecessor"}
+
+
+@pytest.mark.parametrize("path", MODULES, ids=str)
+def test_methods_are_named_in_their_registry_alone(path: Path) -> None:
+    if "methods" in path.parts or room(path) in OTHERS_NAMES:
+        return
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        assert not (isinstance(node, ast.Constant) and node.value in METHODS), node.lineno
+
+
+def test_pages_name_no_method() -> None:
+    parts = [p for p in (ROOT / "laq").rglob("*") if p.suffix in {".js", ".html", ".css", ".md"}]
+    assert parts
+    for path in parts:
+        text = path.read_text(encoding="utf-8")
+        named = [name for method in METHODS.values() for name in (method.name, method.label) if name in text]
+        assert not named, path

@@ -1,11 +1,14 @@
 """The solvers against the textbook recursions, and the properties that any of them promises."""
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from laq.quantization import METHODS, Recipe, export_onnx, load, quantize, save
 from laq.quantization.alphabet import Alphabet, AlphabetSpec, make_alphabet
 from laq.quantization.calibration.covariance import Inputs
 from laq.quantization.calibration.patches import Patches, rows_as_patches
@@ -16,7 +19,9 @@ from laq.quantization.methods.gpfq import gpfq_covariance, gpfq_residual
 from laq.quantization.methods.low_rank import low_rank_factor
 from laq.quantization.methods.problem import LayerProblem, RoundingRule, Settings, Solution
 from laq.quantization.methods.residual import _round_vectorized, gpfq_columns, round_by_residual
+from laq.quantization.methods.rtn import streamed_errors
 from laq.quantization.methods.sequential import _round_block, _round_block_vectorized
+from laq.quantization.methods.solve import solve
 from laq.quantization.threads import Pool, worker_pool
 
 KINDS = ("symmetric", "twos_complement", "midrise", "predecessor")
@@ -268,6 +273,121 @@ def test_dead_input_columns_do_no_harm(solver: Solver, pool: Pool) -> None:
     assert codes.min() >= alphabet.low
     assert codes.max() <= alphabet.high
     assert torch.equal(codes[:, [0, 5]], alphabet.encode(W)[:, [0, 5]])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("shape", [(12, 60), (100, 20)], ids=["many patches", "few patches"])
+@pytest.mark.parametrize("kind", ["symmetric", "midrise"])
+@pytest.mark.parametrize("solver", [*FORMS, gptq, qronos])
+def test_a_group_without_any_input_is_rounded_to_nearest_and_the_others_as_if_alone(
+    solver: Solver, kind: str, shape: tuple[int, int], dtype: torch.dtype, pool: Pool
+) -> None:
+    parts = [tuple(t.to(dtype) for t in problem(6, *shape, seed)) for seed in range(3)]
+    parts[1][2].zero_()
+    W, X, X_q = (torch.stack(group) for group in zip(*parts, strict=True))
+    alphabet = make_alphabet(W, AlphabetSpec(kind, bits=3, radius=0.8))  # type: ignore[arg-type]
+    found = solver(LayerProblem(W, alphabet), Inputs.of_rows(X, X_q, pool))
+    assert torch.equal(found.codes[1], alphabet.encode(W)[1])
+    assert torch.isfinite(found.errors()).all()
+    for g in (0, 2):
+        w, x, x_q = parts[g]
+        alone = solver(posed(w, alphabet_of(w, kind)), Inputs.of_rows(x[None], x_q[None], pool))
+        assert torch.equal(found.codes[g], alone.codes[0])
+
+
+@pytest.mark.parametrize("rule", ["auto", "mse", "error", 0.8])
+@pytest.mark.parametrize("granularity", ["channel", "layer"])
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("method", METHODS)
+def test_a_filter_of_zeros_stays_zero(
+    method: str, kind: str, granularity: str, rule: str | float, pool: Pool
+) -> None:
+    parts = [problem(5, 9, 40, seed) for seed in range(2)]
+    W, X, X_q = (torch.stack(group) for group in zip(*parts, strict=True))
+    W[0, 3] = 0
+    recipe = Recipe(3, method, kind, granularity, rule)  # type: ignore[arg-type]
+    solved = solve("layer", W, Inputs.of_rows(X, X_q, pool), recipe)
+    Q = solved.alphabet.decode(solved.codes)
+    assert torch.isfinite(Q).all()
+    assert (Q[0, 3] == 0).all()
+    assert (Q[0, 2] != 0).any()
+    lowest, highest = solved.codes.min(), solved.codes.max()
+    assert solved.alphabet.low <= lowest < highest <= solved.alphabet.high
+
+
+def test_a_filter_of_zeros_stays_zero_on_other_devices() -> None:
+    W, X, X_q = problem(5, 33, 60)
+    W[2] = 0
+    p = posed(W, alphabet_of(W, "midrise"))
+    G, H = (X.T @ X_q)[None], (X_q.T @ X_q)[None]
+    codes = _round_block_vectorized(p, H, p.W @ G.triu(), torch.zeros_like(p.W))
+    assert (p.alphabet.decode(codes)[0, 2] == 0).all()
+    assert torch.isfinite(p.alphabet.decode(codes)).all()
+
+
+@pytest.mark.parametrize("granularity", ["channel", "layer"])
+def test_a_filter_of_zeros_is_still_zero_in_a_packed_file_and_in_onnx(
+    granularity: str, tmp_path: Path
+) -> None:
+    onnxruntime = pytest.importorskip("onnxruntime")
+    torch.manual_seed(4)
+    network = nn.Sequential(nn.Conv2d(3, 6, 3), nn.Flatten(), nn.Linear(216, 4)).eval()
+    network.get_submodule("0").get_parameter("weight").data[4] = 0
+    images = torch.rand(4, 3, 8, 8)
+    recipe = Recipe(3, "qronos", "midrise", granularity)  # type: ignore[arg-type]
+    result = quantize(network, images, recipe)
+    weights = result.network.get_submodule("0").get_parameter("weight")
+    assert (weights[4] == 0).all()
+    assert result.layers[0].sparsity == pytest.approx(1 / 6)
+    save(tmp_path / "packed.safetensors", result)
+    loaded = load(tmp_path / "packed.safetensors", network)
+    assert torch.equal(loaded.get_submodule("0").get_parameter("weight"), weights)
+    export_onnx(tmp_path / "network.onnx", result, images)
+    session = onnxruntime.InferenceSession(tmp_path / "network.onnx", providers=["CPUExecutionProvider"])
+    (outputs,) = session.run(None, {session.get_inputs()[0].name: images.numpy()})
+    torch.testing.assert_close(torch.from_numpy(outputs), result.network(images).detach())
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_where_the_percentile_is_zero_the_largest_weight_gives_the_radius(kind: str) -> None:
+    W = torch.zeros(1, 3, 100)
+    W[0, 0, 7], W[0, 1] = 0.01, torch.linspace(-1, 1, 100)
+    sparse = make_alphabet(W, AlphabetSpec(kind, 4, radius=1.0, percentile=0.5))  # type: ignore[arg-type]
+    full = make_alphabet(W[:, :1], AlphabetSpec(kind, 4, radius=1.0))  # type: ignore[arg-type]
+    if kind != "predecessor":  # whose radius is the mean of all channels'
+        torch.testing.assert_close(sparse.step[:, :1], full.step)
+    assert (sparse.decode(sparse.encode(W))[0, 2] == 0).all()
+
+
+@pytest.mark.parametrize("memory", [0.0, 1e5])
+def test_the_error_of_rounding_is_the_same_from_few_images_at_a_time(memory: float, pool: Pool) -> None:
+    parts = [problem(6, 18, 40, seed) for seed in range(3)]
+    W, X, X_q = (torch.stack(group) for group in zip(*parts, strict=True))
+    codes = make_alphabet(W, AlphabetSpec(bits=2)).encode(W)
+    layer = LayerProblem(W, make_alphabet(W, AlphabetSpec(bits=2)))
+    chunks = [lambda s=s: rows_as_patches(X[:, s], X_q[:, s]) for s in (slice(0, 25), slice(25, 40))]
+    inputs = Inputs(chunks, [25, 15], 3, 18, 1, pool)
+    found = streamed_errors(layer, codes, inputs, memory)
+    for g, (w, x, x_q) in enumerate(parts):
+        torch.testing.assert_close(found[g], error(w, layer.alphabet.decode(codes)[g], x, x_q))
+
+
+def test_rounding_with_the_error_radius_keeps_to_its_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(3)
+    network = nn.Sequential(nn.Conv2d(3, 16, 3, padding=1), nn.ReLU(), nn.Conv2d(16, 8, 3, groups=2)).eval()
+    images, recipe = torch.rand(5, 3, 12, 12), Recipe(2, "rtn", radius="error", retain_rate=0.5, batch_size=2)
+    expected = quantize(network, images, recipe)
+
+    def accumulate(*_: object, **__: object) -> None:
+        raise AssertionError("covariances do not fit into the memory")
+
+    monkeypatch.setattr(Inputs, "covariances", accumulate)
+    with pytest.raises(AssertionError, match="do not fit"):
+        quantize(network, images, recipe)
+    found = quantize(network, images, replace(recipe, memory_gib=0))
+    for one, other in zip(found.layers, expected.layers, strict=True):
+        assert torch.equal(one.codes, other.codes)
+        assert torch.equal(one.alphabet.step, other.alphabet.step)
 
 
 def test_stochastic_rounding_takes_a_neighbour_with_the_right_chance(pool: Pool) -> None:
