@@ -17,7 +17,7 @@ from laq.predecessor.logs import column_of, log_table, members_of, read_rows
 from laq.report.analysis import Analysis, analyse
 from laq.report.answers import answers
 from laq.report.correlations import DEPENDENCE
-from laq.report.divergences import distances_in
+from laq.report.divergences import divergences_in
 from laq.report.markdown import answers_text, markdown
 from laq.report.paired_tests import paired_effects
 from laq.report.rendering import markdown_table, number, templates
@@ -108,7 +108,7 @@ def read_log(path: Path, params: Report) -> Log:
     """
     rows = read_rows(path)
     table = log_table(rows)
-    analysis = analyse(table, distances_in(table, members_of(rows)), params)
+    analysis = analyse(table, divergences_in(table, members_of(rows)), params)
     return Log(path.stem, rows, replace(analysis, title=f"{path.stem}: {analysis.title}"))
 
 

@@ -18,7 +18,7 @@ from laq.quantization.methods.registry import BASELINE
 from laq.report.analysis import Analysis, analyse, title_of
 from laq.report.answers import answers
 from laq.report.correlations import DEPENDENCE
-from laq.report.divergences import read_distances
+from laq.report.divergences import read_divergences
 from laq.report.figures import draw_against_bits, draw_against_divergence
 from laq.report.markdown import answers_text, findings, markdown
 from laq.report.page import read_contents, write_page
@@ -62,7 +62,7 @@ def run(params: Report) -> None:
     measurements, subsets = read_measurements(), read_subsets()
     if unknown := sorted(set(measurements.subset) - {subset.name for subset in subsets}):
         raise LaqError(f"{SUBSETS}: has no subset {unknown[0]}, which the study measured; run `dvc repro`")
-    found = analyse(measurements, read_distances(subsets, params.seed), params)
+    found = analyse(measurements, read_divergences(subsets, params.seed), params)
     with replacing_folder(FOLDER) as folder:
         _write(folder, found, params)
         shown = main_rows(found.cells)

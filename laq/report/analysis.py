@@ -1,4 +1,4 @@
-"""All that the report says, as tables: what pages, texts and pictures are made from."""
+"""The analysis of a study: all tables that the report's text, page and figures are made from."""
 
 from dataclasses import dataclass
 
@@ -7,7 +7,7 @@ import pandas as pd
 from laq.params import Report
 from laq.report.comparisons import comparisons
 from laq.report.correlations import dependence
-from laq.report.divergences import Distances
+from laq.report.divergences import SubsetDivergences
 from laq.report.tables import over_seeds, summarise, with_drops
 
 
@@ -17,7 +17,7 @@ class Analysis:
 
     ``table`` has a row per cell and seed, with drops; ``cells`` their means over seeds; ``summary`` means
     over subsets, ``by_size`` for each number of classes apart; ``correlations`` and ``comparisons`` answer
-    questions (``dependence.dependence``, ``comparisons.comparisons``).
+    questions (``correlations.dependence``, ``comparisons.comparisons``).
     """
 
     title: str
@@ -34,7 +34,7 @@ class Analysis:
         return {"measurements.csv": self.table} | {f"{name}.csv": getattr(self, name) for name in names}
 
 
-def analyse(measurements: pd.DataFrame, distances: Distances, params: Report) -> Analysis:
+def analyse(measurements: pd.DataFrame, divergences: SubsetDivergences, params: Report) -> Analysis:
     """The analysis of a study's table of measurements (``laq.study.read_measurements``)."""
     table = with_drops(measurements)
     cells = over_seeds(table)
@@ -44,8 +44,8 @@ def analyse(measurements: pd.DataFrame, distances: Distances, params: Report) ->
         cells,
         summarise(table),
         summarise(table, ("subset_size_classes",)),
-        dependence(cells, distances, params),
-        comparisons(table, distances.members, params),
+        dependence(cells, divergences, params),
+        comparisons(table, divergences.members, params),
     )
 
 

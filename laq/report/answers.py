@@ -84,8 +84,7 @@ def _dependence(rows: pd.DataFrame) -> str:
         of_measure = rows[(rows.score == "drop_sub_points") & (rows.measure == measure)]
         if len(first := _first(of_measure)):
             texts.append(_sentence(measure, methods=_by_subject(first), n=rows.n.max()))
-        kinds = ("positive correlations", "negative correlations")
-        texts.append(_sentence("counted", **_count(of_measure), kinds=kinds))
+        texts.append(_sentence("counted", **_count(of_measure), kind="rho"))
     return " ".join(texts)
 
 
@@ -107,10 +106,9 @@ def _comparison(rows: pd.DataFrame) -> str:
     for score, part in rows.groupby("score", sort=False):
         if len(first := _first(part)):
             drop = score == "drop_sub_points"
-            kinds = ("larger losses", "smaller losses") if drop else ("gains", "losses")
             texts += [
                 _sentence("compared", subjects=_by_subject(first), drop=drop, n=part.n.max()),
-                _sentence("counted", **_count(part), kinds=kinds),
+                _sentence("counted", **_count(part), kind="drop" if drop else "accuracy"),
             ]
     return " ".join(texts)
 

@@ -1,4 +1,4 @@
-"""Which choice keeps more accuracy: calibration, fine-tuning, method, bits by layer. Asked in pairs."""
+"""The table of paired comparisons: which calibration, network, method or allocation keeps more accuracy?"""
 
 import re
 from collections.abc import Iterator
@@ -10,8 +10,8 @@ import pandas as pd
 
 from laq.params import Report
 from laq.quantization.methods.registry import sort_methods
-from laq.report.mixed_model import shared_effects
-from laq.report.paired_tests import corrected, paired_effects
+from laq.report.mixed_model import mixed_model
+from laq.report.paired_tests import paired_effects, with_holm
 from laq.report.tables import GROUP, complete
 from laq.study import NO_IMAGES
 
@@ -61,15 +61,15 @@ def comparisons(table: pd.DataFrame, members: pd.DataFrame | None, params: Repor
     """A row per question, pair of choices, variant, method, bits and calibration.
 
     Args:
-        table: a row per cell and seed, with drops (``statistics.with_drops``).
-        members: the subsets' classes, if they are known (``classes.Distances``).
+        table: a row per cell and seed, with drops (``tables.with_drops``).
+        members: the subsets' classes, if they are known (``divergences.SubsetDivergences``).
         params: resamples, permutations, confidence and seed.
 
     ``effect`` is the mean over n subsets of ``first`` - ``second`` in points of ``score``, each subset's
     seeds averaged first; with an interval (bootstrap over subsets), d_z (mean / standard deviation of the
     differences), a p-value (sign flips), and ``size_ratio``, the mean size of ``first`` / ``second``. These
     take subsets for independent; what ends in ``_classes`` knows that they share classes
-    (``shared.shared_effects``). Both p-values are corrected by Holm over all rows of a question and score.
+    (``mixed_model.mixed_model``). Both p-values are corrected by Holm over all rows of a question and score.
     What ``first`` and ``second`` name is left empty. Questions that the study has no two sides for have no
     rows.
 
@@ -79,7 +79,7 @@ def comparisons(table: pd.DataFrame, members: pd.DataFrame | None, params: Repor
     - ``allocation``: ``auto:N``, bits by layer for these classes, or N bits everywhere.
     """
     rows = [row for contrast in _contrasts(table) for row in _rows(contrast, members, params)]
-    return corrected(rows, FAMILY).reindex(columns=COLUMNS)
+    return with_holm(rows, FAMILY).reindex(columns=COLUMNS)
 
 
 def _contrasts(table: pd.DataFrame) -> Iterator[_Contrast]:
@@ -129,8 +129,8 @@ def _estimates(
     """What is said of each cell of ``differences`` (subsets, cells)."""
     numbers = differences.T.to_numpy()
     found = paired_effects(numbers, params)
-    told = [{"n": found.n, **found.told(cell)} for cell in range(len(numbers))]
+    told = [{"n": found.n, **found.row(cell)} for cell in range(len(numbers))]
     if members is None:
         return told
-    shared = shared_effects(numbers, members.loc[differences.index].to_numpy(), params)
-    return [estimate | shared.told(cell) for cell, estimate in enumerate(told)]
+    shared = mixed_model(numbers, members.loc[differences.index].to_numpy(), params)
+    return [estimate | shared.row(cell) for cell, estimate in enumerate(told)]

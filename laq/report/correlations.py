@@ -1,4 +1,4 @@
-"""Does what quantization costs depend on how far apart a subset's classes are, and by which divergence?"""
+"""The table of correlations: does the accuracy lost depend on the divergence of a subset's classes?"""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -8,9 +8,17 @@ import numpy as np
 import pandas as pd
 
 from laq.params import Report
-from laq.report.divergences import Distances
-from laq.report.paired_tests import corrected
-from laq.report.rank_correlation import Floats, Sides, correlate, interval, p_against, p_values, resampled
+from laq.report.divergences import SubsetDivergences
+from laq.report.paired_tests import with_holm
+from laq.report.rank_correlation import (
+    Floats,
+    Variables,
+    bootstrap_samples,
+    correlate,
+    interval,
+    permutation_p_values,
+    relabelling_p_values,
+)
 from laq.report.tables import BASE_OF, DROPS, GROUP, complete
 
 DEPENDENCE: Final = "dependence"
@@ -28,27 +36,27 @@ _MAIN_DROP: Final = "drop_sub_points"
 class _Block:
     """Cells of one variant that the same subsets have: ``drops`` (subsets, cells) in points.
 
-    ``held`` (subsets, 2) are the accuracy before quantization in percent, and the number of classes.
+    ``covariates`` (subsets, 2) are the accuracy before quantization in percent, and the number of classes.
     """
 
     score: str
     drops: pd.DataFrame
-    held: pd.DataFrame
+    covariates: pd.DataFrame
 
-    def held_by(self, measure: str) -> Floats:
-        """What ``measure`` holds fixed and varies (c, subsets)."""
+    def covariates_of(self, measure: str) -> Floats:
+        """Those that ``measure`` holds fixed (c, subsets); the constant ones are left out."""
         if measure == "rho":
             return np.zeros((0, len(self.drops)))
-        both = self.held.T.to_numpy(dtype=np.float64)
+        both = self.covariates.T.to_numpy(dtype=np.float64)
         return np.asarray(both[np.ptp(both, axis=1) > 0])
 
 
-def dependence(cells: pd.DataFrame, distances: Distances, params: Report) -> pd.DataFrame:
+def dependence(cells: pd.DataFrame, divergences: SubsetDivergences, params: Report) -> pd.DataFrame:
     """A row per question, variant, method, bits, calibration, score, divergence, statistic and measure.
 
     Args:
-        cells: a row per subset and cell, with drops (``statistics.over_seeds``).
-        distances: how far apart each subset's classes are.
+        cells: a row per subset and cell, with drops (``tables.over_seeds``).
+        divergences: how far apart each subset's classes are.
         params: resamples, permutations, confidence and seed.
 
     ``rho`` is Spearman's of the drop with the divergence. ``partial_rho`` holds fixed the same network's
@@ -63,8 +71,8 @@ def dependence(cells: pd.DataFrame, distances: Distances, params: Report) -> pd.
     interval from the same resamples of both.
     """
     blocks = [block for score in DROPS.values() for block in _blocks(cells, score)]
-    rows = [row for block in blocks for row in _rows(block, distances, params)]
-    return corrected(rows, FAMILY).reindex(columns=COLUMNS)
+    rows = [row for block in blocks for row in _rows(block, divergences, params)]
+    return with_holm(rows, FAMILY).reindex(columns=COLUMNS)
 
 
 def _blocks(cells: pd.DataFrame, score: str) -> Iterator[_Block]:
@@ -73,26 +81,26 @@ def _blocks(cells: pd.DataFrame, score: str) -> Iterator[_Block]:
     for _, group in cells[cells.variant.isin(BASE_OF)].groupby("variant", sort=False):
         wide = group.pivot_table(score, "subset", GROUP, sort=False)
         bases = group.assign(base=group[accuracy] + group[score]).groupby("subset")
-        held = bases[["base", "subset_size_classes"]].first()
+        covariates = bases[["base", "subset_size_classes"]].first()
         for drops in complete(wide):
-            yield _Block(score, drops, held.loc[drops.index])
+            yield _Block(score, drops, covariates.loc[drops.index])
 
 
-def _rows(block: _Block, distances: Distances, params: Report) -> Iterator[dict[str, Any]]:
-    names, whole = block.drops.index, distances.relabelled
-    values = distances.nats.loc[names]
+def _rows(block: _Block, divergences: SubsetDivergences, params: Report) -> Iterator[dict[str, Any]]:
+    names, whole = block.drops.index, divergences.relabelled
+    values = divergences.nats.loc[names]
     if block.score != _MAIN_DROP:
         values = values.iloc[:, :1]
     null = None if whole is None else whole[names].to_numpy()
     for measure in MEASURES:
-        sides = Sides(values.T.to_numpy(), block.drops.T.to_numpy(), block.held_by(measure))
-        found = _estimate(sides, null, params)
+        variables = Variables(values.T.to_numpy(), block.drops.T.to_numpy(), block.covariates_of(measure))
+        found = _estimate(variables, null, params)
         for cell, key in enumerate(block.drops.columns):
             about = dict(zip(GROUP, key, strict=True)) | {"score": block.score, "measure": measure}
-            yield {"question": DEPENDENCE, **about, **_divergence(values, 0), **found.told(0, cell)}
+            yield {"question": DEPENDENCE, **about, **_divergence(values, 0), **found.row(0, cell)}
             if values.shape[1] > 1:
                 for x in range(values.shape[1]):
-                    told = found.told(x, cell) | found.compared(x, cell)
+                    told = found.row(x, cell) | found.comparison_row(x, cell)
                     yield {"question": PREDICTOR, **about, **_divergence(values, x), **told}
 
 
@@ -115,31 +123,31 @@ class _Estimates:
     gap_low: Floats
     gap_high: Floats
 
-    def told(self, x: int, cell: int) -> dict[str, float]:
+    def row(self, x: int, cell: int) -> dict[str, float]:
         """What a row says of one divergence."""
         names = ("effect", "low", "high", "p_value")
         return {"n": self.n, **{name: getattr(self, name)[x, cell] for name in names}} | (
             {"p_classes": self.p_classes[cell]} if x == 0 else {}
         )
 
-    def compared(self, x: int, cell: int) -> dict[str, float]:
+    def comparison_row(self, x: int, cell: int) -> dict[str, float]:
         """What a row says of one divergence beside the others."""
         places = {name: getattr(self, name)[x, cell] for name in ("rank", "gap", "gap_low", "gap_high")}
         return {**places, "p_classes": np.nan}
 
 
-def _estimate(sides: Sides, null: Floats | None, params: Report) -> _Estimates:
-    samples, effect = resampled(sides, params), correlate(sides)[0]
+def _estimate(variables: Variables, null: Floats | None, params: Report) -> _Estimates:
+    samples, effect = bootstrap_samples(variables, params), correlate(variables)[0]
     strength = np.where(np.isnan(effect), -1, np.abs(effect))
     best = strength.argmax(0)[None]
     rank = (-strength).argsort(0, kind="stable").argsort(0) + 1.0
     gaps = np.abs(np.take_along_axis(samples, best[None], 1)) - np.abs(samples)
     return _Estimates(
-        sides.n,
+        variables.n,
         effect,
         *interval(samples, params),
-        p_values(sides, params),
-        np.full(effect.shape[1], np.nan) if null is None else p_against(sides, null),
+        permutation_p_values(variables, params),
+        np.full(effect.shape[1], np.nan) if null is None else relabelling_p_values(variables, null),
         np.where(np.isnan(effect), np.nan, rank),
         np.take_along_axis(np.abs(effect), best, 0) - np.abs(effect),
         *interval(gaps, params),

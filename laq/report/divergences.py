@@ -1,4 +1,4 @@
-"""How far apart the classes of each subset are, by every divergence; and were the classes named otherwise."""
+"""The divergence within each subset: medians and means over its pairs of classes, by every divergence."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -21,7 +21,7 @@ _STATISTICS: Final = {"median": "median_divergence_nats", "mean": "mean_divergen
 
 
 @dataclass(frozen=True)
-class Distances:
+class SubsetDivergences:
     """Per subset: ``nats``, with columns (divergence, statistic), of which the first is the study's own.
 
     ``members`` (subsets, classes) is 1 for the classes that a subset has, else 0; None where these are not
@@ -34,15 +34,15 @@ class Distances:
     relabelled: pd.DataFrame | None = None
 
 
-def distances_in(table: pd.DataFrame, members: pd.DataFrame | None = None) -> Distances:
-    """What the study's table says itself: the study's own divergence, with no matrix behind it."""
+def divergences_in(table: pd.DataFrame, members: pd.DataFrame | None = None) -> SubsetDivergences:
+    """Those in the study's ``table``, of the study's own divergence; there is no matrix to permute."""
     nats = table.groupby("subset")[list(_STATISTICS.values())].first()
     nats.columns = pd.MultiIndex.from_product([[MAIN], _STATISTICS])
-    return Distances(nats, members)
+    return SubsetDivergences(nats, members)
 
 
-def read_distances(subsets: Sequence[Subset], seed: int, folder: Path = FOLDER) -> Distances:
-    """By all matrices that the stage ``divergence`` wrote for the subsets.
+def read_divergences(subsets: Sequence[Subset], seed: int, folder: Path = FOLDER) -> SubsetDivergences:
+    """The divergences within ``subsets`` by all matrices that the stage ``divergence`` wrote.
 
     Raises:
         LaqError: the stage has not run.
@@ -50,11 +50,13 @@ def read_distances(subsets: Sequence[Subset], seed: int, folder: Path = FOLDER) 
     matrix = np.load(need(folder / MATRIX))
     main = read_name(folder)
     others = {path.stem: np.load(path) for path in sorted((folder / ALTERNATIVES).glob("*.npy"))}
-    return measure({main: matrix, **{k: m for k, m in others.items() if k != main}}, subsets, seed)
+    return subset_divergences({main: matrix, **{k: m for k, m in others.items() if k != main}}, subsets, seed)
 
 
-def measure(matrices: Mapping[str, Floats], subsets: Sequence[Subset], seed: int) -> Distances:
-    """By ``matrices`` (classes, classes) in nats, the study's own first."""
+def subset_divergences(
+    matrices: Mapping[str, Floats], subsets: Sequence[Subset], seed: int
+) -> SubsetDivergences:
+    """The divergences within ``subsets`` by ``matrices`` (C, C) in nats, the study's own first."""
     columns = {
         (name, statistic): [float(how(_pairs(matrix, s.classes))) for s in subsets]
         for name, matrix in matrices.items()
@@ -65,7 +67,7 @@ def measure(matrices: Mapping[str, Floats], subsets: Sequence[Subset], seed: int
     classes = [subset.classes for subset in subsets]
     members = [np.isin(np.arange(len(own)), chosen) for chosen in classes]
     null = relabelled_medians(own, classes, RELABELLINGS, seed)
-    return Distances(
+    return SubsetDivergences(
         pd.DataFrame(columns, index=names),
         pd.DataFrame(members, index=names, dtype=np.float64),
         pd.DataFrame(null, columns=names),

@@ -1,4 +1,4 @@
-"""The study's pictures: accuracy against divergence, and against bits."""
+"""The study's figures: accuracy against divergence, and against bits."""
 
 import textwrap
 from collections.abc import Collection

@@ -20,20 +20,20 @@ _SHARES: Final = (np.arange(40) + 0.5) / 40  # of the variance that is the class
 
 
 @dataclass(frozen=True)
-class SharedEffects:
+class MixedModelEstimates:
     """Of q rows of differences: their mean's interval and p-value, each (q,); NaN where all are the same."""
 
     low: Floats
     high: Floats
     p_value: Floats
 
-    def told(self, row: int) -> dict[str, float]:
+    def row(self, row: int) -> dict[str, float]:
         """What a table says of one row."""
         low, high, p_value = (values[row] for values in (self.low, self.high, self.p_value))
         return {"low_classes": low, "high_classes": high, "p_classes": p_value}
 
 
-def shared_effects(differences: Floats, members: Floats, params: Report) -> SharedEffects:
+def mixed_model(differences: Floats, members: Floats, params: Report) -> MixedModelEstimates:
     """How sure the means of ``differences`` (q, n) are, of n subsets of the classes in ``members`` (n, C).
 
     Many subsets of few classes are not as many independent ones: if a class likes a method, all subsets
@@ -46,12 +46,12 @@ def shared_effects(differences: Floats, members: Floats, params: Report) -> Shar
     nothing = np.full(len(differences), np.nan)
     mean = differences.mean(1)
     if n < 2 or not (varied := varies(differences)).any():
-        return SharedEffects(nothing, nothing, nothing)
+        return MixedModelEstimates(nothing, nothing, nothing)
     errors, weights = _errors(differences[varied], _covariances(members))
     half, p_value = nothing.copy(), nothing.copy()
     half[varied] = _half_width(errors, weights, n, 1 - params.confidence)
     p_value[varied] = _tail(np.abs(mean[varied]), errors, weights, n)
-    return SharedEffects(mean - half, mean + half, p_value)
+    return MixedModelEstimates(mean - half, mean + half, p_value)
 
 
 def _covariances(members: Floats) -> Floats:

@@ -1,4 +1,4 @@
-"""Paired differences of many cells at once: how large, how sure, how likely by chance; Holm's correction."""
+"""Paired differences of many cells at once: means, intervals, sign-flip tests, and Holm's correction."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -29,7 +29,7 @@ class Effects:
     d_z: Floats
     p_value: Floats
 
-    def told(self, row: int) -> dict[str, float]:
+    def row(self, row: int) -> dict[str, float]:
         """What a table says of one row."""
         return {name: getattr(self, name)[row] for name in ("effect", "low", "high", "d_z", "p_value")}
 
@@ -94,7 +94,7 @@ def holm(p_values: Floats) -> Floats:
     return adjusted
 
 
-def corrected(rows: Sequence[Mapping[str, Any]], family: Sequence[str]) -> pd.DataFrame:
+def with_holm(rows: Sequence[Mapping[str, Any]], family: Sequence[str]) -> pd.DataFrame:
     """The table of ``rows``, p-values corrected by Holm over the rows that share what ``family`` names.
 
     ``p_value`` becomes ``p_holm``, and ``p_classes``, where there is one, ``p_classes_holm``.

@@ -1,7 +1,7 @@
-"""Rank correlations, plain and partial, of many pairs at once: how sure, and how likely by chance.
+"""Spearman's rank correlations, plain and partial, of many pairs of variables at once.
 
-A resample is a weight for every subset, how often it was drawn; the ranks of all resamples are then one
-matrix product, without sorting any of them.
+Each has an interval (bootstrap) and a p-value (permutation). A bootstrap sample is a weight for every subset,
+how often it was drawn: the ranks of all samples are then one matrix product, without sorting any of them.
 """
 
 from collections.abc import Iterator
@@ -17,16 +17,19 @@ from laq.params import Report
 Floats = NDArray[np.float64]
 _CHUNK: Final = 500  # resamples or permutations worked on at once: memory, not results
 _NOTHING: Final = 1e-9  # what is left of a constant's ranks, or of ranks that others explain
-_FREEDOM: Final = 3  # subsets that a correlation needs, and one more for everything held
+_FREEDOM: Final = 3  # subsets that a correlation needs, and one more for each covariate
 
 
 @dataclass(frozen=True)
-class Sides:
-    """Over n subsets, each of ``x`` (p, n) is correlated with each of ``y`` (q, n), ``held`` (c, n) fixed."""
+class Variables:
+    """Each of ``x`` (p, n) is correlated with each of ``y`` (q, n) over n subsets.
+
+    Partial correlations hold ``covariates`` (c, n) fixed; with none, c = 0.
+    """
 
     x: Floats
     y: Floats
-    held: Floats
+    covariates: Floats
 
     @property
     def n(self) -> int:
@@ -35,30 +38,30 @@ class Sides:
 
     @property
     def few(self) -> bool:
-        """Whether there are too few subsets to say anything."""
-        return self.n < _FREEDOM + (len(self.held) + 1 if len(self.held) else 0)
+        """Whether there are too few subsets for a correlation."""
+        return self.n < _FREEDOM + (len(self.covariates) + 1 if len(self.covariates) else 0)
 
 
-def correlate(sides: Sides, weights: Floats | None = None) -> Floats:
+def correlate(variables: Variables, weights: Floats | None = None) -> Floats:
     """Spearman's rho (b, p, q) with every subset taken ``weights`` (b, n) times, by default once.
 
-    Where something is held, the partial one: ranks of both sides are replaced by their residuals
-    from a linear regression on the ranks of ``held`` (Conover, Practical Nonparametric Statistics,
-    5.4). NaN where a side is constant, or is explained by what is held.
+    With covariates it is the partial one: the ranks of both variables are replaced by their residuals from a
+    linear regression on the ranks of the covariates (Conover, Practical Nonparametric Statistics, 5.4). It
+    is NaN where a variable is constant, or is explained by the covariates.
     """
-    weights = np.ones((1, sides.n)) if weights is None else weights
-    if sides.few:
-        return np.full((len(weights), len(sides.x), len(sides.y)), np.nan)
-    x, y = _residuals(sides, weights)
+    weights = np.ones((1, variables.n)) if weights is None else weights
+    if variables.few:
+        return np.full((len(weights), len(variables.x), len(variables.y)), np.nan)
+    x, y = _residuals(variables, weights)
     return np.asarray(x.transpose(1, 0, 2) @ y.transpose(1, 2, 0))
 
 
-def resampled(sides: Sides, params: Report) -> Floats:
+def bootstrap_samples(variables: Variables, params: Report) -> Floats:
     """``correlate`` of bootstrap samples of the subsets (b, p, q), the same ones for all pairs."""
     rng = np.random.default_rng(params.seed)
-    shares = np.full(sides.n, 1 / sides.n)
-    counts = [rng.multinomial(sides.n, shares, size) for size in _chunks(params.bootstrap_samples)]
-    return np.concatenate([correlate(sides, drawn.astype(np.float64)) for drawn in counts])
+    shares = np.full(variables.n, 1 / variables.n)
+    counts = [rng.multinomial(variables.n, shares, size) for size in _chunks(params.bootstrap_samples)]
+    return np.concatenate([correlate(variables, drawn.astype(np.float64)) for drawn in counts])
 
 
 def interval(samples: Floats, params: Report) -> tuple[Floats, Floats]:
@@ -72,45 +75,47 @@ def interval(samples: Floats, params: Report) -> tuple[Floats, Floats]:
     return low.reshape(samples.shape[1:]), high.reshape(samples.shape[1:])
 
 
-def p_values(sides: Sides, params: Report) -> Floats:
-    """Two-sided p-values (p, q) by permutation.
+def permutation_p_values(variables: Variables, params: Report) -> Floats:
+    """Two-sided p-values (p, q) by permutation of the subsets.
 
-    Freedman and Lane (1983): the residuals of y, given what is held, are shuffled over the subsets,
-    added back and regressed on what is held once more. With nothing held this is the ordinary
-    permutation test of Spearman's rho.
+    Freedman and Lane (1983): the residuals of y, given the covariates, are shuffled over the subsets, added
+    back and regressed on the covariates once more. Without covariates this is the ordinary permutation test
+    of Spearman's rho.
     """
-    observed: Floats = correlate(sides)[0]
-    if sides.few:
+    observed: Floats = correlate(variables)[0]
+    if variables.few:
         return observed
-    x, y = (side[:, 0] for side in _residuals(sides, np.ones((1, sides.n))))
-    basis = _basis(sides.held, np.ones((1, sides.n)))[:, 0]
+    x, y = (ranks[:, 0] for ranks in _residuals(variables, np.ones((1, variables.n))))
+    basis = _basis(variables.covariates, np.ones((1, variables.n)))[:, 0]
     rng, extreme = np.random.default_rng(params.seed), np.zeros(observed.shape)
     for size in _chunks(params.permutations):
-        # Shuffling x and what is held alike is shuffling y the other way round: no copy for each y.
-        order = rng.permuted(np.broadcast_to(np.arange(sides.n), (size, sides.n)), axis=1)
+        # Shuffling x and the covariates alike is shuffling y the other way round: no copy for each y.
+        order = rng.permuted(np.broadcast_to(np.arange(variables.n), (size, variables.n)), axis=1)
         left = np.sqrt(1 - (np.tensordot(basis[:, order], y, (2, 1)) ** 2).sum(0).clip(max=1))
         shuffled = np.abs(np.tensordot(x[:, order], y, (2, 1)))
         extreme += (shuffled >= (np.abs(observed)[:, None] - _NOTHING) * left).sum(1)
     return np.where(np.isnan(observed), np.nan, (1 + extreme) / (1 + params.permutations))
 
 
-def p_against(sides: Sides, null: Floats) -> Floats:
-    """Two-sided p-values (q,) of the first x, were it drawn from the rows of ``null`` (k, n)."""
-    observed: Floats = correlate(sides)[0, 0]
-    if sides.few:
+def relabelling_p_values(variables: Variables, null: Floats) -> Floats:
+    """Two-sided p-values (q,) of the first x against ``null`` (k, n), its values had classes other names."""
+    observed: Floats = correlate(variables)[0, 0]
+    if variables.few:
         return observed
-    once = np.ones((1, sides.n))
-    y = _residuals(sides, once)[1][:, 0]
-    ranks = stats.rankdata(null, axis=1) - (sides.n + 1) / 2
-    found = np.abs(_unit(_without(ranks, _basis(sides.held, once)[:, 0][:, None])) @ y.T)
+    once = np.ones((1, variables.n))
+    y = _residuals(variables, once)[1][:, 0]
+    ranks = stats.rankdata(null, axis=1) - (variables.n + 1) / 2
+    found = np.abs(_normalised(_project_out(ranks, _basis(variables.covariates, once)[:, 0][:, None])) @ y.T)
     extreme = (found >= np.abs(observed) - _NOTHING).sum(0)  # a constant row has no rho and is not extreme
     return np.where(np.isnan(observed), np.nan, (1 + extreme) / (1 + len(null)))
 
 
-def _residuals(sides: Sides, weights: Floats) -> tuple[Floats, Floats]:
-    """Both sides' ranks (p, b, n) and (q, b, n) without what is held, of length 1: rho is their product."""
-    basis = _basis(sides.held, weights)
-    x, y = (_unit(_without(_ranks(side, weights), basis)) for side in (sides.x, sides.y))
+def _residuals(variables: Variables, weights: Floats) -> tuple[Floats, Floats]:
+    """The ranks of x (p, b, n) and y (q, b, n) without the covariates', of length 1: rho is their product."""
+    basis = _basis(variables.covariates, weights)
+    x, y = (
+        _normalised(_project_out(_ranks(values, weights), basis)) for values in (variables.x, variables.y)
+    )
     return x, y
 
 
@@ -121,22 +126,25 @@ def _ranks(values: Floats, weights: Floats) -> Floats:
     return np.asarray(np.sqrt(weights) * (weights @ (below + same / 2) - values.shape[1] / 2))
 
 
-def _basis(held: Floats, weights: Floats) -> Floats:
-    """Orthonormal (c, b, n), by Gram and Schmidt; zeros where one is constant or explained by the others."""
+def _basis(covariates: Floats, weights: Floats) -> Floats:
+    """The covariates' ranks made orthonormal (c, b, n) by Gram and Schmidt.
+
+    Zeros where one is constant or explained by the others.
+    """
     found: list[Floats] = []
-    for ranks in _ranks(held, weights) if len(held) else ():
-        found.append(np.nan_to_num(_unit(_without(ranks, np.array(found)))))
+    for ranks in _ranks(covariates, weights) if len(covariates) else ():
+        found.append(np.nan_to_num(_normalised(_project_out(ranks, np.array(found)))))
     return np.array(found) if found else np.zeros((0, *weights.shape))
 
 
-def _without(ranks: Floats, basis: Floats) -> Floats:
+def _project_out(ranks: Floats, basis: Floats) -> Floats:
     """What remains of ``ranks`` (…, b, n) once each of ``basis`` (c, b, n) is taken out."""
     for direction in basis:
         ranks = ranks - (ranks * direction).sum(-1, keepdims=True) * direction
     return ranks
 
 
-def _unit(ranks: Floats) -> Floats:
+def _normalised(ranks: Floats) -> Floats:
     """Of length 1; NaN where nothing is left."""
     length = np.linalg.norm(ranks, axis=-1, keepdims=True)
     nothing = length <= _NOTHING * ranks.shape[-1] ** 1.5

@@ -1,4 +1,4 @@
-"""What the study's table says: drops, means over seeds, and means over subsets."""
+"""The study's tables: drops in accuracy, means over seeds, and means over subsets."""
 
 from collections.abc import Iterator
 from typing import Final

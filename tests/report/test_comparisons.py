@@ -13,7 +13,7 @@ from laq.report.analysis import Analysis, analyse
 from laq.report.answers import QUESTIONS, answers
 from laq.report.comparisons import comparisons
 from laq.report.correlations import dependence
-from laq.report.divergences import distances_in, measure
+from laq.report.divergences import divergences_in, subset_divergences
 from laq.report.tables import over_seeds, with_drops
 from laq.subsets import Subset
 from tests.studies import Planted, made_up_matrix, made_up_study, made_up_subsets
@@ -26,7 +26,7 @@ SUBSETS = made_up_subsets(30, MATRIX)
 def asked(planted: Planted, subsets: Sequence[Subset] = SUBSETS, seed: int = 0) -> Analysis:
     table = made_up_study(subsets, planted, seed=seed)
     others = {"own": MATRIX, "other": made_up_matrix(seed=9)}
-    return analyse(table, measure(others, subsets, seed=0), PARAMS)
+    return analyse(table, subset_divergences(others, subsets, seed=0), PARAMS)
 
 
 def rows(table: pd.DataFrame, **wanted: str) -> pd.DataFrame:
@@ -79,7 +79,7 @@ def test_what_only_follows_the_accuracy_before_is_not_the_divergences() -> None:
     before = table.subset.map(base)
     table["drop_sub_points"] = np.where(table.method == "float", 0, table.subset.map(lost))
     table["top1_sub_percent"] = before - table.drop_sub_points
-    found = dependence(over_seeds(table), distances_in(table), PARAMS)
+    found = dependence(over_seeds(table), divergences_in(table), PARAMS)
     rho, partial = (the(found, **CELL, **DROP, measure=name) for name in ("rho", "partial_rho"))
     assert rho.effect < -0.5
     assert rho.p_holm < 0.05
@@ -132,7 +132,7 @@ def test_false_alarms_of_whole_families_are_rare() -> None:
         table = with_drops(
             made_up_study(made_up_subsets(14, MATRIX, seed=trial), Planted(), ("2", "4"), trial)
         )
-        told = [comparisons(table, None, few), dependence(over_seeds(table), distances_in(table), few)]
+        told = [comparisons(table, None, few), dependence(over_seeds(table), divergences_in(table), few)]
         found = pd.concat(told).query("measure != 'partial_rho' and score != 'drop_all_points'")
         for question in alarms:
             alarms[question] += bool((rows(found, question=question).p_holm <= 0.05).any())
@@ -167,7 +167,7 @@ def test_a_cell_that_some_subsets_lack_is_asked_of_the_others() -> None:
     found = comparisons(table, None, PARAMS)
     assert set(rows(found, question="calibration", bits="4").n) == {5}
     assert set(rows(found, question="calibration", bits="2").n) == {8}
-    told = dependence(over_seeds(table), distances_in(table), PARAMS)
+    told = dependence(over_seeds(table), divergences_in(table), PARAMS)
     assert set(rows(told, bits="4").n) == {5}
     assert set(rows(told, bits="2").n) == {8}
 
@@ -175,13 +175,13 @@ def test_a_cell_that_some_subsets_lack_is_asked_of_the_others() -> None:
 def test_questions_that_cannot_be_asked_are_left_out() -> None:
     table = made_up_study(SUBSETS[:9], Planted(), bits=("2", "4"))
     small = table[(table.calibration != "all") & (table.seed.isna() | (table.seed == 0))]
-    found = analyse(small, distances_in(small), PARAMS)
+    found = analyse(small, divergences_in(small), PARAMS)
     assert set(found.comparisons.question) == {"finetuning", "method"}
     told = answers(found, PARAMS)
     assert QUESTIONS["calibration"] not in told
     assert QUESTIONS["dependence"] in told
     bare = small[(small.variant == "original") | ((small.variant == "quantized") & (small.method == "rtn"))]
-    found = analyse(bare, distances_in(bare), PARAMS)
+    found = analyse(bare, divergences_in(bare), PARAMS)
     assert found.comparisons.empty
     assert {"question", "effect", "p_holm"} < set(found.comparisons)
     assert "round-to-nearest" in answers(found, PARAMS)[QUESTIONS["dependence"]]
@@ -241,7 +241,9 @@ def test_what_is_asked_of_no_original_network_is_told_of_none() -> None:
     quantized = table.variant == "quantized"
     for score in ("top1_all_percent", "top1_sub_percent"):
         table.loc[quantized, score] = table[quantized].subset.map(original[score]) - 1
-    analysis = analyse(table, measure({"own": MATRIX, "other": made_up_matrix(seed=9)}, SUBSETS, 0), PARAMS)
+    analysis = analyse(
+        table, subset_divergences({"own": MATRIX, "other": made_up_matrix(seed=9)}, SUBSETS, 0), PARAMS
+    )
     told = answers(analysis, PARAMS)
     assert QUESTIONS["predictor"] not in told
     assert told[QUESTIONS["dependence"]].startswith("Of all ")

@@ -6,8 +6,15 @@ from scipy import stats
 
 from laq.params import Report
 from laq.report.divergences import relabelled_medians
-from laq.report.paired_tests import corrected, holm, paired_effects, sign_flip
-from laq.report.rank_correlation import Sides, correlate, interval, p_against, p_values, resampled
+from laq.report.paired_tests import holm, paired_effects, sign_flip, with_holm
+from laq.report.rank_correlation import (
+    Variables,
+    bootstrap_samples,
+    correlate,
+    interval,
+    permutation_p_values,
+    relabelling_p_values,
+)
 from tests.studies import made_up_matrix
 
 PARAMS = Report(bootstrap_samples=500, permutations=999, confidence=0.95, seed=0)
@@ -15,7 +22,7 @@ NOTHING = np.zeros((0, 30))
 
 
 def draws(n: int = 30, seed: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Sides x (2, n) and y (3, n) with ties, and two columns that go with both."""
+    """Variables x (2, n) and y (3, n) with ties, and two columns that go with both."""
     rng = np.random.default_rng(seed)
     held = rng.normal(size=(2, n))
     x = rng.normal(size=(2, n)) + held
@@ -29,8 +36,8 @@ def residuals(values: np.ndarray, held: np.ndarray) -> np.ndarray:
     return np.asarray(ranks - design @ np.linalg.lstsq(design, ranks, rcond=None)[0])
 
 
-def plain(x: np.ndarray, y: np.ndarray, held: np.ndarray | None = None) -> Sides:
-    return Sides(np.atleast_2d(x), np.atleast_2d(y), np.zeros((0, x.shape[-1])) if held is None else held)
+def plain(x: np.ndarray, y: np.ndarray, held: np.ndarray | None = None) -> Variables:
+    return Variables(np.atleast_2d(x), np.atleast_2d(y), np.zeros((0, x.shape[-1])) if held is None else held)
 
 
 def inside(count: int, trials: int, rate: float) -> bool:
@@ -75,9 +82,9 @@ def test_weights_are_resamples(held: str) -> None:
     drawn = np.random.default_rng(3).integers(30, size=(5, 30))
     weights = np.array([np.bincount(row, minlength=30) for row in drawn], dtype=float)
     fixed = z if held == "two" else NOTHING
-    found = correlate(Sides(x, y, fixed), weights)
+    found = correlate(Variables(x, y, fixed), weights)
     for sample, row in zip(found, drawn, strict=True):
-        expected = correlate(Sides(x[:, row], y[:, row], fixed[:, row]))[0]
+        expected = correlate(Variables(x[:, row], y[:, row], fixed[:, row]))[0]
         np.testing.assert_allclose(sample, expected, atol=1e-9)
         if held == "nothing":
             assert sample[0, 0] == pytest.approx(stats.spearmanr(x[0, row], y[0, row]).statistic)
@@ -87,14 +94,14 @@ def test_nothing_is_said_of_constants_and_of_too_few() -> None:
     x, y, held = draws()
     constant = plain(x, np.vstack([np.zeros(30), y[:1]]))
     assert np.isnan(correlate(constant)[0]).tolist() == [[True, False], [True, False]]
-    assert np.isnan(p_values(constant, PARAMS)).tolist() == [[True, False], [True, False]]
-    explained = Sides(held[:1], y, held)
+    assert np.isnan(permutation_p_values(constant, PARAMS)).tolist() == [[True, False], [True, False]]
+    explained = Variables(held[:1], y, held)
     assert np.isnan(correlate(explained)).all()
-    assert np.isnan(p_values(explained, PARAMS)).all()
-    few = Sides(x[:, :5], y[:, :5], held[:, :5])
+    assert np.isnan(permutation_p_values(explained, PARAMS)).all()
+    few = Variables(x[:, :5], y[:, :5], held[:, :5])
     assert np.isnan(correlate(few)).all()
-    assert np.isnan(p_values(few, PARAMS)).all()
-    assert np.isnan(interval(resampled(few, PARAMS), PARAMS)).all()
+    assert np.isnan(permutation_p_values(few, PARAMS)).all()
+    assert np.isnan(interval(bootstrap_samples(few, PARAMS), PARAMS)).all()
     assert not np.isnan(correlate(plain(x[:, :3], np.array([1.0, 2, 4])))).any()
 
 
@@ -102,13 +109,15 @@ def test_permutation_p_values_are_scipys() -> None:
     x, y, held = draws(12)
     y = y + np.array([[0], [5], [0]]) * np.random.default_rng(5).normal(size=12)
     many = PARAMS.model_copy(update={"permutations": 19999})
-    found = p_values(plain(x, y), many)
+    found = permutation_p_values(plain(x, y), many)
     expected = [[stats.spearmanr(a, b).pvalue for b in y] for a in x]
     np.testing.assert_allclose(found, expected, atol=0.015)
     # With z the two are no longer exact, and near the t test of the residuals.
-    rho = correlate(Sides(x, y, held))[0]
+    rho = correlate(Variables(x, y, held))[0]
     t = rho * np.sqrt((12 - 4) / (1 - rho**2))
-    np.testing.assert_allclose(p_values(Sides(x, y, held), many), 2 * stats.t.sf(np.abs(t), 8), atol=0.03)
+    np.testing.assert_allclose(
+        permutation_p_values(Variables(x, y, held), many), 2 * stats.t.sf(np.abs(t), 8), atol=0.03
+    )
 
 
 def test_freedman_and_lane_is_the_loop_written_out() -> None:
@@ -124,7 +133,9 @@ def test_freedman_and_lane_is_the_loop_written_out() -> None:
         star[order] = ey
         star = star + project @ stats.rankdata(y[0])
         extreme += abs(np.corrcoef(ex, star - project @ star)[0, 1]) >= observed - 1e-9
-    assert p_values(Sides(x[:1], y[:1], held), few)[0, 0] == pytest.approx((1 + extreme) / 401)
+    assert permutation_p_values(Variables(x[:1], y[:1], held), few)[0, 0] == pytest.approx(
+        (1 + extreme) / 401
+    )
     assert 0.01 < extreme / 400 < 0.9
 
 
@@ -134,8 +145,10 @@ def test_intervals_cover_at_about_their_rate() -> None:
     hits = 0
     for _ in range(trials):
         x = rng.normal(size=n)
-        sides = plain(x, 0.6 * x + 0.8 * rng.normal(size=n))
-        low, high = interval(resampled(sides, PARAMS.model_copy(update={"bootstrap_samples": 200})), PARAMS)
+        variables = plain(x, 0.6 * x + 0.8 * rng.normal(size=n))
+        low, high = interval(
+            bootstrap_samples(variables, PARAMS.model_copy(update={"bootstrap_samples": 200})), PARAMS
+        )
         hits += bool(low[0, 0] <= truth <= high[0, 0])
     assert inside(hits, trials, 0.93)  # percentile intervals of 40 are a little narrow
 
@@ -148,10 +161,10 @@ def test_false_alarms_of_rho_come_at_their_rate(held: str) -> None:
     for _ in range(trials):
         z = rng.normal(size=(1, n))
         # What is held makes both: without holding it, every trial would raise an alarm.
-        sides = Sides(2 * z + rng.normal(size=(1, n)), 2 * z + rng.normal(size=(1, n)), z)
+        variables = Variables(2 * z + rng.normal(size=(1, n)), 2 * z + rng.normal(size=(1, n)), z)
         if held == "nothing":
-            sides = plain(rng.normal(size=n), rng.normal(size=n))
-        alarms += bool(p_values(sides, quick)[0, 0] <= 0.05)
+            variables = plain(rng.normal(size=n), rng.normal(size=n))
+        alarms += bool(permutation_p_values(variables, quick)[0, 0] <= 0.05)
     assert inside(alarms, trials, 0.05)
 
 
@@ -218,8 +231,8 @@ def test_holm_is_the_worked_example() -> None:
 
 def test_families_are_corrected_apart() -> None:
     rows = [{"question": q, "p_value": p} for q, p in (("a", 0.01), ("a", 0.02), ("b", 0.03))]
-    assert corrected(rows, ["question"]).p_holm.tolist() == [0.02, 0.02, 0.03]
-    assert corrected([], ["question"]).empty
+    assert with_holm(rows, ["question"]).p_holm.tolist() == [0.02, 0.02, 0.03]
+    assert with_holm([], ["question"]).empty
 
 
 def test_relabelling_is_a_permutation_of_the_matrix() -> None:
@@ -248,10 +261,10 @@ def test_relabelled_classes_know_what_permuted_subsets_do_not() -> None:
         hard = rng.normal(size=classes)
         y = np.array([hard[s].mean() for s in subsets])
         x = np.array([np.median(matrix[np.ix_(s, s)][np.triu_indices(4, 1)]) for s in subsets])
-        sides = plain(x, y)
+        variables = plain(x, y)
         null = relabelled_medians(matrix, subsets, 199, seed=trial)
-        alarms["classes"] += bool(p_against(sides, null)[0] <= 0.05)
-        alarms["subsets"] += bool(p_values(sides, quick)[0, 0] <= 0.05)
+        alarms["classes"] += bool(relabelling_p_values(variables, null)[0] <= 0.05)
+        alarms["subsets"] += bool(permutation_p_values(variables, quick)[0, 0] <= 0.05)
     assert inside(alarms["classes"], trials, 0.05)
     assert alarms["subsets"] > 2 * alarms["classes"]
 
@@ -260,9 +273,9 @@ def test_p_against_holds_fixed_what_is_held() -> None:
     rng = np.random.default_rng(0)
     x, y, held = draws()
     null = rng.normal(size=(300, 30))
-    observed = abs(correlate(Sides(x[:1], y, held))[0, 0])
-    far = np.array([abs(correlate(Sides(row[None], y, held))[0, 0]) for row in null])
+    observed = abs(correlate(Variables(x[:1], y, held))[0, 0])
+    far = np.array([abs(correlate(Variables(row[None], y, held))[0, 0]) for row in null])
     expected = (1 + (far >= observed).sum(0)) / 301
-    np.testing.assert_allclose(p_against(Sides(x[:1], y, held), null), expected)
+    np.testing.assert_allclose(relabelling_p_values(Variables(x[:1], y, held), null), expected)
     constant = np.vstack([null, np.ones((1, 30))])
-    assert p_against(Sides(x[:1], y, held), constant) == pytest.approx(expected * 301 / 302)
+    assert relabelling_p_values(Variables(x[:1], y, held), constant) == pytest.approx(expected * 301 / 302)

@@ -18,7 +18,7 @@ from laq.quantization import METHODS
 from laq.report import headline, metrics, read_summary
 from laq.report.analysis import Analysis, analyse
 from laq.report.answers import answers
-from laq.report.divergences import distances_in
+from laq.report.divergences import divergences_in
 from laq.report.figures import draw_against_bits, draw_against_divergence
 from laq.report.markdown import answers_text, findings, markdown
 from laq.report.tables import log_curve, main_rows, over_seeds, summarise, with_drops
@@ -74,7 +74,7 @@ def test_summary_has_mean_deviation_and_n() -> None:
 
 
 def analysed(table: pd.DataFrame) -> Analysis:
-    return analyse(table, distances_in(table), PARAMS)
+    return analyse(table, divergences_in(table), PARAMS)
 
 
 def told(table: pd.DataFrame) -> str:
