@@ -59,43 +59,53 @@ def choose_subsets(matrix: Matrix, names: Sequence[str], params: Subsets) -> lis
     if (size := max(params.sizes)) > len(names):
         raise LaqError(f"subsets.sizes: {size} classes wanted, there are {len(names)}")
     chosen = [
-        describe(matrix, names, f"{title}-{number}", kind, classes)
-        for title, kind, group in _groups(matrix, names, params)
-        for number, classes in enumerate(group, 1)
+        describe(matrix, names, f"{group.title}-{number}", group.kind, classes)
+        for group in _groups(matrix, names, params)
+        for number, classes in enumerate(group.subsets, 1)
     ]
     if not chosen:
         raise LaqError("subsets: none asked for; give a count of similar, dissimilar, random or even above 0")
     return chosen
 
 
-Group = tuple[str, str, list[list[int]]]
+@dataclass(frozen=True)
+class _Group:
+    """Subsets of one kind, by their classes; ``title`` and a number name each."""
+
+    title: str
+    kind: str
+    subsets: list[list[int]]
 
 
-def _groups(matrix: Matrix, names: Sequence[str], params: Subsets) -> Iterator[Group]:
-    """What the subsets of a group are called, their kind, and the classes of each.
+def _groups(matrix: Matrix, names: Sequence[str], params: Subsets) -> Iterator[_Group]:
+    """The subsets asked for, by kind and size.
 
     A group of more subsets begins with those of one of fewer: a small study is part of a large one.
     """
     streams = np.random.SeedSequence(params.seed).spawn(len(params.sizes))
     for size, stream in zip(params.sizes, streams, strict=True):
         of_size = str(size) if len(params.sizes) > 1 else ""
-        for kind, group in _groups_of(matrix, size, params, stream):
-            yield f"{kind}{of_size}", kind, group
-    yield "given", "given", [[_class_number(names, entry) for entry in entries] for entries in params.given]
-    yield "log", "log", [] if params.log is None else read_log(project_root() / params.log, names)
+        for kind, subsets in _of_size(matrix, size, params, stream).items():
+            yield _Group(f"{kind}{of_size}", kind, subsets)
+    given = [[_class_number(names, entry) for entry in entries] for entries in params.given]
+    yield _Group("given", "given", given)
+    if params.log is not None:
+        yield _Group("log", "log", read_log(project_root() / params.log, names))
 
 
-def _groups_of(
+def _of_size(
     matrix: Matrix, size: int, params: Subsets, stream: np.random.SeedSequence
-) -> Iterator[tuple[str, list[list[int]]]]:
-    """All kinds of subsets of one size, each from a random stream of its own."""
-    rngs = [np.random.default_rng(s) for s in stream.spawn(5)]
-    yield "similar", _greedy_subsets(matrix, size, "similar", params.similar, rngs[0])
-    yield "dissimilar", _greedy_subsets(matrix, size, "dissimilar", params.dissimilar, rngs[1])
-    draws = (rngs[2].choice(len(matrix), size, replace=False).tolist() for _ in range(params.random))
-    yield "random", [sorted(classes) for classes in draws]
-    yield "even", _even_subsets(matrix, size, params.even, rngs[4])
-    yield "band", [c for band in params.bands for c in in_band(matrix, size, band, rngs[3])]
+) -> dict[str, list[list[int]]]:
+    """The subsets of ``size`` classes by kind, each kind from a random stream of its own."""
+    similar, dissimilar, random, band, even = (np.random.default_rng(s) for s in stream.spawn(5))
+    draws = (random.choice(len(matrix), size, replace=False).tolist() for _ in range(params.random))
+    return {
+        "similar": _greedy_subsets(matrix, size, "similar", params.similar, similar),
+        "dissimilar": _greedy_subsets(matrix, size, "dissimilar", params.dissimilar, dissimilar),
+        "random": [sorted(classes) for classes in draws],
+        "even": _even_subsets(matrix, size, params.even, even),
+        "band": [c for asked in params.bands for c in in_band(matrix, size, asked, band)],
+    }
 
 
 def _greedy_subsets(
@@ -139,7 +149,7 @@ def _even_subsets(matrix: Matrix, size: int, count: int, rng: np.random.Generato
 
     starts = range(len(matrix))
     ends = [
-        np.log([_mean_pair(matrix, greedy(matrix, start, size, kind)) for start in starts])
+        np.log([_pairs(matrix, greedy(matrix, start, size, kind)).mean() for start in starts])
         for kind in ("similar", "dissimilar")
     ]
     low, high = ends[0].min(), ends[1].max()
@@ -161,8 +171,9 @@ def nearest_to(matrix: Matrix, start: int, size: int, target: float) -> list[int
     return chosen
 
 
-def _mean_pair(matrix: Matrix, classes: Sequence[int]) -> float:
-    return float(matrix[np.ix_(classes, classes)][np.triu_indices(len(classes), 1)].mean())
+def _pairs(matrix: Matrix, classes: Sequence[int]) -> Matrix:
+    """The divergences (pairs,) of every two of ``classes``."""
+    return np.asarray(matrix[np.ix_(classes, classes)][np.triu_indices(len(classes), 1)])
 
 
 def in_band(matrix: Matrix, size: int, band: Band, rng: np.random.Generator) -> list[list[int]]:
@@ -174,8 +185,9 @@ def in_band(matrix: Matrix, size: int, band: Band, rng: np.random.Generator) -> 
     Raises:
         LaqError: fewer starts than wanted lead to a subset of ``size``.
     """
-    walks = (_band_walk(matrix, int(s), size, band, rng) for s in rng.permutation(len(matrix)))
-    found = [chosen for chosen in walks if len(chosen) == size][: band.count]
+    starts = rng.permutation(len(matrix))
+    grown = (_grow_in_band(matrix, int(start), size, band, rng) for start in starts)
+    found = [chosen for chosen in grown if len(chosen) == size][: band.count]
     if len(found) < band.count:
         raise LaqError(
             f"subsets.bands: {band.count} subsets of {size} classes with a mean divergence in "
@@ -184,7 +196,7 @@ def in_band(matrix: Matrix, size: int, band: Band, rng: np.random.Generator) -> 
     return found
 
 
-def _band_walk(matrix: Matrix, start: int, size: int, band: Band, rng: np.random.Generator) -> list[int]:
+def _grow_in_band(matrix: Matrix, start: int, size: int, band: Band, rng: np.random.Generator) -> list[int]:
     chosen = [start]
     while len(chosen) < size:
         means = matrix[:, chosen].mean(1)
@@ -204,7 +216,7 @@ def describe(matrix: Matrix, names: Sequence[str], name: str, kind: str, classes
     """
     if len(set(classes)) < max(len(classes), 2):
         raise LaqError(f"subset {name}: needs two or more different classes, found {list(classes)}")
-    pairs = matrix[np.ix_(classes, classes)][np.triu_indices(len(classes), 1)]
+    pairs = _pairs(matrix, classes)
     return Subset(
         name=name,
         kind=kind,

@@ -37,7 +37,9 @@ def run(params: Divergence) -> None:
         np.save(folder / "class_names.npy", names)
         made = {"name": params.name, "estimator": method, "dimensions": points.shape[1]}
         write_json(folder / _MADE, made)
-        _write_alternatives(folder, given | alternatives(features, labels, points, params))
+        (folder / ALTERNATIVES).mkdir()
+        for name, other in (given | alternatives(features, labels, points, params)).items():
+            np.save(folder / ALTERNATIVES / f"{name}.npy", other)
         draw_heat_map(folder / "heat_map.png", matrix, names)
         draw_classes(folder / "classes.png", _plane(points), labels, names)
 
@@ -94,12 +96,6 @@ def read_matrix(given: Given, name: str, classes: int) -> NDArray[np.float64]:
     if not np.allclose(matrix, matrix.T):
         raise LaqError(f"{where}: is not symmetric; give the mean of both directions")
     return matrix
-
-
-def _write_alternatives(folder: Path, matrices: dict[str, NDArray[np.float64]]) -> None:
-    (folder / ALTERNATIVES).mkdir()
-    for name, matrix in matrices.items():
-        np.save(folder / ALTERNATIVES / f"{name}.npy", matrix)
 
 
 def class_divergence(

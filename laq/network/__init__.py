@@ -14,7 +14,7 @@ from laq.network.evaluation import Scores, collecting_features, evaluate, predic
 from laq.network.training import fit, training_device
 from laq.network.weights import load_foreign_weights, load_tensors, save_tensors
 from laq.network.zoo import Classifier, NetworkDesign, build
-from laq.params import Network, Training
+from laq.params import Network
 
 __all__ = [
     "FOLDER",
@@ -66,19 +66,15 @@ def make_network(params: Network, train: ImageSet) -> tuple[Classifier, dict[str
     elif params.source == "train":
         assert params.training
         fit(network, train, params.training, f"train {params.architecture}", _checkpoint(params))
+        # The weights depend on the processor, too: another one's differ in their last digits.
+        device = training_device(params.training)
+        trained_on = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
         origin |= {
             "images": len(train),
             "epochs": params.training.epochs,
-            "trained_on": _trainer(params.training),
+            "trained_on": f"{trained_on}, torch {torch.__version__}",
         }
     return network, origin
-
-
-def _trainer(params: Training) -> str:
-    """What the weights depend on beside the recipe: another processor's differ in their last digits."""
-    device = training_device(params)
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
-    return f"{name}, torch {torch.__version__}"
 
 
 def _checkpoint(params: Network) -> Path:

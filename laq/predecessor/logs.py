@@ -118,22 +118,18 @@ def _cells(row: dict[Any, Any]) -> Iterator[dict[str, Any]]:
 def _key(row: dict[Any, Any], variant: str, *, floating: bool) -> dict[str, Any]:
     """Which cell this is; 2^b + 1 levels are the predecessor's alphabet."""
     bits = 32 if floating else int(row["Bits"])
+    stochastic = row.get("Stochastic Quantization") is True
+    method = "sgpfq" if stochastic else _REGULARIZERS.get(str(row.get("Regularizer")), "gpfq")
     return {
         "cell": f"{row['subset']}.{variant}.{row['seed']}",
         "variant": variant,
-        "method": "float" if floating else _method(row),
+        "method": "float" if floating else method,
         "bits": str(bits),
         "mean_bits": float(bits),
         "levels": None if floating else 2**bits + 1,
         "calibration": NO_IMAGES if floating else "subset",
         "seed": row["seed"],
     }
-
-
-def _method(row: dict[Any, Any]) -> str:
-    if row.get("Stochastic Quantization") is True:
-        return "sgpfq"
-    return _REGULARIZERS.get(str(row.get("Regularizer")), "gpfq")
 
 
 def column_of(variant: str, score: str) -> str:

@@ -2,7 +2,6 @@
 
 import gzip
 import shutil
-from collections.abc import Collection, Hashable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -116,7 +115,9 @@ def metrics(summary: pd.DataFrame, correlations: pd.DataFrame) -> dict[str, Any]
     quantized = main_rows(summary[summary.variant == "quantized"])
     bits = quantized.sort_values("mean_bits", kind="stable").bits.iloc[0]
     shown = quantized[quantized.bits == bits]
-    rho = _headline_rho(correlations, bits)
+    asked = {"question": DEPENDENCE, "measure": "rho", "score": "drop_sub_points", "variant": "quantized"}
+    rho = correlations[(correlations[list(asked)] == pd.Series(asked)).all(axis=1)]
+    rho = main_rows(rho[(rho.bits == bits) & (rho.method != BASELINE)])
     original = summary[summary.variant == "original"].top1_sub_percent_mean
     return {
         "bits": bits,
@@ -128,13 +129,6 @@ def metrics(summary: pd.DataFrame, correlations: pd.DataFrame) -> dict[str, Any]
     }
 
 
-def _headline_rho(correlations: pd.DataFrame, bits: str) -> pd.DataFrame:
-    """The rows of ``correlations`` that metrics tell."""
-    asked = {"question": DEPENDENCE, "measure": "rho", "score": "drop_sub_points", "variant": "quantized"}
-    chosen = correlations[(correlations[list(asked)] == pd.Series(asked)).all(axis=1)]
-    return main_rows(chosen[(chosen.bits == bits) & (chosen.method != BASELINE)])
-
-
 def headline(summary: pd.DataFrame) -> dict[str, float]:
     """Mean restricted top-1 in percent of the original network, float and by method and bits.
 
@@ -142,16 +136,12 @@ def headline(summary: pd.DataFrame) -> dict[str, float]:
     """
     shown = summary[summary.variant.isin(["original", "quantized"])]
     first = set(main_rows(shown).calibration)
-    return {
-        _headline_name(row, first): float(row["top1_sub_percent_mean"]) for row in shown.to_dict("records")
-    }
-
-
-def _headline_name(row: Mapping[Hashable, Any], first: Collection[str]) -> str:
-    if row["method"] == "float":
-        return "float"
-    other = "" if row["calibration"] in first else f"-{row['calibration']}"
-    return f"{row['method']}-{bits_name(row['bits'])}{other}"
+    found = {}
+    for row in shown.to_dict("records"):
+        other = "" if row["calibration"] in first else f"-{row['calibration']}"
+        name = "float" if row["method"] == "float" else f"{row['method']}-{bits_name(row['bits'])}{other}"
+        found[name] = float(row["top1_sub_percent_mean"])
+    return found
 
 
 def publish(target: Path) -> None:
@@ -172,16 +162,13 @@ def publish(target: Path) -> None:
         raise LaqError(f"{STUDY}: made by other code or parameters than are here now; run `dvc repro`")
     with replacing_folder(target) as folder:
         shutil.copytree(FOLDER, folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns(*_UNPUBLISHED))
-        _compress(folder / TABLE)
+        # The same bytes whenever it is made; pandas reads it as it is.
+        compressed = gzip.compress((folder / TABLE).read_bytes(), mtime=0)
+        (folder / f"{TABLE}.gz").write_bytes(compressed)
+        (folder / TABLE).unlink()
         for file in (PARAMS, DIVERGENCE / "heat_map.png"):
             shutil.copyfile(need(file), folder / file.name)
         write_json(folder / PROVENANCE, {**commit(), "inputs": inputs})
-
-
-def _compress(file: Path) -> None:
-    """Put ``file.gz`` in its place, the same bytes whenever it is made; pandas reads it as it is."""
-    file.with_name(f"{file.name}.gz").write_bytes(gzip.compress(file.read_bytes(), mtime=0))
-    file.unlink()
 
 
 def read_summary() -> pd.DataFrame:

@@ -48,18 +48,14 @@ def paired_effects(differences: Floats, params: Report) -> Effects:
     deviation = differences.std(1, ddof=1)
     varied = varies(differences)
     d_z = np.where(varied, mean / np.where(varied, deviation, 1), np.nan)
-    return Effects(n, mean, *_interval(differences, params), d_z, sign_flip(differences, params))
+    drawn = np.random.default_rng(params.seed).multinomial(n, np.full(n, 1 / n), params.bootstrap_samples)
+    low, high = interval(drawn @ differences.T / n, params)
+    return Effects(n, mean, low, high, d_z, sign_flip(differences, params))
 
 
 def varies(differences: Floats) -> NDArray[np.bool_]:
     """Which rows (q,) of ``differences`` (q, n), of at least two, are not the same all along."""
     return np.asarray(differences.std(1, ddof=1) > _NOTHING * (1 + np.abs(differences.mean(1))))
-
-
-def _interval(differences: Floats, params: Report) -> tuple[Floats, Floats]:
-    rng, n = np.random.default_rng(params.seed), differences.shape[1]
-    drawn = rng.multinomial(n, np.full(n, 1 / n), params.bootstrap_samples)
-    return interval(drawn @ differences.T / n, params)
 
 
 def sign_flip(differences: Floats, params: Report) -> Floats:
