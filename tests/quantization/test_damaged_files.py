@@ -229,6 +229,10 @@ def folded_layer(packed: Packed) -> None:
     packed.write({**packed.header, "folded": [name]}, packed.tensors)
 
 
+def number_beyond_floats(packed: Packed) -> None:
+    packed.write(changed(packed.header, ("recipe", "threshold"), 10**400), packed.tensors)
+
+
 def other_alphabet(packed: Packed) -> None:
     packed.write(changed(packed.header, ("recipe", "alphabet"), "gothic"), packed.tensors)
 
@@ -253,7 +257,8 @@ def codes_and_floats(packed: Packed) -> None:
         (many_layers, "damaged"),
         (other_bits, "codes or steps are damaged"),
         (folded_layer, "the network has no"),
-        (other_alphabet, "header is damaged .*recipe.alphabet"),
+        (number_beyond_floats, "header is damaged"),
+        (other_alphabet, "header is damaged .*recipe.*alphabet.*gothic"),
         (codes_and_floats, "is there as codes and as floats"),
     ],
 )

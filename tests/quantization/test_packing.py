@@ -536,6 +536,9 @@ def test_what_format_1_can_say_is_written_in_it_and_the_rest_is_not() -> None:
     small = rounded(Small(), AlphabetSpec())
     assert format_of(small) == 1
     assert format_of(rounded_kinds(Kinds(), AlphabetSpec())) == 2
+    sparse = replace(small, recipe=Recipe(method="gpfq_l0", options={"threshold": 0.9}))
+    assert format_of(sparse) == 1
+    assert read_header(pack(sparse)[1]["laq"]).recipe.options["threshold"] == 0.9
     half = replace(small, network=copy.deepcopy(small.network).half())
     assert format_of(half) == 2
     line = nn.Sequential(nn.Conv1d(3, 4, 3))

@@ -3,7 +3,7 @@
 import json
 import math
 from collections import Counter
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Annotated, Any, Final
 
 from pydantic import PlainValidator, TypeAdapter, ValidationError
@@ -13,6 +13,13 @@ from laq.quantization.recipe import QuantizationError, Recipe
 
 # Format 1 knows Conv2d and Linear modules with a step per row, in the type of their weights.
 FORMAT: Final = 2
+# Recipes in format 1: two options of some methods stand among those of all.
+_METHODS_1: Final = ("rtn", "gpfq", "sgpfq", "gpfq_l0", "gpfq_l1", "gptq", "qronos")
+_OPTIONS_1: Final = {"threshold": 0.75, "form": "auto"}
+_RECIPE_1: Final = (
+    "bits", "method", "alphabet", "granularity", "radius", "percentile", "threshold", "retain_rate",
+    "batch_size", "ignore", "fuse", "bias_correction", "form", "memory_gib", "seed",
+)  # fmt: skip
 _OFFSETS: Final = (0.0, 0.5)
 _SINCE_FORMAT_2: Final = ("parameter", "operation", "dtype")
 
@@ -96,6 +103,16 @@ class Header:
 _READER: Final = TypeAdapter(Header)
 
 
+def fits_format_1(recipe: Recipe) -> bool:
+    """Whether what reads format 1 alone knows the recipe."""
+    later = [option for option in fields(recipe) if option.name not in {*_RECIPE_1, "options"}]
+    return (
+        recipe.method in _METHODS_1
+        and recipe.options.keys() <= _OPTIONS_1.keys()
+        and all(getattr(recipe, option.name) == option.default for option in later)
+    )
+
+
 def write_header(header: Header) -> str:
     """The header as JSON.
 
@@ -108,6 +125,8 @@ def write_header(header: Header) -> str:
             {key: value for key, value in layer.items() if key not in _SINCE_FORMAT_2}
             for layer in content["layers"]
         ]
+        options = _OPTIONS_1 | content["recipe"] | dict(header.recipe.options)
+        content["recipe"] = {name: options[name] for name in _RECIPE_1}
     try:
         return json.dumps(content, separators=(",", ":"))
     except (TypeError, ValueError, RecursionError) as error:
@@ -131,7 +150,7 @@ def read_header(text: str) -> Header:
         raise QuantizationError(
             f"its header is damaged ({where}: {first['msg']}); write the file again"
         ) from error
-    except ValueError as error:
+    except (ValueError, TypeError, ArithmeticError) as error:  # of numbers beyond all bounds
         raise QuantizationError(f"its header is damaged ({error}); write the file again") from error
     if header is None:
         laq = content.get("laq")

@@ -38,7 +38,15 @@ from laq.quantization.files.codes import (
     unpack_steps,
     width,
 )
-from laq.quantization.files.header import FORMAT, Cut, Header, LayerHeader, read_header, write_header
+from laq.quantization.files.header import (
+    FORMAT,
+    Cut,
+    Header,
+    LayerHeader,
+    fits_format_1,
+    read_header,
+    write_header,
+)
 from laq.quantization.recipe import QuantizationError, QuantizedLayer, QuantizedNetwork
 
 # One key: safetensors writes several in an order that changes from run to run.
@@ -122,7 +130,7 @@ def pack(
         tensors[_CODES + layer.name] = pack_codes(layer.codes, layer.alphabet)
         tensors[_STEP + layer.name] = pack_steps(layer.alphabet.step, layer.codes.shape)
     header = Header(
-        format=1 if all(_fits_format_1(layer, network) for layer in result.layers) else FORMAT,
+        format=1 if _fits_format_1(result, network) else FORMAT,
         laq=version("laq"),
         torch=str(torch.__version__),
         recipe=result.recipe,
@@ -210,14 +218,14 @@ def _separate(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return separate
 
 
-def _fits_format_1(layer: QuantizedLayer, network: nn.Module) -> bool:
+def _fits_format_1(result: QuantizedNetwork, network: nn.Module) -> bool:
     """Whether what reads format 1 alone makes of it what it is."""
-    steps = pack_steps(layer.alphabet.step, layer.codes.shape)
-    return (
+    return fits_format_1(result.recipe) and all(
         layer.parameter == f"{layer.name}.weight"
         and isinstance(network.get_submodule(layer.name), nn.Conv2d | nn.Linear)
-        and network.get_parameter(layer.parameter).dtype == steps.dtype
-        and steps.ndim == 1
+        and network.get_parameter(layer.parameter).dtype == layer.alphabet.step.dtype
+        and pack_steps(layer.alphabet.step, layer.codes.shape).ndim == 1
+        for layer in result.layers
     )
 
 
