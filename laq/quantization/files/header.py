@@ -14,7 +14,6 @@ from laq.quantization.recipe import QuantizationError, Recipe
 # Format 1 knows Conv2d and Linear modules with a step per row, in the type of their weights.
 FORMAT: Final = 2
 # Recipes in format 1: two options of some methods stand among those of all.
-_METHODS_1: Final = ("rtn", "gpfq", "sgpfq", "gpfq_l0", "gpfq_l1", "gptq", "qronos")
 _OPTIONS_1: Final = {"threshold": 0.75, "form": "auto"}
 _RECIPE_1: Final = (
     "bits", "method", "alphabet", "granularity", "radius", "percentile", "threshold", "retain_rate",
@@ -104,13 +103,10 @@ _READER: Final = TypeAdapter(Header)
 
 
 def fits_format_1(recipe: Recipe) -> bool:
-    """Whether what reads format 1 alone knows the recipe."""
+    """Whether what reads format 1 alone knows the recipe's options."""
     later = [option for option in fields(recipe) if option.name not in {*_RECIPE_1, "options"}]
-    return (
-        recipe.method in _METHODS_1
-        and recipe.options.keys() <= _OPTIONS_1.keys()
-        and all(getattr(recipe, option.name) == option.default for option in later)
-    )
+    as_before = all(getattr(recipe, option.name) == option.default for option in later)
+    return as_before and recipe.options.keys() <= _OPTIONS_1.keys()
 
 
 def write_header(header: Header) -> str:

@@ -1,18 +1,23 @@
 """Quantized networks as ONNX files, with integer codes, that other runtimes run."""
 
 import importlib
+import inspect
+from collections.abc import Mapping
 from typing import Any, Final, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Size, Tensor, nn
 
+from laq.quantization.execution.unwrap import unwrapped
+from laq.quantization.files.codes import pack_steps
 from laq.quantization.files.packing import PathLike, write_whole
 from laq.quantization.recipe import QuantizationError, QuantizedLayer, QuantizedNetwork
 
 # torch's default (20) is the last one whose DequantizeLinear takes neither INT4 nor INT16.
 OPSET: Final = 21
+OPSET_OF_BFLOAT16: Final = 22  # the first one whose Conv takes it
 _BITS: Final = (4, 8, 16)
 
 
@@ -22,17 +27,21 @@ class _Tools(NamedTuple):
     optimizer: Any
 
 
-def export_onnx(path: PathLike, network: QuantizedNetwork | nn.Module, example: Tensor) -> int:
+def export_onnx(
+    path: PathLike, network: QuantizedNetwork | nn.Module, example: Tensor | tuple[Tensor, ...]
+) -> int:
     """Write ``network`` as ONNX, input ``pixels`` and output ``logits``; returns the size in bytes.
 
-    Quantized weights are INT4, INT8 or INT16, whatever holds the alphabet, and become floats by a
-    DequantizeLinear with a scale per output channel; above 16 bits they are float32. In a mid-rise
-    alphabet the integers are 2 c + 1, in half steps, which takes one bit more.
+    Quantized weights are INT4, INT8 or INT16, whatever holds the alphabet, and become floats of the
+    network's type by a DequantizeLinear with a scale per output channel; above 16 bits they are floats. In
+    a mid-rise alphabet the integers are 2 c + 1, in half steps, which takes one bit more. Not every
+    runtime computes in every type: onnxruntime's CPU has no convolutions in float64 and in bfloat16.
 
     Args:
         path: the file, written whole or not at all.
-        network: in evaluation mode; a plain module is written in float32.
-        example: an input of any batch size (b, ...); the file takes every batch size.
+        network: in evaluation mode; a plain module is written in its own type.
+        example: an input of any batch size (b, ...); the file takes every batch size. Several inputs are
+            a tuple, and have the names of the forward's parameters.
 
     Raises:
         QuantizationError: onnx or onnxscript is missing, or the network cannot be exported.
@@ -41,9 +50,10 @@ def export_onnx(path: PathLike, network: QuantizedNetwork | nn.Module, example: 
     result = network if isinstance(network, QuantizedNetwork) else None
     module = result.network if result else network
     assert isinstance(module, nn.Module)
-    model = _trace(module, example)
+    module = unwrapped(module)
+    model = _trace(module, example if isinstance(example, tuple) else (example,))
     for layer in result.layers if result else ():
-        _insert_codes(model.graph, layer, tools.ir)
+        _insert_codes(model.graph, layer, _names(module, layer.parameter), tools.ir)
     tools.optimizer.optimize_ir(model, should_fold=_may_fold)
     tools.passes.ClearMetadataAndDocStringPass()(model)
     content: bytes = tools.ir.to_proto(model).SerializeToString()
@@ -59,19 +69,21 @@ def _tools() -> _Tools:
         raise QuantizationError("ONNX export needs onnx and onnxscript: `pip install 'laq[onnx]'`") from error
 
 
-def _trace(module: nn.Module, example: Tensor) -> Any:
+def _trace(module: nn.Module, example: tuple[Tensor, ...]) -> Any:
     """The model as torch writes it, its weights under their names: optimized later."""
     if module.training:
         raise QuantizationError("ONNX export: the network is in training mode; call its eval() first")
+    in_bfloat16 = any(parameter.dtype == torch.bfloat16 for parameter in module.parameters())
+    names = list(inspect.signature(module.forward).parameters)
     try:
         program = torch.onnx.export(
             module,
-            (torch.cat([example[:1]] * 2),),  # a batch of one would be taken as fixed
-            input_names=["pixels"],
+            tuple(torch.cat([t[:1]] * 2) for t in example),  # a batch of one would be taken as fixed
+            input_names=["pixels"] if len(example) == 1 else names[: len(example)],
             output_names=["logits"],
-            opset_version=OPSET,
+            opset_version=OPSET_OF_BFLOAT16 if in_bfloat16 else OPSET,
             dynamo=True,
-            dynamic_shapes=({0: torch.export.Dim("batch")},),
+            dynamic_shapes=tuple({0: torch.export.Dim("batch")} for _ in example),
             verbose=False,
             optimize=False,
         )
@@ -87,9 +99,15 @@ def _may_fold(node: Any) -> bool | None:
     return False if node.op_type == "DequantizeLinear" else None
 
 
-def _insert_codes(graph: Any, layer: QuantizedLayer, ir: Any) -> None:
-    """Put the layer's codes and a DequantizeLinear in place of its float weights."""
-    weights = graph.initializers.get(f"{layer.name}.weight")
+def _names(module: nn.Module, parameter: str) -> list[str]:
+    """All names of a parameter, of which torch's export takes one."""
+    tensor = module.get_parameter(parameter)
+    return [name for name, other in module.named_parameters(remove_duplicate=False) if other is tensor]
+
+
+def _insert_codes(graph: Any, layer: QuantizedLayer, names: list[str], ir: Any) -> None:
+    """Put the layer's codes, and nodes that make floats of them, in place of its float weights."""
+    weights = next((graph.initializers[name] for name in names if name in graph.initializers), None)
     if weights is None:
         raise QuantizationError(f"ONNX export: layer {layer.name} has no weights in torch's export")
     halves = 1 if layer.alphabet.offset == 0 else 2
@@ -97,32 +115,80 @@ def _insert_codes(graph: Any, layer: QuantizedLayer, ir: Any) -> None:
     if bits is None:
         return
     integers = (halves * layer.codes.cpu() + (halves - 1)).numpy().astype(f"int{max(bits, 8)}")
-    inputs = [
-        _initializer(graph, ir.tensor(integers, ir.DataType[f"INT{bits}"], f"{layer.name}.codes"), ir),
-        _initializer(graph, ir.tensor(_scale(layer, halves), name=f"{layer.name}.step"), ir),
-    ]
-    floats = ir.Value(name=f"{layer.name}.decoded", shape=weights.shape, type=weights.type)
-    graph.insert_before(graph[0], ir.node("DequantizeLinear", inputs, {"axis": 0}, outputs=[floats]))
+    steps = pack_steps(layer.alphabet.step, layer.codes.shape) / halves  # divided exactly
+    nodes = _Nodes(graph, layer.name, ir)
+    decode = _decode_along_axis if _axis(steps, layer.codes.shape) is not None else _decode_in_blocks
+    floats = decode(nodes, integers, ir.DataType[f"INT{bits}"], steps)
+    if floats.dtype != weights.dtype:
+        floats = nodes.add("Cast", [floats], weights.dtype, {"to": weights.dtype})
+    floats.shape = weights.shape
+    graph.insert_before(graph[0], nodes.made)
     weights.replace_all_uses_with(floats)
     del graph.initializers[weights.name]
+
+
+class _Nodes:
+    """Nodes of one layer and the constants that they take, which go to the graph at once."""
+
+    def __init__(self, graph: Any, layer: str, ir: Any) -> None:
+        self.graph, self.layer, self.ir = graph, layer, ir
+        self.made: list[Any] = []
+
+    def constant(self, name: str, content: NDArray[Any], dtype: Any = None) -> Any:
+        """A new constant, of the array's own type if ``dtype`` is left out."""
+        tensor = self.ir.tensor(content, dtype, f"{self.layer}.{name}")
+        type_ = self.ir.TensorType(tensor.dtype)
+        value = self.ir.Value(name=tensor.name, shape=tensor.shape, type=type_, const_value=tensor)
+        self.graph.register_initializer(value)
+        return value
+
+    def add(
+        self, operator: str, inputs: list[Any], dtype: Any, attributes: Mapping[str, Any] | None = None
+    ) -> Any:
+        """The output, of type ``dtype``, of a new node."""
+        name = f"{self.layer}.{operator.lower()}"
+        output = self.ir.Value(name=name, type=self.ir.TensorType(dtype))
+        self.made.append(self.ir.node(operator, inputs, attributes, outputs=[output]))
+        return output
+
+
+def _axis(steps: Tensor, shape: Size) -> int | None:
+    """The one dimension that steps in float32 run along; 0 if there is one step for all."""
+    if steps.dtype == torch.float64:
+        return None  # no scale of a DequantizeLinear
+    sizes = steps.shape if steps.ndim == len(shape) else (len(steps),)
+    along = [d for d, size in enumerate(sizes) if size > 1] or [0]
+    return along[0] if len(along) == 1 and sizes[along[0]] in {1, shape[along[0]]} else None
+
+
+def _decode_along_axis(nodes: _Nodes, integers: NDArray[Any], dtype: Any, steps: Tensor) -> Any:
+    """Codes to float32 with a scale for each place along one dimension."""
+    axis = _axis(steps, Size(integers.shape))
+    assert axis is not None
+    scale = steps.flatten().float().expand(integers.shape[axis])
+    inputs = [
+        nodes.constant("codes", integers, dtype),
+        nodes.constant("step", np.ascontiguousarray(scale.numpy())),
+    ]
+    return nodes.add("DequantizeLinear", inputs, nodes.ir.DataType.FLOAT, {"axis": axis})
+
+
+def _decode_in_blocks(nodes: _Nodes, integers: NDArray[Any], dtype: Any, steps: Tensor) -> Any:
+    """Codes to floats, then times steps, each of which stands for a block of them, as ``pack_steps`` says."""
+    sizes = [*steps.shape, *(1 for _ in integers.shape[steps.ndim :])]
+    blocks = [part for k, n in zip(sizes, integers.shape, strict=True) for part in (k, n // k)]
+    alone = [part for k in sizes for part in (k, 1)]
+    one = nodes.constant("one", np.array(1, np.float32))
+    codes = nodes.constant("codes", integers.reshape(blocks), dtype)
+    floats = nodes.add("DequantizeLinear", [codes, one], nodes.ir.DataType.FLOAT)
+    step = nodes.constant("step", steps.reshape(alone).numpy())
+    if step.dtype != floats.dtype:
+        floats = nodes.add("Cast", [floats], step.dtype, {"to": step.dtype})
+    shape = nodes.constant("shape", np.array(integers.shape, np.int64))
+    return nodes.add("Reshape", [nodes.add("Mul", [floats, step], step.dtype), shape], step.dtype)
 
 
 def _integer_bits(layer: QuantizedLayer, halves: int) -> int | None:
     """Of the smallest ONNX type that holds the alphabet."""
     low, high = (halves * code + (halves - 1) for code in (layer.alphabet.low, layer.alphabet.high))
     return next((bits for bits in _BITS if -(2 ** (bits - 1)) <= low and high < 2 ** (bits - 1)), None)
-
-
-def _scale(layer: QuantizedLayer, halves: int) -> NDArray[np.float32]:
-    """A step per neuron (N,), divided exactly."""
-    neurons = len(layer.codes)
-    steps: Tensor = layer.alphabet.step.flatten().expand(neurons).cpu() / halves
-    return np.ascontiguousarray(steps.numpy())
-
-
-def _initializer(graph: Any, tensor: Any, ir: Any) -> Any:
-    value = ir.Value(
-        name=tensor.name, shape=tensor.shape, type=ir.TensorType(tensor.dtype), const_value=tensor
-    )
-    graph.register_initializer(value)
-    return value
