@@ -4,69 +4,65 @@ import copy
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from functools import partial
-from hashlib import sha256
-from itertools import accumulate
+from itertools import chain
 from math import isfinite
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
 import torch
 from torch import Tensor, nn
 
+from laq.quantization.calibration.batch import Batch, Digest
 from laq.quantization.calibration.covariance import Inputs
-from laq.quantization.calibration.patches import (
-    Layer,
-    Patches,
-    Sampler,
-    cut_patches,
-    grouped_weights,
-    has_shifts,
-)
-from laq.quantization.execution.base import OUTPUTS, Execution, Networks, Pair, Stop
+from laq.quantization.calibration.images import calibration_batches, check_runs
+from laq.quantization.calibration.patches import Patches, Sampler
+from laq.quantization.execution.base import OUTPUTS, Execution, Given, Networks, Stop, in_float32
 from laq.quantization.execution.fusion import fold_batch_norms
-from laq.quantization.execution.graph import trace
-from laq.quantization.execution.layerwise import Layerwise
+from laq.quantization.execution.graph import Graph, Reading, trace
+from laq.quantization.execution.layers import Layer, Structure, attribute
+from laq.quantization.execution.layerwise import Layerwise, Recording
 from laq.quantization.execution.lockstep import Lockstep
-from laq.quantization.execution.offload import Shelf
+from laq.quantization.execution.offload import Offload
+from laq.quantization.execution.outputs import Output
+from laq.quantization.execution.unwrap import unwrapped
 from laq.quantization.methods.solve import solve
 from laq.quantization.options import QuantizationError, check_patterns
-from laq.quantization.recipe import QuantizedLayer, QuantizedNetwork, Recipe
+from laq.quantization.recipe import NotQuantized, QuantizedLayer, QuantizedNetwork, Recipe
 from laq.quantization.threads import Pool, worker_pool
 
 _SHARED: Final = ("batch_size", "ignore", "fuse", "memory_gib")  # options that a pass depends on
-_Walked = list[tuple[QuantizedLayer, ...]]  # layer after layer, by recipe
 
 
-class _Digest(Protocol):
-    """A hash from ``hashlib``."""
+def quantize(network: nn.Module, images: Any, recipe: Recipe, output: Output = None) -> QuantizedNetwork:
+    """Quantize the weights of every convolution and linear of ``network``, which is left as it was.
 
-    def update(self, data: Any, /) -> None: ...
-
-
-def quantize(network: nn.Module, images: Tensor | Iterable[Tensor], recipe: Recipe) -> QuantizedNetwork:
-    """Quantize every Conv2d and Linear layer of ``network``, which is left as it was.
-
-    Works on the device that the network is on. A network that ``torch.fx`` cannot trace is run layer by
-    layer instead, with the same outcome, and a warning.
+    What is quantized are parameters that are weights of ``conv1d`` to ``conv3d``, of their transposed forms
+    and of ``linear``, whatever module or function calls these. What else holds weights is named with the
+    reason in the result's ``not_quantized``, and in a warning. Works on the device that the network is on.
+    A network whose graph neither ``torch.fx`` nor ``torch.export`` can make is run layer by layer instead,
+    with the same outcome, and a warning.
 
     Args:
-        network: any network; it is run in evaluation mode.
-        images: calibration inputs (n, ...), what ``network`` is called with; or batches of them, which
-            are taken one by one, once.
+        network: any network; it is run in evaluation mode. Of one that ``torch.compile`` or
+            ``DataParallel`` wraps, what is wrapped is quantized.
+        images: calibration inputs (n, ...), what ``network`` is called with, or batches of them: see
+            ``calibration.images.calibration_batches``.
         recipe: how.
+        output: which of the network's outputs are the logits, by name or index, where there are several:
+            see ``execution.outputs.logits_of``.
 
     Raises:
-        QuantizationError: the network never runs one of its layers, or has layers with a forward of
-            their own; images, weights or outputs are not finite; a pattern in ``recipe.ignore``
-            matches no layer, or they leave none; ``recipe.bits`` is a map that lacks a layer.
+        QuantizationError: there is nothing to quantize; images, weights or outputs are not finite; a
+            pattern in ``recipe.ignore`` matches nothing that holds weights, or they leave none;
+            ``recipe.bits`` is a map that lacks a layer.
     """
-    return quantize_each(network, images, [recipe])[0]
+    return quantize_each(network, images, [recipe], output)[0]
 
 
 def quantize_each(
-    network: nn.Module, images: Tensor | Iterable[Tensor], recipes: Sequence[Recipe]
+    network: nn.Module, images: Any, recipes: Sequence[Recipe], output: Output = None
 ) -> tuple[QuantizedNetwork, ...]:
     """Quantize ``network`` by several recipes in one pass, which computes its own activations once.
 
@@ -77,6 +73,7 @@ def quantize_each(
         network: as for ``quantize``.
         images: as for ``quantize``.
         recipes: how; alike in ``batch_size``, ``ignore``, ``fuse`` and ``memory_gib``. None give none.
+        output: as for ``quantize``.
 
     Raises:
         QuantizationError: as ``quantize`` does; the recipes differ in an option of these.
@@ -84,17 +81,97 @@ def quantize_each(
     if not recipes:
         return ()
     _check_alike(recipes)
-    shared, digest = recipes[0], sha256()
-    with torch.no_grad(), worker_pool() as pool, Shelf(shared.memory / 2) as shelf:
-        names = _names_to_quantize(network, recipes)
-        analog = copy.deepcopy(network).eval()
-        folded = fold_batch_norms(analog) if shared.fuse else ()
-        execution = _execution(analog, names, len(recipes), pool, shelf)
-        walked = _walk(execution, _chunks(network, images, shared.batch_size, digest), recipes)
-    _check_all_run(execution)
-    networks = zip(execution.networks.quantized, recipes, strict=True)
-    results = (QuantizedNetwork(made, (), 0.0, r, folded, digest.hexdigest()) for made, r in networks)
-    return tuple(_with_errors(result, k, walked, execution) for k, result in enumerate(results))
+    shared, digest = recipes[0], Digest()
+    with torch.no_grad(), worker_pool() as pool, Offload(shared.memory / 2) as offload:
+        analog = copied(unwrapped(network))
+        batches = calibration_batches(analog, images, shared.batch_size, digest)
+        first = next(batches)
+        folded = fold_batch_norms(analog, first) if shared.fuse else ()
+        view = _view(analog, first)
+        layers = _to_quantize(analog, view.structure, recipes)
+        quantized = tuple(copy.deepcopy(analog) for _ in recipes)
+        execution = view.execution(Networks(analog, quantized, output), pool, offload)
+        seen: dict[Any, Batch] = {}
+        stops = execution.stops(layers, _noted(chain([first], batches), seen))
+        try:
+            done = [_quantize_layer(execution, stop, recipes) for stop in stops]
+        except QuantizationError:
+            raise
+        except Exception:
+            for batch in seen.values():
+                check_runs(analog, batch)  # tells in a line where it is the network that fails
+            raise
+    others = _others(view.structure, shared.ignore)
+    results = [
+        QuantizedNetwork(made, (), 0.0, recipe, folded, digest.hexdigest(), others)
+        for made, recipe in zip(quantized, recipes, strict=True)
+    ]
+    return tuple(_with_errors(result, k, done, execution) for k, result in enumerate(results))
+
+
+def _noted(batches: Iterable[Batch], seen: dict[Any, Batch]) -> Iterator[Batch]:
+    """The batches; ``seen`` gets two images of each shape."""
+    for batch in batches:
+        shapes = tuple(t.shape[1:] for t in batch.values)
+        if shapes not in seen:
+            seen[shapes] = batch.map(lambda t: t[:2].clone())
+        yield batch
+
+
+def layer_names(network: nn.Module, images: Any, ignore: Sequence[str] = ()) -> list[str]:
+    """The names of the layers that ``quantize`` would quantize, in the order of execution.
+
+    Args:
+        network: as for ``quantize``.
+        images: as for ``quantize``; one is enough.
+        ignore: patterns of names, as in ``Recipe.ignore``.
+
+    Raises:
+        QuantizationError: as ``quantize`` does of these.
+    """
+    with torch.no_grad():
+        analog = copied(unwrapped(network))
+        structure = _view(analog, next(calibration_batches(analog, images, 1))).structure
+        return [layer.name for layer in _to_quantize(analog, structure, [Recipe(ignore=tuple(ignore))])]
+
+
+def copied(network: nn.Module) -> nn.Module:
+    """A copy in evaluation mode.
+
+    Raises:
+        QuantizationError: the network cannot be copied.
+    """
+    # Torch copies no tensor that it has computed with gradients, as hooks of weight_norm or prune do.
+    computed = (
+        v for m in network.modules() for v in vars(m).values() if isinstance(v, Tensor) and not v.is_leaf
+    )
+    try:
+        return copy.deepcopy(network, {id(t): t.detach().clone() for t in computed}).eval()
+    except (RuntimeError, TypeError) as error:
+        reason = str(error).partition("\n")[0]
+        raise QuantizationError(f"the network cannot be copied: {reason}") from error
+
+
+@dataclass(frozen=True)
+class _View:
+    """What is known of a network's structure, and what runs it."""
+
+    structure: Structure
+    execution: Callable[[Networks, Pool, Offload], Execution]
+
+
+def _view(network: nn.Module, batch: Batch) -> _View:
+    """The network as a graph or, where there is none, as one pass over its functions shows it."""
+    graph = trace(network, batch)
+    if isinstance(graph, Graph):
+        reading = Reading(graph, network)
+        return _View(reading.structure, partial(Lockstep, (graph, reading)))
+    check_runs(network, batch)
+    warnings.warn(
+        f"the network has no graph ({graph}): each layer takes a pass of its own",
+        stacklevel=4,  # whoever called quantize
+    )
+    return _View(Recording(network, batch).structure, Layerwise)
 
 
 def _check_alike(recipes: Sequence[Recipe]) -> None:
@@ -105,135 +182,129 @@ def _check_alike(recipes: Sequence[Recipe]) -> None:
             raise QuantizationError(f"{option}: recipes of one pass must agree; found {found}")
 
 
-def _execution(analog: nn.Module, names: set[str], copies: int, pool: Pool, shelf: Shelf) -> Execution:
-    """What runs the analog network and ``copies`` of it side by side."""
-    graph = trace(analog)
-    networks = Networks(analog, tuple(copy.deepcopy(analog) for _ in range(copies)), frozenset(names))
-    if not isinstance(graph, str):
-        return Lockstep(graph, networks, pool, shelf)
-    warnings.warn(
-        f"torch.fx cannot trace the network ({graph}): each layer takes a pass of its own",
-        stacklevel=4,  # whoever called quantize
-    )
-    return Layerwise(networks, pool, shelf)
-
-
-def layer_names(network: nn.Module) -> list[str]:
-    """The names of all Conv2d and Linear layers."""
-    return [name for name, module in network.named_modules() if isinstance(module, Layer)]
-
-
-def _names_to_quantize(network: nn.Module, recipes: Sequence[Recipe]) -> set[str]:
-    if isinstance(network, Layer):
-        raise QuantizationError("the network is a layer itself; put it into an nn.Sequential")
-    names = layer_names(network)
+def _to_quantize(network: nn.Module, structure: Structure, recipes: Sequence[Recipe]) -> list[Layer]:
+    """The layers that are not ignored, their weights checked."""
     ignore = recipes[0].ignore
+    names = [layer.name for layer in structure.layers] + [other.name for other in structure.others]
     check_patterns("ignore", ignore, names)
-    chosen = {name for name in names if not any(fnmatchcase(name, p) for p in ignore)}
-    if not chosen:
-        raise QuantizationError("no layer to quantize: the network has none, or ignore covers them all")
+    layers = [layer for layer in structure.layers if not _matches(layer.name, ignore)]
+    if not layers:
+        raise QuantizationError(_nothing(structure))
+    chosen = {layer.name for layer in layers}
     for recipe in recipes:
         if not isinstance(recipe.bits, int) and (missing := chosen - recipe.bits.keys()):
             raise QuantizationError(f"bits: no entry for {', '.join(sorted(missing))}")
-    for name in sorted(chosen):
-        _check(name, network.get_submodule(name))
-    return chosen
+    for layer in layers:
+        if not torch.isfinite(network.get_parameter(layer.parameter)).all():
+            raise QuantizationError(f"layer {layer.name}: weights are not finite")
+    return layers
 
 
-def _check(name: str, layer: nn.Module) -> None:
-    # Padding or weights computed in a forward of its own would not be what is quantized here.
-    if type(layer).forward not in {nn.Conv2d.forward, nn.Linear.forward}:
-        kind = type(layer).__name__
-        raise QuantizationError(f"layer {name}: {kind} computes in its own way; name it in ignore")
-    if not torch.isfinite(layer.get_parameter("weight")).all():
-        raise QuantizationError(f"layer {name}: weights are not finite")
+def _matches(name: str, patterns: Iterable[str]) -> bool:
+    return any(fnmatchcase(name, pattern) for pattern in patterns)
 
 
-def _chunks(
-    network: nn.Module, images: Tensor | Iterable[Tensor], size: int, digest: _Digest
-) -> Iterator[Tensor]:
-    """Checked batches on the network's device; ``digest`` sees the bytes of all of them."""
-    device = next(network.parameters()).device
-    batches = torch.split(images, size) if isinstance(images, Tensor) else images
-    count = 0
-    for batch in batches:
-        if not torch.isfinite(batch).all():
-            bad = int((~torch.isfinite(batch.flatten(1)).all(1)).nonzero()[0])
-            raise QuantizationError(f"calibration image {count + bad} holds values that are not finite")
-        count += len(batch)
-        digest.update(batch.detach().cpu().contiguous().numpy())
-        yield batch.to(device)
-    if count == 0:
-        raise QuantizationError("no calibration images: give at least one")
+def _nothing(structure: Structure) -> str:
+    if structure.layers:
+        return "no layer to quantize: ignore covers them all"
+    reasons = "; ".join(f"{other.name}: {other.reason}" for other in structure.others)
+    return "no layer to quantize: the network has none" + (f" ({reasons})" if reasons else "")
 
 
-def _walk(execution: Execution, chunks: Iterator[Tensor], recipes: Sequence[Recipe]) -> _Walked:
-    """Quantize layer after layer, each by all recipes; errors are yet to be filled in."""
-    return [
-        tuple(_timed(execution, stop, k, recipe) for k, recipe in enumerate(recipes))
-        for stop in execution.stops(chunks)
+def _others(structure: Structure, ignore: Sequence[str]) -> tuple[NotQuantized, ...]:
+    """What is not quantized; one warning tells of all that users have not asked for."""
+    asked = [
+        NotQuantized(layer.name, layer.weights, "ignore names it")
+        for layer in structure.layers
+        if _matches(layer.name, ignore)
     ]
+    if found := [other for other in structure.others if not _matches(other.name, ignore)]:
+        told = "; ".join(f"{other.name} ({other.weights} weights): {other.reason}" for other in found)
+        warnings.warn(f"not quantized: {told}; name it in ignore if that is meant", stacklevel=4)
+    return (*asked, *structure.others)
 
 
-def _timed(execution: Execution, stop: Stop, k: int, recipe: Recipe) -> QuantizedLayer:
-    begin = time.perf_counter()
-    layer = _quantize_layer(execution, stop, k, recipe)
-    return replace(layer, seconds=time.perf_counter() - begin)
+def _quantize_layer(
+    execution: Execution, stop: Stop, recipes: Sequence[Recipe]
+) -> tuple[QuantizedLayer, ...]:
+    """Choose a layer's codes by every recipe, and set the quantized networks' weights and biases."""
+    done = []
+    for k, recipe in enumerate(recipes):
+        begin = time.perf_counter()
+        layer = _quantize_by(execution, stop, k, recipe)
+        done.append(replace(layer, seconds=time.perf_counter() - begin))
+    return tuple(done)
 
 
-def _quantize_layer(execution: Execution, stop: Stop, k: int, recipe: Recipe) -> QuantizedLayer:
-    """Choose a layer's codes and set network ``k``'s weights, and bias if that is corrected."""
-    name, pairs = stop[0], stop[1][k]
-    layer, *targets = execution.networks.layers(name)
-    target = targets[k]
-    assert isinstance(layer, Layer)
-    W = grouped_weights(layer)
-    sampler = Sampler(recipe.retain_rate, recipe.seed, name)
-    firsts = accumulate(execution.counts, initial=0)
-    chunks = [
-        partial(_patches, layer, pair, sampler, first) for pair, first in zip(pairs, firsts, strict=False)
-    ]
-    kernel, shifts = layer.weight.shape[2:].numel(), recipe.retain_rate == 1 and has_shifts(layer)
-    inputs = Inputs(chunks, execution.counts, W.shape[0], W.shape[2], kernel, execution.pool, shifts)
-    solved = solve(name, W, inputs, recipe)
+def _quantize_by(execution: Execution, stop: Stop, k: int, recipe: Recipe) -> QuantizedLayer:
+    layer, operation = stop.layer, stop.layer.operations[0]
+    weight = execution.networks.analog.get_parameter(layer.parameter)
+    W = operation.to_matrices(in_float32(weight.detach()))
+    inputs = _inputs(W, stop, k, recipe, execution.pool)
+    solved = solve(layer.name, W, inputs, recipe)
     Q = solved.alphabet.decode(solved.codes)
-    target.get_parameter("weight").copy_(Q.view_as(layer.weight))
+    network = execution.networks.quantized[k]
+    network.get_parameter(layer.parameter).copy_(operation.from_matrices(Q, weight.shape))
     if recipe.bias_correction:
         X_mean, X_q_mean = inputs.means()
         shift = W.double() @ X_mean[..., None] - Q.double() @ X_q_mean[..., None]
-        _shift_bias(target, shift.flatten().to(W))
-    step = solved.alphabet.step.reshape(-1, *[1] * (layer.weight.dim() - 1))
-    bits = recipe.alphabet_spec(name).bits
-    codes = solved.codes.view_as(layer.weight)
-    return QuantizedLayer(name, bits, codes, solved.alphabet.with_step(step), 0.0, 0.0, solved.flops)
+        _shift_bias(network, execution.add_bias(layer), shift.flatten().to(weight))
+    return QuantizedLayer(
+        name=layer.name,
+        bits=recipe.alphabet_spec(layer.name).bits,
+        codes=operation.from_matrices(solved.codes, weight.shape),
+        alphabet=solved.alphabet.with_step(operation.step_over(solved.alphabet.step, weight.shape)),
+        relative_error=0.0,
+        seconds=0.0,
+        flops=solved.flops,
+        operation=operation.kind,
+        parameter=layer.parameter,
+    )
 
 
-def _patches(layer: Layer, pair: Callable[[], Pair], sampler: Sampler, first_image: int) -> Patches:
-    return cut_patches(layer, *pair(), sampler.places_from(first_image))
+def _inputs(W: Tensor, stop: Stop, k: int, recipe: Recipe, pool: Pool) -> Inputs:
+    """What all calls of a layer are given in the analog network and in quantized network ``k``."""
+    first, given = stop.layer.operations[0], stop.given[k]
+    samplers = [_sampler(stop.layer, call, recipe) for call in range(len(stop.layer.operations))]
+    return Inputs(
+        chunks=[partial(_patches, one, samplers[one.call]) for one in given],
+        sizes=[samplers[one.call].kept(one.operation.grid(one.shape)) for one in given],
+        groups=first.groups,
+        columns=W.shape[2],
+        kernel=first.kernel,
+        pool=pool,
+        shifts=recipe.retain_rate == 1 and all(o.has_shifts for o in stop.layer.operations),
+    )
 
 
-def _shift_bias(layer: nn.Module, shift: Tensor) -> None:
-    if layer.bias is None:
-        layer.bias = nn.Parameter(shift)
+def _sampler(layer: Layer, call: int, recipe: Recipe) -> Sampler:
+    """What draws the patches of one call of a layer."""
+    return Sampler(recipe.retain_rate, recipe.seed, f"{layer.name}#{call}" if call else layer.name)
+
+
+def _patches(given: Given, sampler: Sampler) -> Patches:
+    X, X_q = (in_float32(t) for t in given.pair())
+    return given.operation.patches(X, X_q, sampler.places_from(given.first))
+
+
+def _shift_bias(network: nn.Module, name: str, shift: Tensor) -> None:
+    bias = attribute(network, name)
+    if bias is None:
+        owner, _, last = name.rpartition(".")
+        setattr(network.get_submodule(owner), last, nn.Parameter(shift))
     else:
-        layer.get_parameter("bias").add_(shift)
+        bias.add_(shift)
 
 
-def _check_all_run(execution: Execution) -> None:
-    if missed := execution.networks.names - execution.errors.keys():
-        raise QuantizationError(
-            f"layers never run, so not quantized: {', '.join(sorted(missed))}; "
-            "name them in ignore if they may keep their weights"
-        )
-
-
-def _with_errors(result: QuantizedNetwork, k: int, walked: _Walked, execution: Execution) -> QuantizedNetwork:
+def _with_errors(
+    result: QuantizedNetwork, k: int, done: Sequence[Sequence[QuantizedLayer]], execution: Execution
+) -> QuantizedNetwork:
     """Fill in network ``k``'s layers with their measured errors."""
     errors = {name: by_network[k] for name, by_network in execution.errors.items()}
     for name, error in errors.items():
         if not (isfinite(error.size) and isfinite(error.error)):
             where = name if name == OUTPUTS else f"outputs of layer {name}"
             raise QuantizationError(f"{where} are not finite; check weights and images")
-    layers = (layers[k] for layers in walked)
-    done = tuple(replace(layer, relative_error=errors[layer.name].relative) for layer in layers)
-    return replace(result, layers=done, relative_error=errors[OUTPUTS].relative)
+    layers = (by_recipe[k] for by_recipe in done)
+    filled = tuple(replace(layer, relative_error=errors[layer.name].relative) for layer in layers)
+    return replace(result, layers=filled, relative_error=errors[OUTPUTS].relative)

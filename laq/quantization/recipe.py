@@ -147,6 +147,15 @@ class QuantizedLayer:
 
 
 @dataclass(frozen=True)
+class NotQuantized:
+    """A parameter of two dimensions or more that keeps its values, how many there are, and the reason."""
+
+    name: str
+    weights: int
+    reason: str
+
+
+@dataclass(frozen=True)
 class QuantizedNetwork:
     """A quantized copy of a network, its layers in the order of execution, and its outputs' error.
 
@@ -154,6 +163,7 @@ class QuantizedNetwork:
         relative_error: ‖Y - Ỹ‖ / ‖Y‖ over the calibration images, Y being the network's outputs.
         folded: batch norms that were folded into convolutions; identities stand in their places.
         calibration: SHA-256 of the calibration inputs' bytes, in hexadecimal.
+        not_quantized: what else holds weights, and why it keeps them.
     """
 
     network: nn.Module
@@ -162,10 +172,11 @@ class QuantizedNetwork:
     recipe: Recipe
     folded: tuple[str, ...] = ()
     calibration: str = ""
+    not_quantized: tuple[NotQuantized, ...] = ()
 
     @property
     def weights(self) -> int:
-        """How many weights are quantized."""
+        """How many weights are quantized; those that several layers share count once."""
         return sum(layer.codes.numel() for layer in self.layers)
 
     @property

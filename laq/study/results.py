@@ -6,7 +6,7 @@ from typing import Any, Final
 
 from laq.files import read_json, write_json
 from laq.network import WEIGHTS, Classifier, Scores
-from laq.quantization import QuantizedNetwork, float32_bytes, layer_names, save
+from laq.quantization import QuantizedNetwork, float32_bytes, save
 from laq.study.cells import FLOAT_BITS, Cell
 from laq.subsets import Subset
 
@@ -32,7 +32,7 @@ def write_results(
 
 def _of_float(network: Classifier) -> dict[str, Any]:
     """A network that is not quantized, measured like those that are."""
-    weights = [network.get_parameter(f"{name}.weight") for name in layer_names(network)]
+    weights = [w for w in network.parameters() if w.dim() > 1]  # not biases, and not those of batch norms
     zeros = sum(w.numel() - int(w.count_nonzero()) for w in weights) / sum(w.numel() for w in weights)
     return {
         "mean_bits": float(FLOAT_BITS),

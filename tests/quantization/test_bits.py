@@ -321,7 +321,7 @@ def test_runs_from_a_layer_on_lose_what_runs_from_the_images_lose(
     network, images = Late(), pictures()
     made = quantize_each(network, images, [Recipe(bits=b, memory_gib=memory_gib) for b in (2, 4)])
     from_layers = sensitivities(network, images, iter(made), [1, 4])
-    monkeypatch.setattr("laq.quantization.bits.sensitivity.trace", lambda _: "no luck")
+    monkeypatch.setattr("laq.quantization.bits.sensitivity.trace", lambda *_: "no luck")
     assert sensitivities(network, images, made, [1, 4]) == from_layers
     assert list(from_layers.losses) == ["first", "second", "head"]
     assert sensitivities(network, images, []) == Sensitivities({}, {})

@@ -9,8 +9,10 @@ from torch import Tensor, nn
 
 from laq.quantization import Recipe, quantize
 from laq.quantization.calibration.covariance import Inputs
-from laq.quantization.calibration.patches import Patches, cut_patches, has_shifts
+from laq.quantization.calibration.patches import Patches
+from laq.quantization.operations.linear import Linear
 from laq.quantization.threads import Pool, worker_pool
+from tests.quantization.operations import operation_of_module
 
 
 @pytest.fixture
@@ -26,8 +28,8 @@ def images(groups: int, C: int, h: int, w: int, seed: int = 0) -> Tensor:
 
 def inputs(chunks: list[Patches], pool: Pool, *, shifts: bool) -> Inputs:
     groups, d = chunks[0].X.shape[0], chunks[0].X.shape[1:4].numel()
-    counts = [chunk.images for chunk in chunks]
-    return Inputs([lambda c=c: c for c in chunks], counts, groups, d, 9, pool, shifts)  # type: ignore[misc]
+    sizes = [chunk.m for chunk in chunks]
+    return Inputs([lambda c=c: c for c in chunks], sizes, groups, d, 9, pool, shifts)  # type: ignore[misc]
 
 
 @pytest.mark.parametrize(
@@ -40,10 +42,10 @@ def inputs(chunks: list[Patches], pool: Pool, *, shifts: bool) -> Inputs:
 def test_moved_images_give_the_covariances_of_patches(
     groups: int, C: int, h: int, w: int, pool: Pool
 ) -> None:
-    layer = nn.Conv2d(groups * C, groups * 2, 3, padding=1, groups=groups)
-    assert has_shifts(layer)
+    layer = operation_of_module(nn.Conv2d(groups * C, groups * 2, 3, padding=1, groups=groups))
+    assert layer.has_shifts
     X, X_q = images(groups, C, h, w), images(groups, C, h, w, seed=1)
-    chunks = [cut_patches(layer, X[part], X_q[part], lambda _: None) for part in (slice(0, 2), slice(2, 3))]
+    chunks = [layer.patches(X[part], X_q[part], lambda _: None) for part in (slice(0, 2), slice(2, 3))]
     for cross in (True, False):
         found, expected = (inputs(chunks, pool, shifts=s).covariances(cross=cross) for s in (True, False))
         for one, other in zip(found, expected, strict=True):
@@ -56,15 +58,15 @@ def test_moved_images_give_the_covariances_of_patches(
         {"stride": 2, "padding": 1},
         {"padding": 0},
         {"padding": 2, "dilation": 2},
-        {"padding": 1, "padding_mode": "reflect"},
+        {"padding": "valid"},  # as where the borders are other than zeros, and padded beforehand
         {"padding": 1, "kernel_size": (3, 1)},
         {"padding": 1, "groups": 16},
     ],
 )
 def test_other_convolutions_have_no_shifts(options: dict[str, Any]) -> None:
-    assert not has_shifts(nn.Conv2d(16, 16, **{"kernel_size": 3, **options}))
-    assert has_shifts(nn.Conv2d(16, 16, 3, padding="same"))
-    assert not has_shifts(nn.Linear(16, 16))
+    assert not operation_of_module(nn.Conv2d(16, 16, **{"kernel_size": 3, **options})).has_shifts
+    assert operation_of_module(nn.Conv2d(16, 16, 3, padding="same")).has_shifts
+    assert not Linear("linear", 1).has_shifts
 
 
 @pytest.mark.parametrize("retain_rate", [1.0, 0.5])

@@ -6,28 +6,29 @@ What users write becomes a ``Precision``, and that the map of layers to bits tha
     result = quantize(network, images, replace(recipe, bits=bits))
 """
 
-import copy
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import nn
 
 from laq.quantization.alphabet import AlphabetSpec
 from laq.quantization.bits.sensitivity import Sensitivities, sensitivities
 from laq.quantization.bits.spec import Budget, Precision, bits_per_layer
-from laq.quantization.engine import quantize, quantize_each
+from laq.quantization.calibration.images import calibration_batches
+from laq.quantization.engine import copied, layer_names, quantize_each
 from laq.quantization.execution.fusion import fold_batch_norms
-from laq.quantization.methods.registry import BASELINE
-from laq.quantization.options import HIGHEST, AlphabetKind, QuantizationError
+from laq.quantization.execution.unwrap import unwrapped
+from laq.quantization.options import AlphabetKind, QuantizationError
 from laq.quantization.recipe import Recipe
 
 
 def choose_bits(
     precision: Precision,
     network: nn.Module,
-    images: Tensor,
+    images: Any,
     recipe: Recipe,
     classes: Sequence[int] | None = None,
 ) -> dict[str, int]:
@@ -39,7 +40,7 @@ def choose_bits(
     Args:
         precision: what to choose by.
         network: images → logits (b, all classes).
-        images: calibration inputs (n, ...).
+        images: calibration inputs, as for ``quantize``.
         recipe: how the network will be quantized; its bits do not matter.
         classes: indices of the logits that count; None for all.
 
@@ -52,7 +53,7 @@ def choose_bits(
 def choose_bits_each(
     precisions: Sequence[Precision],
     network: nn.Module,
-    images: Tensor,
+    images: Any,
     recipe: Recipe,
     classes: Sequence[int] | None = None,
 ) -> tuple[dict[str, int], ...]:
@@ -61,19 +62,18 @@ def choose_bits_each(
     Args:
         precisions: what to choose by, each for itself.
         network: as for ``choose_bits``, like the others.
-        images: calibration inputs (n, ...).
+        images: as for ``choose_bits``.
         recipe: how the network will be quantized.
         classes: indices of the logits that count; None for all.
 
     Raises:
         QuantizationError: as ``choose_bits`` does.
     """
+    images = list(images) if isinstance(images, Iterator) else images  # which are read several times
     choices = dict.fromkeys(b for p in precisions if isinstance(p.plan, Budget) for b in p.choices)
     names, measured = list[str](), Sensitivities({}, {})
     if not all(isinstance(p.plan, Budget) for p in precisions):
-        plain = replace(recipe, bits=HIGHEST, method=BASELINE, options={}, radius=1.0)
-        first = quantize(network, images[:1], plain)
-        names = [layer.name for layer in first.layers]
+        names = layer_names(network, images, recipe.ignore)
     fixed = [None if isinstance(p.plan, Budget) else bits_per_layer(p, names) for p in precisions]
     if choices:
         measured = _measure(network, images, recipe, choices, classes)
@@ -85,14 +85,14 @@ def choose_bits_each(
 
 def _measure(
     network: nn.Module,
-    images: Tensor,
+    images: Any,
     recipe: Recipe,
     choices: Iterable[int],
     classes: Sequence[int] | None,
 ) -> Sensitivities:
     if recipe.fuse:
-        network = copy.deepcopy(network).eval()
-        fold_batch_norms(network)
+        network = copied(unwrapped(network))
+        fold_batch_norms(network, next(calibration_batches(network, images, 1)))
     # Weights alone are compared: they must be those of the network as it is, without shifted biases.
     recipe = replace(recipe, fuse=False, bias_correction=False)
     trials = quantize_each(network, images, [replace(recipe, bits=bits) for bits in choices])

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property, reduce
+from functools import reduce
 from itertools import chain
 from operator import add
 from typing import Final, Literal, NamedTuple
@@ -17,7 +17,7 @@ from laq.quantization.calibration.conv_covariance import (
     correlate,
     is_narrow,
 )
-from laq.quantization.calibration.patches import Patches, Places, rows_as_patches
+from laq.quantization.calibration.patches import Patches, picked, rows_as_patches
 from laq.quantization.threads import Pool
 
 _PER_ENTRY: Final = 500  # an entry of a covariance, which is summed up and moved about, in operations
@@ -42,13 +42,13 @@ class Covariances(NamedTuple):
 class Inputs:
     """What a layer was given: ``chunks`` make the patches of some of the images, when called.
 
-    There are G ``groups`` of ``columns`` d, ``kernel`` of them for each channel; ``counts`` are the
-    images (or whatever has a constant number of patches) of each chunk. ``shifts`` tells that a
-    channel's columns are its images moved about within a border of zeros (``patches.has_shifts``).
+    There are G ``groups`` of ``columns`` d, ``kernel`` of them for each channel; ``sizes`` are the entries
+    of a column in each chunk. ``shifts`` tells that a channel's columns are its images moved about within
+    a border of zeros (``Operation.has_shifts``).
     """
 
     chunks: Sequence[Callable[[], Patches]]
-    counts: Sequence[int]
+    sizes: Sequence[int]
     groups: int
     columns: int
     kernel: int
@@ -60,10 +60,10 @@ class Inputs:
         """Matrices (G, m, d) of m inputs."""
         return cls([lambda: rows_as_patches(X, X_q)], [X.shape[1]], X.shape[0], X.shape[2], 1, pool)
 
-    @cached_property
+    @property
     def m(self) -> int:
         """The number of patches in all."""
-        return self.chunks[0]().m * sum(self.counts) // self.counts[0]
+        return sum(self.sizes)
 
     def blocks(self) -> Iterator[tuple[slice, slice]]:
         """Groups and columns whose patches are in memory at a time: whole channels."""
@@ -76,10 +76,8 @@ class Inputs:
 
     def gather(self, patches: Sequence[Patches], groups: slice, columns: slice) -> Tensor:
         """Some columns of X and of X̃, (2, G, B, m), of all chunks."""
-        sizes = [some.m for some in patches]
-        shape = (2, groups.stop - groups.start, columns.stop - columns.start, sum(sizes))
-        gathered = patches[0].X.new_empty(shape)
-        places = zip(patches, torch.split(gathered, sizes, 3), strict=True)
+        gathered = patches[0].X.new_empty(2, groups.stop - groups.start, columns.stop - columns.start, self.m)
+        places = zip(patches, torch.split(gathered, list(self.sizes), 3), strict=True)
 
         def fill(place: tuple[Patches, Tensor]) -> None:
             some, out = place
@@ -122,7 +120,7 @@ def _add(part: Tensor, total: Tensor) -> None:
 def _products(patches: Patches, *, cross: bool) -> Tensor:
     """[X; X̃] X̃ᵀ, or X̃ X̃ᵀ, of a chunk."""
     sides = 2 if cross else 1
-    groups, d = patches.X.shape[0], patches.X.shape[1:4].numel()
+    groups, d = patches.X.shape[0], patches.columns
     total = patches.X.new_zeros(groups, sides * d, d)
     for tile in _tiles(patches, sides * groups * d * patches.m / patches.images):
         S = total.new_empty(groups, sides * d, tile.m)
@@ -151,13 +149,9 @@ def _tiles(patches: Patches, per_image: float, least: int = 0) -> Iterator[Patch
 
 def _column_sums(patches: Patches) -> Tensor:
     """Of X and of X̃: (2, G, d) in float64."""
-    return torch.stack([_sum(view, patches.places) for view in (patches.X, patches.X_q)])
-
-
-def _sum(view: Tensor, places: Places | None) -> Tensor:
-    if places is not None:
-        return view[(..., *places)].sum(4, dtype=torch.float64).flatten(1)
-    return view.sum((4, 5, 6), dtype=torch.float64).flatten(1)
+    views = [t if patches.places is None else picked(t, patches.places) for t in (patches.X, patches.X_q)]
+    entries = tuple(range(2 + patches.dimensions, views[0].dim()))
+    return torch.stack([view.sum(entries, dtype=torch.float64).flatten(1) for view in views])
 
 
 def choose_form(inputs: Inputs, neurons: int, memory: float) -> Literal["residual", "covariance"]:

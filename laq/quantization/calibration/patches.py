@@ -1,87 +1,76 @@
-"""What a layer multiplies its weights with: columns of patches for a convolution, of inputs for a Linear."""
+"""What a layer multiplies its weights with: a column per weight, of patches or of rows."""
 
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Final
+from math import prod
+from typing import Any
 
 import numba
 import numpy as np
 import torch
-import torch.nn.functional as F  # noqa: N812 (torch's own convention)
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
-Layer = nn.Conv2d | nn.Linear
-Places = tuple[Tensor, Tensor, Tensor]
-_FEWEST_TO_SHIFT: Final = 8  # channels
-_PADDING_MODES: Final = {"zeros": "constant"}  # the one mode that F.pad calls otherwise
-
-
-def grouped_weights(layer: Layer) -> Tensor:
-    """The layer's weights as (G, N, d): G groups of N neurons with d weights."""
-    groups = layer.groups if isinstance(layer, nn.Conv2d) else 1
-    return layer.weight.detach().reshape(groups, layer.weight.shape[0] // groups, -1)
-
-
-def has_shifts(layer: Layer) -> bool:
-    """Whether it is a 3x3 convolution that moves over a border of zeros pixel by pixel.
-
-    Of layers with few channels none is said to: their products are too small to be worth it.
-    """
-    if not isinstance(layer, nn.Conv2d) or layer.padding_mode != "zeros":
-        return False
-    same = layer.padding in ((1, 1), "same")
-    shape = (layer.kernel_size, layer.stride, layer.dilation)
-    return same and shape == ((3, 3), (1, 1), (1, 1)) and layer.weight.shape[1] >= _FEWEST_TO_SHIFT
+Places = tuple[Tensor, ...]  # of some patches: their image, and where they lie in it along each dimension
 
 
 @dataclass(frozen=True)
 class Patches:
     """The inputs X (analog) and X̃ (quantized) of a layer, for some images: a column per weight.
 
-    ``X`` and ``X_q`` are views (G, channels, kernel height, kernel width, images, rows, columns), which
-    stand for d = channels x height x width columns of m = images x rows x columns entries; ``places``
-    picks some of the latter. Nothing is copied before ``write`` is called.
+    ``X`` and ``X_q`` are views (G, channels, *kernel, images, *grid), which stand for d = channels x kernel
+    columns of m = images x grid entries; the kernel has ``dimensions``. ``places`` picks some of the
+    entries. Nothing is copied before ``write`` is called.
     """
 
     X: Tensor
     X_q: Tensor
     places: Places | None = None
+    dimensions: int = 2
 
     @property
     def kernel(self) -> int:
         """How many of the d columns belong to a channel."""
-        return self.X.shape[2] * self.X.shape[3]
+        return self.X.shape[2 : 2 + self.dimensions].numel()
+
+    @property
+    def columns(self) -> int:
+        """The number d of columns."""
+        return self.X.shape[1 : 2 + self.dimensions].numel()
 
     @property
     def m(self) -> int:
         """Entries of a column."""
-        return self.X.shape[4:].numel() if self.places is None else len(self.places[0])
+        return self.X.shape[2 + self.dimensions :].numel() if self.places is None else len(self.places[0])
 
     @property
     def images(self) -> int:
         """How many images there are."""
-        return self.X.shape[4]
+        return self.X.shape[2 + self.dimensions]
 
     def of_images(self, start: int, stop: int) -> "Patches":
         """The patches of some of the images."""
         if self.places is None:
-            return Patches(self.X[:, :, :, :, start:stop], self.X_q[:, :, :, :, start:stop])
+            at, length = 2 + self.dimensions, min(stop, self.images) - start
+            X, X_q = (t.narrow(at, start, length) for t in (self.X, self.X_q))
+            return Patches(X, X_q, None, self.dimensions)
         chosen = (self.places[0] >= start) & (self.places[0] < stop)
-        return Patches(self.X, self.X_q, tuple(p[chosen] for p in self.places))  # type: ignore[arg-type]
+        return Patches(self.X, self.X_q, tuple(p[chosen] for p in self.places), self.dimensions)
 
     def write(self, which: Tensor, groups: slice, columns: slice, out: Tensor) -> None:
         """Copy ``columns`` of ``which`` (X or X_q), whole channels, to ``out`` (groups, columns, m)."""
         view = which[groups, columns.start // self.kernel : -(-columns.stop // self.kernel)]
         if self.places is None:
             out.view(view.shape).copy_(view)
-        elif view.device.type == "cpu":
+            return
+        target = out.view(*view.shape[: 2 + self.dimensions], -1)
+        if view.device.type == "cpu" and self.dimensions == 2:
             image, row, column = (place.numpy() for place in self.places)
-            _pick(view.numpy(), image, row, column, out.view(*view.shape[:4], -1).numpy())
+            _pick(view.numpy(), image, row, column, target.numpy())
         else:
-            out.view(*view.shape[:4], -1).copy_(view[(..., *self.places)])
+            target.copy_(picked(view, self.places))
 
 
 @numba.njit(nogil=True, cache=True)
@@ -102,40 +91,37 @@ def _pick(
                         out[g, c, i, j, p] = view[g, c, i, j, image[p], row[p], column[p]]
 
 
-def cut_patches(
-    layer: Layer, analog: Tensor, quantized: Tensor, choose: Callable[[torch.Size], Places | None]
-) -> Patches:
-    """The patches of a layer with these inputs; ``choose`` picks places of (images, rows, columns)."""
-    if isinstance(layer, nn.Linear):
-        # A row is a patch of one pixel.
-        X, X_q = (_as_grid(t.reshape(-1, t.shape[-1]).T[None]) for t in (analog, quantized))
-        return Patches(X, X_q)
-    X, X_q = (_windows(t, layer) for t in (analog, quantized))
-    return Patches(X, X_q, choose(X.shape[4:]))
+def picked(view: Tensor, places: Places) -> Tensor:
+    """The entries at ``places`` of a view (..., images, *grid)."""
+    entries: Tensor = view[(..., *places)]  # type: ignore[index]
+    return entries
 
 
 def rows_as_patches(X: Tensor, X_q: Tensor) -> Patches:
-    """Matrices (G, m, d) of inputs as patches."""
-    return Patches(_as_grid(X.mT), _as_grid(X_q.mT))
+    """Matrices (G, m, d) of inputs as the patches of m images of one pixel."""
+    X, X_q = (t.mT[:, :, None, None, :, None, None] for t in (X, X_q))
+    return Patches(X, X_q)
 
 
-def _as_grid(columns: Tensor) -> Tensor:
-    """Columns (G, d, m) as if of m images of one pixel."""
-    return columns[:, :, None, None, :, None, None]
+def windows(
+    inputs: Tensor,
+    groups: int,
+    size: tuple[int, ...],
+    stride: tuple[int, ...],
+    dilation: tuple[int, ...],
+) -> Tensor:
+    """What a kernel of this ``size`` sees of ``inputs`` (images, channels, *space), wherever it stands.
 
-
-def _windows(inputs: Tensor, conv: nn.Conv2d) -> Tensor:
-    """The convolution's patches, on its own grid of strides, as a view."""
-    mode = _PADDING_MODES.get(conv.padding_mode, conv.padding_mode)
-    padding = conv._reversed_padding_repeated_twice  # noqa: SLF001 (also resolves "same")
-    padded = (F.pad(inputs, padding, mode) if any(padding) else inputs).contiguous()
-    (kh, kw), (sh, sw), (dh, dw) = conv.kernel_size, conv.stride, conv.dilation
-    b, c, h, w = padded.shape
-    rows, columns = (h - dh * (kh - 1) - 1) // sh + 1, (w - dw * (kw - 1) - 1) // sw + 1
-    shape = (conv.groups, c // conv.groups, kh, kw, b, rows, columns)
-    at_b, at_c, at_h, at_w = padded.stride()
-    at = (at_c * shape[1], at_c, at_h * dh, at_w * dw, at_b, at_h * sh, at_w * sw)
-    return padded.as_strided(shape, at)
+    Returns a view (G, channels of a group, *kernel, images, *grid).
+    """
+    inputs = inputs.contiguous()
+    images, channels, *sides = inputs.shape
+    grid = [(n - d * (k - 1) - 1) // s + 1 for n, k, s, d in zip(sides, size, stride, dilation, strict=True)]
+    at_image, at_channel, *at = inputs.stride()
+    shape = (groups, channels // groups, *size, images, *grid)
+    by_kernel = (a * d for a, d in zip(at, dilation, strict=True))
+    by_grid = (a * s for a, s in zip(at, stride, strict=True))
+    return inputs.as_strided(shape, (at_channel * shape[1], at_channel, *by_kernel, at_image, *by_grid))
 
 
 @dataclass(frozen=True)
@@ -154,15 +140,23 @@ class Sampler:
         """``places`` for images numbered from ``first_image``."""
         return partial(self.places, first_image=first_image)
 
+    def kept(self, grid: torch.Size) -> int:
+        """How many patches of a grid (images, ...) are kept in all."""
+        return grid[0] * self._of_image(grid)
+
     def places(self, grid: torch.Size, first_image: int) -> Places | None:
-        """Images, rows and columns of the patches kept of a grid; None for all of them."""
-        images, area = grid[0], grid[1:].numel()
-        kept = max(1, round(self.rate * area))
+        """Where the patches lie that are kept of a grid (images, ...); None for all of them."""
+        images, area = grid[0], prod(grid[1:])
+        kept = self._of_image(grid)
         if kept == area:
             return None
         source = np.random.PCG64([self.seed, zlib.crc32(self.layer.encode())]).advance(first_image * area)
         lots = np.random.Generator(source).random((images, area))
         drawn = np.sort(np.argpartition(lots, kept - 1, axis=1)[:, :kept], axis=1)
         of_image = np.repeat(np.arange(images), kept)
-        row, column = np.divmod(drawn.ravel(), grid[2])
-        return torch.from_numpy(of_image), torch.from_numpy(row), torch.from_numpy(column)
+        within = np.unravel_index(drawn.ravel(), tuple(grid[1:]))
+        return tuple(torch.from_numpy(place) for place in (of_image, *within))
+
+    def _of_image(self, grid: torch.Size) -> int:
+        area = prod(grid[1:])
+        return min(area, max(1, round(self.rate * area)))

@@ -1,102 +1,430 @@
-"""A network as ``torch.fx`` sees it: nodes, cut at the layers to stop at, and what runs them."""
+"""A network as a graph of operations: traced by ``torch.fx`` or exported, cut at layers, and run."""
 
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
-from typing import Any
+import copy
+import inspect
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final
 
+import torch
 from torch import Tensor, fx, nn
 from torch.fx.node import map_arg
-from torch.fx.proxy import TraceError
+from torch.utils import _pytree as pytree
 
-from laq.quantization.calibration.patches import Layer
+from laq.quantization.calibration.batch import Batch
+from laq.quantization.execution.layers import (
+    Layer,
+    Parameters,
+    Structure,
+    attribute,
+    computed_reason,
+    has_place,
+    no_bias,
+    other_reason,
+)
 from laq.quantization.execution.offload import Values
+from laq.quantization.operations import Operation, arguments_of, operation_of
+
+# Modules of torch with a graph of their own; all other modules of torch are nodes.
+_ENTERED: Final = (
+    nn.Linear,
+    nn.modules.conv._ConvNd,  # noqa: SLF001 (the class that all convolutions share)
+    nn.MultiheadAttention,
+    nn.Transformer,
+    nn.TransformerEncoder,
+    nn.TransformerDecoder,
+    nn.TransformerEncoderLayer,
+    nn.TransformerDecoderLayer,
+)
+# Reading these of a weight tells nothing of its values.
+_METADATA: Final = frozenset({"shape", "dtype", "device", "ndim", "requires_grad", "is_cuda", "layout"})
+_METADATA_CALLS: Final = frozenset({"size", "dim", "numel", "stride", "is_floating_point", "type"})
 
 
-class _LayerTracer(fx.Tracer):
-    """Keeps layers whole, those of torch and those derived from them."""
+@dataclass(frozen=True)
+class Graph:
+    """A network's forward as nodes, to be run with any network of that structure.
+
+    Attributes:
+        nodes: in the order of execution; the last one is the output.
+        attributes: nodes that stand for a parameter, a buffer or another attribute, by its name.
+        constants: nodes that stand for a tensor that was made in the forward.
+        bind: the values of inputs by the names of their nodes.
+        unflatten: makes the network's outputs of what the output node is called with.
+    """
+
+    nodes: tuple[fx.Node, ...]
+    attributes: dict[fx.Node, str]
+    constants: Mapping[fx.Node, Any]
+    bind: Callable[[Batch], Values]
+    unflatten: Callable[[Any], Any] = field(default=lambda outputs: outputs)
+
+
+class _Tracer(fx.Tracer):
+    """Enters convolutions and linear layers, as whatever is derived from them, down to their functions."""
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return isinstance(m, Layer) or super().is_leaf_module(m, module_qualified_name)
+        entered = isinstance(m, _ENTERED) or type(m).__module__.startswith("torch.nn.utils.parametriz")
+        return not entered and super().is_leaf_module(m, module_qualified_name)
 
 
-def trace(network: nn.Module) -> fx.Graph | str:
-    """The network's graph, or why there is none."""
+def trace(network: nn.Module, batch: Batch) -> Graph | str:
+    """The graph of a network in evaluation mode, or why there is none.
+
+    ``torch.fx`` comes first; where it cannot trace, ``torch.export`` may, which takes seconds.
+    """
+    if hooked := _hooked(network):
+        return f"{hooked} has hooks, which a graph does not call"
+    traced = _trace_fx(network, batch)
+    if isinstance(traced, Graph):
+        return traced
+    exported = _export(network, batch)
+    return exported if isinstance(exported, Graph) else f"torch.fx: {traced}; torch.export: {exported}"
+
+
+def _hooked(network: nn.Module) -> str:
+    """A module whose hooks see inputs or outputs, and which is no node of a graph."""
+    known = {"WeightNorm", "SpectralNorm", "BasePruningMethod"}  # compute a weight from parameters
+    for name, module in network.named_modules():
+        hooks = [*module._forward_pre_hooks.values(), *module._forward_hooks.values()]  # noqa: SLF001
+        if any(not known.intersection(c.__name__ for c in type(hook).__mro__) for hook in hooks) and (
+            isinstance(module, _ENTERED) or not type(module).__module__.startswith("torch.nn")
+        ):
+            return f"module {name or type(module).__name__}"
+    return ""
+
+
+def _trace_fx(network: nn.Module, batch: Batch) -> Graph | str:
+    # A copy with the same tensors: tracing may leave attributes behind.
+    shared = {id(t): t for t in (*network.parameters(), *network.buffers())}
+    tracer = _Tracer()
     try:
-        return _LayerTracer().trace(network)
-    except (TraceError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
-        return str(error).partition("\n")[0]
+        twin = copy.deepcopy(network, dict(shared))
+        graph = tracer.trace(twin)
+        bound = inspect.signature(network.forward)
+        bound.bind(*batch.args, **batch.kwargs)
+    except Exception as error:  # noqa: BLE001 (a forward may raise anything when it meets a proxy)
+        return _first_line(error)
+    attributes, constants = dict[fx.Node, str](), dict[fx.Node, Any]()
+    for node in graph.nodes:
+        if node.op == "get_attr":
+            name = str(node.target)
+            if _has(network, name):
+                attributes[node] = name
+            else:
+                constants[node] = attribute(twin, name)
+    placeholders = {str(node.target).lstrip("*"): node for node in graph.nodes if node.op == "placeholder"}
+
+    def bind(batch: Batch) -> Values:
+        given = bound.bind(*batch.args, **batch.kwargs)
+        given.apply_defaults()
+        return {node.name: given.arguments[name] for name, node in placeholders.items()}
+
+    return Graph(tuple(graph.nodes), attributes, constants, bind)
+
+
+def _export(network: nn.Module, batch: Batch) -> Graph | str:
+    fast = torch.backends.mha.get_fastpath_enabled()
+    try:
+        torch.backends.mha.set_fastpath_enabled(False)  # one operation that hides the projections
+        args, kwargs = _at_least_two(batch)
+        given = inspect.signature(network.forward).bind(*args, **kwargs).arguments
+        shapes = {name: pytree.tree_map(_varying, value) for name, value in given.items()}
+        with torch.no_grad(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of what export cannot follow, it also raises
+            program = torch.export.export(network, args, kwargs, dynamic_shapes=shapes, strict=False)
+    except Exception as error:  # noqa: BLE001 (export raises whatever a forward does)
+        return _first_line(error)
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast)
+    return _of_program(program)
+
+
+def _at_least_two(batch: Batch) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """The batch, an only image twice: export takes a size of one for a constant."""
+    if batch.count > 1:
+        return batch.args, batch.kwargs
+    twice: tuple[tuple[Any, ...], dict[str, Any]] = pytree.tree_map_only(
+        Tensor, lambda t: torch.cat([t, t]) if t.dim() else t, (batch.args, batch.kwargs)
+    )
+    return twice
+
+
+def _varying(value: Any) -> Any:
+    """Which sizes of an input change from batch to batch: how many images there are."""
+    return {0: torch.export.Dim.DYNAMIC} if isinstance(value, Tensor) and value.dim() else None
+
+
+def _of_program(program: torch.export.ExportedProgram) -> Graph | str:
+    signature = program.graph_signature
+    if signature.buffers_to_mutate or signature.user_inputs_to_mutate:
+        return "the forward changes a buffer"
+    if any(node.op == "get_attr" for node in program.graph.nodes):
+        return "the forward holds a branch or a loop"
+    names = {**signature.inputs_to_parameters, **signature.inputs_to_buffers}
+    lifted = {**signature.inputs_to_lifted_tensor_constants, **signature.inputs_to_lifted_custom_objs}
+    by_name = {node.name: node for node in program.graph.nodes if node.op == "placeholder"}
+    inputs = [name for name in by_name if name not in names and name not in lifted]
+
+    def bind(batch: Batch) -> Values:
+        return dict(zip(inputs, pytree.tree_leaves((batch.args, batch.kwargs)), strict=True))
+
+    outputs = program.call_spec.out_spec
+    return Graph(
+        tuple(program.graph.nodes),
+        {by_name[name]: target for name, target in names.items()},
+        {by_name[name]: program.constants[target] for name, target in lifted.items()},
+        bind,
+        lambda values: pytree.tree_unflatten(list(values), outputs),
+    )
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).partition("\n")[0]
+
+
+def _has(network: nn.Module, name: str) -> bool:
+    try:
+        attribute(network, name)
+    except AttributeError:
+        return False
+    return True
+
+
+@dataclass(frozen=True)
+class Call:
+    """A call of a layer: the position of its node in the graph, and where its inputs and bias come from."""
+
+    position: int
+    operation: Operation
+    inputs: fx.Node
+
+
+class Reading:
+    """Who reads the parameters of a network, and where, in the order of the graph.
+
+    Attributes:
+        calls: of operations, by the parameter that is their weight.
+        reads: the positions of the nodes that depend on a parameter's values.
+        structure: the layers, and what else holds weights.
+    """
+
+    def __init__(self, graph: Graph, network: nn.Module) -> None:
+        self.calls: dict[str, list[Call]] = {}
+        self.reads: dict[str, list[int]] = {}
+        self._graph = graph
+        self._parameters = Parameters(network)
+        self._network = network
+        self._reasons: dict[str, str] = {}
+        for position, node in enumerate(graph.nodes):
+            self._read(position, node)
+        operations = {name: [call.operation for call in calls] for name, calls in self.calls.items()}
+        # What is read by one node is worked on in the order of the calls.
+        order = sorted(self.calls, key=lambda name: (self.reads[name][0], self.calls[name][0].position))
+        reads = {name: len(self.reads[name]) for name in order}
+        self.structure: Structure = self._parameters.structure(operations, reads, self._reasons)
+
+    def _read(self, position: int, node: fx.Node) -> None:
+        kind = operation_of(node.target) if node.op == "call_function" else None
+        weight = None
+        if kind is not None:
+            arguments = arguments_of(node.target, node.args, node.kwargs)  # type: ignore[arg-type]
+            weight = self._call(position, kind, kind.functions[node.target], arguments)  # type: ignore[index]
+        for name in self._read_by(node):
+            self.reads.setdefault(name, []).append(position)
+            if name != weight:
+                self._reasons.setdefault(name, other_reason(self._called(node)))
+
+    def _call(
+        self, position: int, kind: type[Operation], name: str, arguments: Mapping[str, Any]
+    ) -> str | None:
+        """Note a call, and return the name of its weight, if that is a parameter."""
+        weight, inputs = arguments["weight"], arguments["input"]
+        parameter = self._parameter(weight)
+        if parameter is None:
+            self._computed(weight, name)
+            return None
+        rest = [value for key, value in arguments.items() if key not in {"input", "weight", "bias"}]
+        is_constant = not any(isinstance(leaf, fx.Node) for leaf in pytree.tree_leaves(rest))
+        if isinstance(inputs, fx.Node) and is_constant:
+            operation = kind.of(name, arguments, self._parameters.tensors[parameter])
+            self.calls.setdefault(parameter, []).append(Call(position, operation, inputs))
+        return parameter
+
+    def _parameter(self, node: Any) -> str | None:
+        """The name of the parameter that a node stands for."""
+        if node not in self._graph.attributes:
+            return None
+        return self._parameters.name_of(attribute(self._network, self._graph.attributes[node]))
+
+    def _computed(self, weight: Any, kind: str) -> None:
+        """Note of all parameters that a weight is computed from that they are no weights themselves."""
+        seen, waiting = set[fx.Node](), [weight] if isinstance(weight, fx.Node) else []
+        while waiting:
+            node = waiting.pop()
+            if node not in seen:
+                seen.add(node)
+                waiting += node.all_input_nodes
+        known = {*self._graph.attributes, *self._graph.constants}
+        from_inputs = any(node.op == "placeholder" and node not in known for node in seen)
+        for name in filter(None, map(self._parameter, seen)):
+            # What is told first of a parameter is that something reads it; this tells more.
+            self._reasons[name] = computed_reason(kind, name, from_inputs=from_inputs)
+
+    def _read_by(self, node: fx.Node) -> Iterator[str]:
+        """The names of the parameters on whose values a node depends directly."""
+        if node.op == "call_module":
+            tensors: Iterable[Any] = self._network.get_submodule(str(node.target)).parameters()
+        elif _is_metadata(node):
+            return
+        else:
+            names = [self._graph.attributes[n] for n in node.all_input_nodes if n in self._graph.attributes]
+            tensors = [attribute(self._network, name) for name in names]
+        yield from filter(None, map(self._parameters.name_of, tensors))
+
+    def _called(self, node: fx.Node) -> str:
+        if node.op == "call_module":
+            return type(self._network.get_submodule(str(node.target))).__name__
+        return str(getattr(node.target, "__name__", node.target)).partition(".")[0]
+
+
+def _is_metadata(node: fx.Node) -> bool:
+    if node.op == "call_method":
+        return node.target in _METADATA_CALLS
+    return node.target is getattr and node.args[1] in _METADATA
+
+
+@dataclass(frozen=True)
+class StopAt:
+    """A layer whose weight is first read at the end of a segment, and its calls."""
+
+    layer: Layer
+    calls: tuple[Call, ...]
+
+    def is_at(self, position: int) -> bool:
+        """Whether the layer is called there and nowhere else."""
+        return [call.position for call in self.calls] == [position]
 
 
 @dataclass(frozen=True)
 class Segment:
-    """Nodes from a layer (``layer``; none before the first) up to ``end``, the next layer or the output."""
+    """Nodes up to ``end``, which reads the weights of ``stops`` first, or is the output.
 
-    layer: str | None
-    nodes: tuple[fx.Node, ...]
-    end: fx.Node
+    ``start`` and ``end`` are positions in the graph; the node at ``end`` is not part of it.
+    """
+
+    start: int
+    end: int
+    stops: tuple[StopAt, ...]
+    is_last: bool
 
 
 class Program:
-    """The segments between the layers called ``names``; runs them for any network of that structure."""
+    """The segments of a graph between the layers to quantize; runs them for any network of its structure."""
 
-    def __init__(self, graph: fx.Graph, names: frozenset[str]) -> None:
-        self.segments = list(_segments(graph, names))
+    def __init__(self, graph: Graph, reading: Reading, layers: Sequence[Layer]) -> None:
+        self.nodes = graph.nodes
+        self.calls = {c.position: layer.name for layer in layers for c in reading.calls[layer.parameter]}
+        self.segments = _segments(reading, layers, len(graph.nodes) - 1)
+        self._graph = graph
+        self._reading = reading
         self._last_uses = _last_uses(graph)
 
-    def run(self, nodes: Iterable[fx.Node], network: nn.Module, values: Values) -> Any:
+    def parts(self, segment: Segment) -> list[range]:
+        """The positions of a segment in parts, each of which but the first begins with a layer's call."""
+        cuts = [p for p in self.calls if segment.start < p < segment.end]
+        ends = [*sorted(cuts), segment.end]
+        return [range(start, end) for start, end in zip([segment.start, *ends], ends, strict=False)]
+
+    def begin(self, batch: Batch) -> Values:
+        """A network's inputs, copied: operations in place must reach no other network."""
+        copied: Values = pytree.tree_map_only(Tensor, Tensor.clone, self._graph.bind(batch))
+        return copied
+
+    def run(self, positions: range, network: nn.Module, values: Values) -> Any:
         """Add what the nodes compute to ``values``, which lose what no later node needs.
 
         Returns:
             The last node's value.
         """
         value = None
-        for node in nodes:
-            value = values[node.name] = _call(node, values, network)
+        for node in self.nodes[positions.start : positions.stop]:
+            if node.op in {"placeholder", "get_attr"}:
+                continue  # bound at the beginning, and read from the network where they are needed
+            value = values[node.name] = self._compute(node, network, values)
             for name in self._last_uses.get(node, ()):
-                del values[name]
+                values.pop(name, None)
         return value
 
+    def value_of(self, node: fx.Node, network: nn.Module, values: Values) -> Any:
+        """What a node has computed, or the attribute or the constant that it stands for."""
+        if node in self._graph.attributes:
+            return attribute(network, self._graph.attributes[node])
+        return self._graph.constants[node] if node in self._graph.constants else values[node.name]
 
-def first_argument(node: fx.Node, values: Values) -> Any:
-    """What a node is called with."""
-    return _resolve(node.args[0], values)
+    def outputs(self, network: nn.Module, values: Values) -> Any:
+        """The network's outputs, as its forward returns them."""
+        return self._graph.unflatten(self._resolve(self.nodes[-1].args[0], network, values))
+
+    def add_bias(self, layer: Layer, network: nn.Module) -> str:
+        """The name of the bias that all calls of a layer add.
+
+        Calls without one add that of the module from now on, which is None until it has a value.
+
+        Raises:
+            QuantizationError: calls add different ones, or the module has no place for a bias.
+        """
+        nodes = [self.nodes[call.position] for call in self._reading.calls[layer.parameter]]
+        found = {self._bias_of(node) for node in nodes}
+        own = f"{layer.parameter.rpartition('.')[0]}.bias".removeprefix(".")
+        if found == {None} and has_place(network, own):
+            for node in nodes:
+                with node.graph.inserting_before(node):
+                    read = node.graph.get_attr(own)
+                self._graph.attributes[read] = own
+                if "bias" in node.kwargs:
+                    node.kwargs = {**node.kwargs, "bias": read}
+                else:
+                    node.args = (*node.args[:2], read, *node.args[3:])
+            return own
+        if len(found) == 1 and (bias := found.pop()) is not None:
+            return bias
+        raise no_bias(layer)
+
+    def _bias_of(self, node: fx.Node) -> str | None:
+        """The name of the bias that a call adds; none if it adds none."""
+        bias = arguments_of(node.target, node.args, node.kwargs)["bias"]  # type: ignore[arg-type]
+        return None if bias is None else self._graph.attributes.get(bias, str(bias))
+
+    def _compute(self, node: fx.Node, network: nn.Module, values: Values) -> Any:
+        args, kwargs = (self._resolve(given, network, values) for given in (node.args, node.kwargs))
+        if node.op == "call_module":
+            return network.get_submodule(str(node.target))(*args, **kwargs)
+        if node.op == "call_method":
+            return getattr(args[0], str(node.target))(*args[1:], **kwargs)
+        assert callable(node.target)
+        return node.target(*args, **kwargs)
+
+    def _resolve(self, argument: Any, network: nn.Module, values: Values) -> Any:
+        """A node's argument with other nodes in it replaced by their values."""
+        return map_arg(argument, lambda node: self.value_of(node, network, values))
 
 
-def _call(node: fx.Node, values: Values, network: nn.Module) -> Any:
-    """Run a node."""
-    if node.op == "placeholder":
-        # A copy: an operation in place must reach neither the caller's tensor nor another network's.
-        given = values.pop("images", None) if not node.args else node.args[0]
-        return given.clone() if isinstance(given, Tensor) else given
-    args, kwargs = _resolve(node.args, values), _resolve(node.kwargs, values)
-    if node.op == "call_module":
-        return network.get_submodule(str(node.target))(*args, **kwargs)
-    if node.op == "call_method":
-        return getattr(args[0], str(node.target))(*args[1:], **kwargs)
-    if node.op == "get_attr":
-        owner, _, name = str(node.target).rpartition(".")
-        return getattr(network.get_submodule(owner), name)
-    assert callable(node.target)
-    return node.target(*args, **kwargs)
+def _segments(reading: Reading, layers: Sequence[Layer], output: int) -> list[Segment]:
+    stops: dict[int, list[StopAt]] = {}
+    for layer in layers:
+        calls = tuple(reading.calls[layer.parameter])
+        stops.setdefault(reading.reads[layer.parameter][0], []).append(StopAt(layer, calls))
+    ends = [*sorted(stops), output]
+    starts = [0, *ends[:-1]]
+    return [
+        Segment(start, end, tuple(stops.get(end, ())), end == output)
+        for start, end in zip(starts, ends, strict=True)
+    ]
 
 
-def _resolve(argument: Any, values: Values) -> Any:
-    """A node's argument with other nodes in it replaced by their values."""
-    return map_arg(argument, lambda n: values[n.name])
-
-
-def _segments(graph: fx.Graph, names: frozenset[str]) -> Iterator[Segment]:
-    layer, nodes, seen = None, list[fx.Node](), set[str]()
-    for node in graph.nodes:
-        stop = node.op == "call_module" and node.target in names and node.target not in seen
-        if stop or node.op == "output":
-            yield Segment(layer, tuple(nodes), node)
-            layer, nodes = str(node.target), []
-            seen.add(layer)
-        nodes.append(node)
-
-
-def _last_uses(graph: fx.Graph) -> dict[fx.Node, list[str]]:
+def _last_uses(graph: Graph) -> dict[fx.Node, list[str]]:
     """The names that no node after a node needs."""
     result: dict[fx.Node, list[str]] = {}
     last: dict[fx.Node, fx.Node] = {}

@@ -1,91 +1,225 @@
-"""For networks that cannot be traced: all networks run from their input for every layer."""
+"""For networks without a graph: all networks run from their inputs for every layer."""
 
-from collections.abc import Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, Final
 
+import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+from torch.utils import _pytree as pytree
 
-from laq.quantization.execution.base import OUTPUTS, Error, Execution, Pair, Stop, errors_of, totals
-from laq.quantization.execution.offload import IMAGES
+from laq.quantization.calibration.batch import Batch
+from laq.quantization.execution.base import (
+    OUTPUTS,
+    Errors,
+    Execution,
+    Networks,
+    Pair,
+    Stop,
+    errors_of,
+    given_by_network,
+    total,
+)
+from laq.quantization.execution.layers import (
+    Layer,
+    Parameters,
+    Structure,
+    attribute,
+    computed_reason,
+    has_place,
+    no_bias,
+    other_reason,
+)
+from laq.quantization.execution.offload import Offload
+from laq.quantization.execution.outputs import logits_of
+from laq.quantization.operations import Operation, arguments_of, operation_of
 from laq.quantization.recipe import QuantizationError
+from laq.quantization.threads import Pool
+
+# Reading these of a weight tells nothing of its values.
+_METADATA: Final = frozenset({"__get__", "size", "dim", "numel", "stride", "is_floating_point", "type"})
+
+
+@dataclass(frozen=True)
+class _Call:
+    """A call of an operation: its arguments by name, and its outputs once they are there."""
+
+    function: Any
+    arguments: dict[str, Any]
+    outputs: Any
 
 
 class _ReachedError(Exception):
-    """Stops a forward pass at a layer, and carries its input out."""
+    """Stops a forward pass where nothing more is needed of it."""
 
-    def __init__(self, inputs: Tensor) -> None:
+
+class _Calls(TorchFunctionMode):
+    """Has ``call`` compute every function of torch that a forward calls."""
+
+    def __init__(self, call: Callable[[Any, tuple[Any, ...], Mapping[str, Any]], Any]) -> None:
         super().__init__()
-        self.inputs = inputs
+        self._call = call
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        return self._call(func, args, kwargs or {})
+
+
+class Recording:
+    """What one pass over some images tells of a network: which operations it calls with which parameters."""
+
+    def __init__(self, network: nn.Module, batch: Batch) -> None:
+        self._parameters = Parameters(network)
+        self._constant = {id(t): t for t in (*network.parameters(), *network.buffers())}
+        self._computed: dict[
+            int, set[str]
+        ] = {}  # constants' identities to the parameters that they come from
+        self._reads: dict[str, int] = {}
+        self._calls: dict[str, list[Operation]] = {}
+        self._reasons: dict[str, str] = {}
+        with _Calls(self._call), torch.no_grad():
+            run(network, batch)
+        self.structure: Structure = self._parameters.structure(self._calls, self._reads, self._reasons)
+
+    def _call(self, function: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+        weight = self._weight(function, args, kwargs)
+        result = function(*args, **kwargs)
+        name = str(getattr(function, "__name__", function))
+        if name not in _METADATA:
+            tensors = [t for t in pytree.tree_leaves((args, dict(kwargs))) if isinstance(t, Tensor)]
+            names = {found for t in tensors if (found := self._parameters.name_of(t))}
+            for read in sorted(names):
+                self._reads[read] = self._reads.get(read, 0) + 1
+                if read != weight:
+                    self._reasons.setdefault(read, other_reason(name))
+            self._follow(tensors, names, result)
+        return result
+
+    def _weight(self, function: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> str | None:
+        """Note a call of an operation; returns the name of its weight, if that is a parameter."""
+        kind = operation_of(function)
+        if kind is None:
+            return None
+        arguments, called = arguments_of(function, args, kwargs), kind.functions[function]
+        weight = self._parameters.name_of(arguments["weight"])
+        if weight is not None:
+            operation = kind.of(called, arguments, arguments["weight"])
+            self._calls.setdefault(weight, []).append(operation)
+        for name in self._computed.get(id(arguments["weight"]), ()):
+            self._reasons[name] = computed_reason(called, name, from_inputs=False)
+        return weight
+
+    def _follow(self, tensors: Sequence[Tensor], names: set[str], result: Any) -> None:
+        """Note of what is computed from parameters alone which these are."""
+        if tensors and all(id(t) in self._constant for t in tensors):
+            sources = names.union(*(self._computed.get(id(t), set()) for t in tensors))
+            for made in pytree.tree_leaves(result):
+                if isinstance(made, Tensor):
+                    self._constant[id(made)] = made  # kept, so that no other tensor has its identity
+                    self._computed[id(made)] = sources
 
 
 class Layerwise(Execution):
     """The same stops, inputs and errors as in lockstep, at the cost of a pass per layer and network."""
 
-    def stops(self, chunks: Iterable[Tensor]) -> Iterator[Stop]:
-        """Run every chunk up to each layer in turn."""
-        numbers = self._keep(chunks)
-        for name in self._order():
-            with ExitStack() as stack:
-                for network in self.networks.all():
-                    stack.enter_context(_stopping_at(network, name))
-                self.pool.run(partial(self._reach, name), numbers)
-            yield name, self._by_network(self._pair)
-            self.errors[name] = totals(self.pool.map(partial(self._layer_errors, name), numbers))
-        self.errors[OUTPUTS] = totals(self.pool.map(self._output_errors, numbers))
+    def __init__(self, networks: Networks, pool: Pool, offload: Offload) -> None:
+        super().__init__(networks, pool, offload)
+        self._only: dict[int, _Call] = {}  # by network, an only call of the layer at hand
+        self._analog_biases: list[Tensor | None] = []  # what its calls add in the analog network
+        self._biases: dict[str, str] = {}  # by layer, what takes the place of these in all networks
 
-    def _order(self) -> list[str]:
-        """The layers' names in the order of their first calls, with the first images."""
-        order: dict[str, None] = {}
+    def stops(self, layers: Sequence[Layer], batches: Iterable[Batch]) -> Iterator[Stop]:
+        """Run every chunk up to the last call of each layer in turn."""
+        chunks = self._keep(batches)
+        for layer in layers:
+            shapes = list(self.pool.map(partial(self._reach, layer), chunks))
+            yield Stop(layer, given_by_network(len(self.networks.quantized), shapes, layer, self._pair))
+            for errors in self.pool.map(partial(self._layer_errors, layer), chunks):
+                self._add(layer.name, errors)
+        for errors in self.pool.map(self._output_errors, chunks):
+            self._add(OUTPUTS, errors)
 
-        def note(name: str, *_: Any) -> None:
-            order.setdefault(name)
+    def add_bias(self, layer: Layer) -> str:
+        """The parameter that all calls add, or one of the layer's module."""
+        network = self.networks.analog
+        own = f"{layer.parameter.rpartition('.')[0]}.bias".removeprefix(".")
+        parameters = Parameters(network)
+        names = {None if b is None else parameters.name_of(b) or "" for b in self._analog_biases}
+        if names == {None} and has_place(network, own):
+            names = {own}
+        if len(names) > 1 or not (name := names.pop()):
+            raise no_bias(layer)
+        self._biases[layer.name] = name
+        return name
 
-        modules = {name: self.networks.analog.get_submodule(name) for name in self.networks.names}
-        hooks = [module.register_forward_pre_hook(partial(note, name)) for name, module in modules.items()]
-        self.networks.analog(self._images(0))
-        for hook in hooks:
-            hook.remove()
-        return list(order)
-
-    def _images(self, chunk: int) -> Tensor:
-        """A copy: an operation in place must not reach the images."""
-        images: Tensor = self.shelf.look((chunk, IMAGES))["images"]
-        return images.clone()
-
-    def _reach(self, name: str, chunk: int) -> None:
-        images = self.shelf.look((chunk, IMAGES))["images"]
+    def _reach(self, layer: Layer, chunk: int) -> list[torch.Size]:
+        """Keep the inputs of a layer's calls; returns their shapes."""
+        inputs: list[Tensor] = []
         for number, network in enumerate(self.networks.all()):
-            self.shelf.put((chunk, number), {"inputs": _input(network, name, images.clone())})
+            calls = self._calls(network, layer, self._batch(chunk))
+            inputs = [call.arguments["input"] for call in calls]
+            self.offload.put((chunk, number), {"inputs": inputs})
+            if number == 0:
+                self._analog_biases = [call.arguments["bias"] for call in calls]
+            self._only[number] = _Call(calls[0].function, {**calls[0].arguments, "input": None}, None)
+        return [t.shape for t in inputs]
 
-    def _pair(self, chunk: int, number: int) -> Pair:
-        return Pair(*(self.shelf.look((chunk, side))["inputs"] for side in (0, number)))
+    def _calls(self, network: nn.Module, layer: Layer, batch: Batch, *, outputs: bool = False) -> list[_Call]:
+        """The calls of a layer; with the ``outputs`` of all of them, or without the last one's."""
+        weight, found, last = network.get_parameter(layer.parameter), list[_Call](), len(layer.operations)
 
-    def _layer_errors(self, name: str, chunk: int) -> tuple[Error, ...]:
-        layers = enumerate(self.networks.layers(name))
-        return errors_of(layer(self.shelf.take((chunk, number))["inputs"]) for number, layer in layers)
+        def call(function: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+            arguments = arguments_of(function, args, kwargs) if operation_of(function) else {}
+            if arguments.get("weight") is not weight:
+                return function(*args, **kwargs)
+            if len(found) + 1 < last or outputs:
+                # Copies: what follows may change inputs and outputs in place.
+                arguments["input"], result = arguments["input"].clone(), function(*args, **kwargs)
+                found.append(_Call(function, arguments, result.clone()))
+            else:
+                found.append(_Call(function, arguments, None))
+                result = None
+            if len(found) == last:
+                raise _ReachedError
+            return result
 
-    def _output_errors(self, chunk: int) -> tuple[Error, ...]:
-        return errors_of(network(self._images(chunk)) for network in self.networks.all())
+        try:
+            with _Calls(call):
+                run(network, batch)
+        except _ReachedError:
+            return found
+        raise QuantizationError(f"layer {layer.name}: some images do not reach it; name it in ignore")
+
+    def _pair(self, chunk: int, call: int, number: int) -> Pair:
+        return Pair(*(self.offload.look((chunk, side))["inputs"][call] for side in (0, number)))
+
+    def _layer_errors(self, layer: Layer, chunk: int) -> Errors:
+        networks = self.networks.all()
+        if layer.reads == 1:
+            return errors_of(self._output(layer, chunk, number) for number in range(len(networks)))
+        # What is kept was computed with weights that have changed.
+        batch = self._batch(chunk)
+        calls = [self._calls(network, layer, batch, outputs=True) for network in networks]
+        return total(errors_of(call.outputs for call in same) for same in zip(*calls, strict=True))
+
+    def _output(self, layer: Layer, chunk: int, number: int) -> Tensor:
+        """What an only call computes of the inputs that are kept, with the weights as they are now."""
+        network, call = self.networks.all()[number], self._only[number]
+        (inputs,) = self.offload.take((chunk, number))["inputs"]
+        bias = self._biases.get(layer.name)
+        changed = {"bias": attribute(network, bias)} if bias else {}
+        output: Tensor = call.function(**{**call.arguments, **changed, "input": inputs})
+        return output
+
+    def _output_errors(self, chunk: int) -> Errors:
+        networks, batch = self.networks.all(), self._batch(chunk)
+        return errors_of(logits_of(run(network, batch), self.networks.output) for network in networks)
 
 
-def _input(network: nn.Module, name: str, images: Tensor) -> Tensor:
-    """What the layer, where the network stops, is called with."""
-    try:
-        network(images)
-    except _ReachedError as stop:
-        return stop.inputs
-    raise QuantizationError(f"layer {name}: some images do not reach it; name it in ignore")
-
-
-@contextmanager
-def _stopping_at(network: nn.Module, name: str) -> Iterator[None]:
-    def stop(_module: nn.Module, args: tuple[Tensor, ...]) -> None:
-        raise _ReachedError(args[0])
-
-    hook = network.get_submodule(name).register_forward_pre_hook(stop)
-    try:
-        yield
-    finally:
-        hook.remove()
+def run(network: nn.Module, batch: Batch) -> Any:
+    """A network's outputs for copies of the images: an operation in place must not reach these."""
+    copied = batch.map(Tensor.clone)
+    return network(*copied.args, **copied.kwargs)

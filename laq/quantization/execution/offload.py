@@ -13,11 +13,11 @@ import torch
 from torch import Tensor
 
 Values = dict[str, Any]
-Key = tuple[int, int]  # a chunk and a network
-IMAGES: Final = -1  # in place of a network: what all of them are given
+Key = tuple[int, ...]  # a chunk and a network, and what else tells values apart
+INPUTS: Final = -1  # in place of a network: what all of them are given
 
 
-class Shelf:
+class Offload:
     """Keeps dictionaries of activations; at most ``memory`` bytes of them outside of files."""
 
     def __init__(self, memory: float) -> None:
@@ -35,7 +35,8 @@ class Shelf:
         self._folder.cleanup()
 
     def put(self, key: Key, values: Values) -> None:
-        """Keep activations where there are none."""
+        """Keep activations, in the place of those that are there."""
+        self.drop(key)
         size = _bytes(values)
         with self._lock:
             fits = self._used + size <= self._memory
@@ -56,15 +57,19 @@ class Shelf:
     def take(self, key: Key) -> Values:
         """The activations, which are gone from here."""
         values = self.look(key)
+        self.drop(key)
+        return values
+
+    def drop(self, key: Key) -> None:
+        """Forget activations, if there are any."""
         with self._lock:
             self._held.pop(key, None)
             self._used -= self._sizes.pop(key, 0)
         with suppress(FileNotFoundError):
             os.unlink(self._file(key))  # noqa: PTH108 (this room knows no pathlib)
-        return values
 
     def _file(self, key: Key) -> str:
-        return f"{self._folder.name}/{key[0]}.{key[1]}.pt"
+        return f"{self._folder.name}/{'.'.join(map(str, key))}.pt"
 
 
 def _apart(values: Values) -> Values:

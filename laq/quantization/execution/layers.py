@@ -1,0 +1,132 @@
+"""The layers of a network: parameters that are weights of operations, and what else holds weights."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from laq.quantization.operations import Operation
+from laq.quantization.recipe import NotQuantized, QuantizationError
+
+# What tells of a weight that torch computes from other parameters, and what makes a parameter of it again.
+_COMPUTED = (
+    (".parametrizations.", "torch.nn.utils.parametrize.remove_parametrizations(module, 'weight')"),
+    ("_orig", "torch.nn.utils.prune.remove(module, 'weight'), or remove_spectral_norm(module)"),
+    ("weight_g", "torch.nn.utils.remove_weight_norm(module)"),
+    ("weight_v", "torch.nn.utils.remove_weight_norm(module)"),
+)
+_FOLD = "store what is computed as a parameter"
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A parameter that is the weight of operations.
+
+    Attributes:
+        name: the module's whose ``weight`` it is, else the parameter's.
+        parameter: its name, the first one where it has several.
+        operations: one for each call, in the order of execution.
+        weights: how many.
+        reads: how often the forward reads them, in these calls and elsewhere.
+    """
+
+    name: str
+    parameter: str
+    operations: tuple[Operation, ...]
+    weights: int
+    reads: int
+
+
+@dataclass(frozen=True)
+class Structure:
+    """What a network holds: its layers in the order in which their weights are first read, and the rest."""
+
+    layers: tuple[Layer, ...]
+    others: tuple[NotQuantized, ...]
+
+
+class Parameters:
+    """The parameters of a network by their tensors; one under several names has the first of them."""
+
+    def __init__(self, network: nn.Module) -> None:
+        self.tensors: Mapping[str, nn.Parameter] = dict(network.named_parameters())
+        self._names = {id(tensor): name for name, tensor in self.tensors.items()}
+
+    def name_of(self, tensor: object) -> str | None:
+        """The parameter's name; none if it is another tensor."""
+        return self._names.get(id(tensor))
+
+    def structure(
+        self,
+        calls: Mapping[str, list[Operation]],
+        reads: Mapping[str, int],
+        reasons: Mapping[str, str],
+    ) -> Structure:
+        """The structure that the ``calls`` of operations by parameter make.
+
+        ``reads`` tells how often each parameter is read, in the order of the layers; ``reasons`` why others
+        than the layers' are not quantized.
+        """
+        refused = {name: reason for name, found in calls.items() if (reason := self._refusal(name, found))}
+        layers = [
+            Layer(layer_name(name), name, tuple(calls[name]), self.tensors[name].numel(), count)
+            for name, count in reads.items()
+            if name in calls and name not in refused
+        ]
+        quantized = {layer.parameter for layer in layers}
+        return Structure(tuple(layers), tuple(self._others(quantized, {**reasons, **refused})))
+
+    def _refusal(self, name: str, found: list[Operation]) -> str:
+        weight = self.tensors[name]
+        if not weight.is_floating_point():
+            return f"its weight is of type {weight.dtype}, which is no float"
+        if len({operation.to_matrices(weight).shape for operation in found}) > 1:
+            return "its calls see the weight as matrices of different shapes"
+        return ""
+
+    def _others(self, quantized: set[str], reasons: Mapping[str, str]) -> Iterator[NotQuantized]:
+        """All that hold weights, which are parameters of two dimensions or more."""
+        for name, tensor in self.tensors.items():
+            if tensor.dim() > 1 and name not in quantized:
+                reason = reasons.get(name, "the network never reads it in evaluation mode")
+                yield NotQuantized(layer_name(name), tensor.numel(), reason)
+
+
+def layer_name(parameter: str) -> str:
+    """A layer is called as the module whose ``weight`` it is."""
+    return parameter.removesuffix(".weight")
+
+
+def computed_reason(kind: str, parameter: str, *, from_inputs: bool) -> str:
+    """Why a parameter from which the weight of a ``kind`` of operation is computed is not quantized."""
+    if from_inputs:
+        return f"the weight of {kind} is computed from it and from the network's inputs"
+    remedy = next((call for part, call in _COMPUTED if part in parameter), _FOLD)
+    return f"the weight of {kind} is computed from it before use; to quantize that: {remedy}"
+
+
+def other_reason(reader: str) -> str:
+    """Why a parameter that something else reads is not quantized."""
+    return f"{reader} reads it, which is neither a convolution nor a linear"
+
+
+def has_place(network: nn.Module, bias: str) -> bool:
+    """Whether a module has a place for a bias, and no bias."""
+    owner, _, name = bias.rpartition(".")
+    places = network.get_submodule(owner)._parameters  # noqa: SLF001 (where torch keeps such places)
+    return name in places and places[name] is None
+
+
+def no_bias(layer: Layer) -> QuantizationError:
+    """The error of a layer whose outputs cannot be shifted."""
+    return QuantizationError(
+        f"bias_correction: the calls of layer {layer.name} add no bias, or not the same one; "
+        "name the layer in ignore, or leave bias_correction off"
+    )
+
+
+def attribute(network: nn.Module, name: str) -> Any:
+    """A parameter, a buffer or another attribute by its name; a bias may be None."""
+    owner, _, last = name.rpartition(".")
+    return getattr(network.get_submodule(owner), last)
