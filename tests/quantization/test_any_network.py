@@ -597,7 +597,7 @@ def test_batches_with_other_numbers_of_rows_count_all_of_them() -> None:
     short, long = noise(4, 3, 5), noise(4, 9, 5, seed=1)
     rows = torch.cat([short.flatten(0, 1), long.flatten(0, 1)])
     for form in ("residual", "covariance"):
-        recipe = Recipe(bits=2, form=form)  # type: ignore[arg-type]
+        recipe = Recipe(bits=2, options={"form": form})  # type: ignore[arg-type]
         found, expected = quantize(network, [short, long], recipe), quantize(network, [rows], recipe)
         assert all(torch.equal(a.codes, b.codes) for a, b in zip(found.layers, expected.layers, strict=True))
         assert found.relative_error == pytest.approx(expected.relative_error, rel=1e-9)
@@ -608,7 +608,11 @@ def test_batches_with_other_numbers_of_rows_count_all_of_them() -> None:
     patches = torch.cat([F.unfold(t, 3).transpose(1, 2).flatten(0, 1) for t in sizes])
     alone = nn.Sequential(nn.Linear(27, 4)).double()
     alone[0].weight.data, alone[0].bias.data = pooled[0].weight.data.flatten(1), pooled[0].bias.data
-    for recipe in (Recipe(bits=2), Recipe(bits=2, form="covariance"), Recipe(bits=2, method="gptq")):
+    for recipe in (
+        Recipe(bits=2),
+        Recipe(bits=2, options={"form": "covariance"}),
+        Recipe(bits=2, method="gptq"),
+    ):
         expected_codes = quantize(alone, [patches], recipe).layers[0].codes
         assert torch.equal(quantize(pooled, sizes, recipe).layers[0].codes.flatten(1), expected_codes)
 
