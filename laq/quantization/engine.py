@@ -81,17 +81,25 @@ def quantize_each(
     if not recipes:
         return ()
     _check_alike(recipes)
-    shared, digest = recipes[0], Digest()
-    with torch.no_grad(), worker_pool() as pool, Offload(shared.memory / 2) as offload:
+    digest = Digest()
+    with torch.no_grad():
         analog = copied(unwrapped(network))
-        batches = calibration_batches(analog, images, shared.batch_size, digest)
-        first = next(batches)
-        folded = fold_batch_norms(analog, first) if shared.fuse else ()
-        view = _view(analog, first)
-        layers = _to_quantize(analog, view.structure, recipes)
-        quantized = tuple(copy.deepcopy(analog) for _ in recipes)
+        batches = calibration_batches(analog, images, recipes[0].batch_size, digest)
+        results = _quantize_copies(analog, batches, recipes, output)
+    return tuple(replace(result, calibration=digest.hexdigest()) for result in results)
+
+
+def _quantize_copies(
+    analog: nn.Module, batches: Iterator[Batch], recipes: Sequence[Recipe], output: Output
+) -> list[QuantizedNetwork]:
+    """Quantize a copy of ``analog`` by each recipe; that itself changes in that batch norms are folded."""
+    shared, first, seen = recipes[0], next(batches), dict[Any, Batch]()
+    folded = fold_batch_norms(analog, first) if shared.fuse else ()
+    view = _view(analog, first)
+    layers = _to_quantize(analog, view.structure, recipes)
+    quantized = tuple(copy.deepcopy(analog) for _ in recipes)
+    with worker_pool() as pool, Offload(shared.memory / 2) as offload:
         execution = view.execution(Networks(analog, quantized, output), pool, offload)
-        seen: dict[Any, Batch] = {}
         stops = execution.stops(layers, _noted(chain([first], batches), seen))
         try:
             done = [_quantize_layer(execution, stop, recipes) for stop in stops]
@@ -102,11 +110,11 @@ def quantize_each(
                 check_runs(analog, batch)  # tells in a line where it is the network that fails
             raise
     others = _others(view.structure, shared.ignore)
-    results = [
-        QuantizedNetwork(made, (), 0.0, recipe, folded, digest.hexdigest(), others)
-        for made, recipe in zip(quantized, recipes, strict=True)
-    ]
-    return tuple(_with_errors(result, k, done, execution) for k, result in enumerate(results))
+    made = (
+        QuantizedNetwork(network, (), 0.0, recipe, folded, "", others)
+        for network, recipe in zip(quantized, recipes, strict=True)
+    )
+    return [_with_errors(result, k, done, execution) for k, result in enumerate(made)]
 
 
 def _noted(batches: Iterable[Batch], seen: dict[Any, Batch]) -> Iterator[Batch]:
@@ -169,7 +177,7 @@ def _view(network: nn.Module, batch: Batch) -> _View:
     check_runs(network, batch)
     warnings.warn(
         f"the network has no graph ({graph}): each layer takes a pass of its own",
-        stacklevel=4,  # whoever called quantize
+        stacklevel=5,  # whoever called quantize
     )
     return _View(Recording(network, batch).structure, Layerwise)
 
@@ -220,7 +228,7 @@ def _others(structure: Structure, ignore: Sequence[str]) -> tuple[NotQuantized, 
     ]
     if found := [other for other in structure.others if not _matches(other.name, ignore)]:
         told = "; ".join(f"{other.name} ({other.weights} weights): {other.reason}" for other in found)
-        warnings.warn(f"not quantized: {told}; name it in ignore if that is meant", stacklevel=4)
+        warnings.warn(f"not quantized: {told}; name it in ignore if that is meant", stacklevel=5)
     return (*asked, *structure.others)
 
 
