@@ -18,7 +18,7 @@ from laq.quantization.calibration.batch import Batch, Digest
 from laq.quantization.calibration.covariance import Inputs
 from laq.quantization.calibration.images import calibration_batches, check_runs
 from laq.quantization.calibration.patches import Patches, Sampler
-from laq.quantization.execution.base import OUTPUTS, Execution, Given, Networks, Stop, in_float32
+from laq.quantization.execution.base import OUTPUTS, CallInputs, Execution, Networks, Stop, in_float32
 from laq.quantization.execution.fusion import fold_batch_norms
 from laq.quantization.execution.graph import Graph, Reading, trace
 from laq.quantization.execution.layers import Layer, Structure, attribute
@@ -290,7 +290,7 @@ def _sampler(layer: Layer, call: int, recipe: Recipe) -> Sampler:
     return Sampler(recipe.retain_rate, recipe.seed, f"{layer.name}#{call}" if call else layer.name)
 
 
-def _patches(given: Given, sampler: Sampler) -> Patches:
+def _patches(given: CallInputs, sampler: Sampler) -> Patches:
     X, X_q = (in_float32(t) for t in given.pair())
     return given.operation.patches(X, X_q, sampler.places_from(given.first))
 

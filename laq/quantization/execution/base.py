@@ -67,7 +67,7 @@ def total(errors: Iterable[Errors]) -> Errors:
 
 
 @dataclass(frozen=True)
-class Given:
+class CallInputs:
     """What one call of a layer is given in one chunk of images.
 
     Attributes:
@@ -89,7 +89,7 @@ class Stop:
     """A layer that is to be quantized now: ``given`` holds its inputs for each quantized network."""
 
     layer: Layer
-    given: Sequence[Sequence[Given]]
+    given: Sequence[Sequence[CallInputs]]
 
 
 @dataclass(frozen=True)
@@ -156,7 +156,7 @@ class Execution(ABC):
 
 def given_by_network(
     networks: int, shapes: Sequence[Sequence[torch.Size]], layer: Layer, pair: Callable[[int, int, int], Pair]
-) -> list[list[Given]]:
+) -> list[list[CallInputs]]:
     """What a layer's calls are given, for each of so many quantized networks.
 
     Args:
@@ -173,7 +173,7 @@ def given_by_network(
             firsts[call] += layer.operations[call].grid(shape)[0]
     return [
         [
-            Given(
+            CallInputs(
                 call, layer.operations[call], shapes[chunk][call], first, partial(pair, chunk, call, number)
             )
             for chunk, call, first in places
