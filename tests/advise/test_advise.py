@@ -290,7 +290,9 @@ def test_candidates_are_what_the_section_says_beside_the_original_in_float() -> 
     tuned = params.advise.model_copy(update={"bases": ("finetuned",)})
     assert planned(SUBSET, as_study(params.study, tuned))[0].name == "asked.original.float"
     wrong = params.advise.model_copy(update={"bits": ("4 first:30",)})
-    with pytest.raises(LaqError, match=r"^advise\.bits: bits: 30 is not within"):
+    with pytest.raises(
+        LaqError, match=r"^advise\.bits: bits: found 30; must be a whole number from 2 to 24$"
+    ):
         planned(SUBSET, as_study(params.study, wrong))
 
 

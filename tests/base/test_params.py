@@ -47,6 +47,7 @@ MISTAKES: list[tuple[tuple[str, ...], Any, str]] = [
     (("study", "options"), 3, "glyphs.study.options: found 3; must be a map of methods to their options"),
     (("study", "bits"), ["asc:2"], "glyphs.study.bits.0: found 'asc:2'; must be 2 to 24, or a text such as"),
     (("study", "bits"), ["3 first:99"], "glyphs.study.bits.0: found '3 first:99'; must be 2 to 24"),
+    (("study", "bits"), ["auto:0"], "glyphs.study.bits.0: found 'auto:0'; must be 2 to 24"),
     (("study", "bits"), ["8,99"], "glyphs.study.bits.0: found '8,99'; must be 2 to 24"),
     (("study", "retain_rate"), 0, "glyphs.study.retain_rate: found 0; must be a number above 0, at most 1"),
     (("study", "calibration_images"), 2.5, "glyphs.study.calibration_images: Input should be a valid integer"),

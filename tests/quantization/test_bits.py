@@ -68,9 +68,11 @@ def test_what_is_not_understood_is_shown_beside_what_would_be(written: Any) -> N
     "written", [1, 25, [4, 1], {"*": 0}, "asc:3:2", "desc:24", "3 first:1", "auto:3 last:32"]
 )
 def test_bits_out_of_range_are_named(written: Any) -> None:
-    with pytest.raises(QuantizationError, match=r"^bits: \d+ is not within 2\.\.24$") as caught:
+    with pytest.raises(
+        QuantizationError, match=r"^bits: found \d+; must be a whole number from 2 to 24$"
+    ) as caught:
         parse_bits(written)
-    assert str(caught.value).split()[1] in {"1", "25", "0", "32"}
+    assert str(caught.value).split()[2] in {"1;", "25;", "0;", "32;"}
 
 
 def test_a_number_a_list_and_the_ends() -> None:

@@ -191,7 +191,7 @@ def test_gptq_and_qronos_equal_their_papers_recursions(kind: str, pool: Pool) ->
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_few_patches_give_the_same_codes_by_directions(
+def test_few_patches_give_the_same_codes_by_a_low_rank_factor(
     kind: str, pool: Pool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     W, X, X_q = problem(12, 300, 80)
@@ -210,7 +210,7 @@ def test_few_patches_give_the_same_codes_by_directions(
     assert torch.equal(few[0].codes[0], gptq_loop(W, X_q, alphabet))
 
 
-def test_roots_and_directions_are_the_same_for_any_number_of_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_factors_are_the_same_for_any_number_of_threads(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("laq.quantization.methods.cholesky._PANEL", 32)
     monkeypatch.setattr("laq.quantization.methods.cholesky._TILE", 24)
     X = torch.randn(2, 150, 170, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
@@ -227,7 +227,7 @@ def test_roots_and_directions_are_the_same_for_any_number_of_threads(monkeypatch
 
 
 @pytest.mark.parametrize("solver", [gptq, qronos])
-def test_the_errors_of_diffusion_are_the_measured_ones_up_to_what_no_code_changes(
+def test_the_errors_of_gptq_and_qronos_are_the_measured_ones_up_to_what_no_code_changes(
     solver: Solver, pool: Pool
 ) -> None:
     W, X, X_q = problem(6, 70, 90)
@@ -417,7 +417,7 @@ def test_thresholds_make_zeros_and_shrink(pool: Pool) -> None:
 
 @pytest.mark.parametrize("rounding", ["nearest", "stochastic", "hard", "soft"])
 @pytest.mark.parametrize("kind", ["symmetric", "midrise"])
-def test_the_walk_for_other_devices_equals_the_compiled_one(rounding: str, kind: str) -> None:
+def test_sequential_rounding_on_other_devices_equals_the_compiled_one(rounding: str, kind: str) -> None:
     W, X, X_q = problem(5, 33, 60)
     G, H = (X.T @ X_q)[None], (X_q.T @ X_q)[None]
     H[:, 3], H[:, :, 3], G[:, :, 3] = 0, 0, 0
@@ -433,7 +433,9 @@ def test_the_walk_for_other_devices_equals_the_compiled_one(rounding: str, kind:
 
 @pytest.mark.parametrize("rounding", ["nearest", "stochastic", "hard", "soft"])
 @pytest.mark.parametrize("kind", ["symmetric", "midrise"])
-def test_the_path_for_other_devices_equals_the_compiled_one(rounding: str, kind: str, pool: Pool) -> None:
+def test_rounding_by_the_residual_on_other_devices_equals_the_compiled_one(
+    rounding: str, kind: str, pool: Pool
+) -> None:
     W, X, X_q = problem(7, 33, 2100)
     X_q[:, 3] = 0
     noise = (

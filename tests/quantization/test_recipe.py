@@ -1,5 +1,8 @@
 """A recipe: what it takes, what it refuses in one line, and what it makes of those in older files."""
 
+import subprocess
+import sys
+from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -9,7 +12,17 @@ import pytest
 import torch
 from torch import nn
 
-from laq.quantization import METHODS, AlphabetSpec, QuantizationError, Recipe, load_quantized, read_metadata
+from laq import quantization
+from laq.quantization import (
+    METHODS,
+    AlphabetSpec,
+    QuantizationError,
+    Recipe,
+    load_quantized,
+    parse_bits,
+    read_metadata,
+)
+from laq.quantization.bits.spec import Budget, Precision
 
 NUMBERS = ("radius", "percentile", "retain_rate", "memory_gib")
 COUNTS = ("bits", "batch_size", "seed")
@@ -96,6 +109,40 @@ def test_an_alphabet_refuses_what_a_recipe_does(options: dict[str, Any], message
     with pytest.raises(QuantizationError) as caught:
         AlphabetSpec(**options)
     assert str(caught.value).startswith(message)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        lambda: Precision(True),
+        lambda: Precision(4, first=4.0),  # type: ignore[arg-type]
+        lambda: Precision((8, 1)),
+        lambda: Precision(4, choices=(2, 25)),
+        lambda: Budget(mean=float("nan")),
+        lambda: Budget(mean=0),
+        lambda: Budget(size=1.5),  # type: ignore[arg-type]
+        lambda: Budget(size=-1),
+    ],
+)
+def test_bits_of_layers_and_budgets_are_numbers_that_can_be(wrong: Callable[[], object]) -> None:
+    with pytest.raises(QuantizationError, match=r"^bits: .*found \S+; must be a (whole )?number "):
+        wrong()
+
+
+def test_bits_may_be_numpys() -> None:
+    assert parse_bits(np.int64(3)) == Precision(3)
+
+
+def test_every_public_name_is_there_and_needs_neither_mlflow_nor_dvc_nor_pandas() -> None:
+    assert set(quantization.__all__) <= set(dir(quantization))
+    code = (
+        "import sys; from laq import quantization as q; [getattr(q, name) for name in q.__all__]; "
+        "print({'mlflow', 'dvc', 'pandas', 'matplotlib'} & set(sys.modules))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "set()"
+    with pytest.raises(AttributeError, match="has no attribute 'quantise'"):
+        quantization.quantise  # noqa: B018
 
 
 def test_recipes_are_compared_hashed_and_changed_with_their_options() -> None:

@@ -99,8 +99,8 @@ def test_recipes_are_what_the_parameters_say() -> None:
 @pytest.mark.parametrize(
     ("bits", "message"),
     [
-        (("asc:2",), "study.bits: bits: 1 is not within 2..24"),
-        (("4 first:30",), "study.bits: bits: 30 is not within 2..24"),
+        (("asc:2",), "study.bits: bits: found 1; must be a whole number from 2 to 24"),
+        (("4 first:30",), "study.bits: bits: found 30; must be a whole number from 2 to 24"),
         (("a.b=3 *=4", "a_b=3 *=4", "a.b=3 *=4 "), "study.bits: some of"),
     ],
 )

@@ -1,6 +1,6 @@
 """How many bits each layer gets: what users write, and what it says of the layers of a network.
 
-A budget alone (``auto``) says nothing yet: ``allocation`` spends it where it matters.
+A budget (``auto``) says nothing of single layers: ``bits/allocate.py`` spends it on the most sensitive ones.
 """
 
 import re
@@ -8,12 +8,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from fractions import Fraction
+from numbers import Integral
 from typing import Any, Final, Literal
 
-from laq.quantization.options import HIGHEST, LOWEST, QuantizationError, check_patterns
+from laq.quantization.options import BITS, QuantizationError, check, check_patterns, number, whole_number
 
 CHOICES: Final = (2, 3, 4, 5, 6, 8)
-_FORMS: Final = (
+_EXAMPLES: Final = (
     'a number such as 4, one per layer such as 8,4,4, patterns such as "body.fc=8 *=3", or asc:4, desc:4:2, '
     "auto:3, auto:96000B; after a number or the last four also first:8 and last:8"
 )
@@ -52,6 +53,9 @@ class Budget:
     """What label-aware bits may take: bits a weight on average (``mean``), or bytes in all (``size``).
 
     Counted are the codes alone; steps, biases and layers that are not quantized come on top.
+
+    Raises:
+        QuantizationError: neither or both are given, or not a number above 0.
     """
 
     mean: float | None = None
@@ -60,6 +64,10 @@ class Budget:
     def __post_init__(self) -> None:
         if (self.mean is None) == (self.size is None):
             raise QuantizationError("a budget is either a mean or a size")
+        if self.mean is not None:
+            check("bits: a budget's mean", self.mean, number(above=0))
+        else:
+            check("bits: a budget's size", self.size, whole_number(1))
 
     def bits(self, weights: int) -> int:
         """The same in bits for so many weights in all."""
@@ -82,6 +90,9 @@ class Precision:
         first: of the first layer, whatever the plan.
         last: of the last layer, whatever the plan.
         choices: for a budget, the bits that a layer may get.
+
+    Raises:
+        QuantizationError: some of them are no whole number that bits may be.
     """
 
     plan: Plan = 4
@@ -91,8 +102,7 @@ class Precision:
 
     def __post_init__(self) -> None:
         for bits in self._mentioned():
-            if not LOWEST <= bits <= HIGHEST:
-                raise QuantizationError(f"bits: {bits} is not within {LOWEST}..{HIGHEST}")
+            check("bits", bits, BITS)
 
     def _mentioned(self) -> list[int]:
         match self.plan:
@@ -129,15 +139,15 @@ def parse_bits(value: Any) -> Precision:
     Raises:
         QuantizationError: it is none of these.
     """
-    if type(value) is int:
-        return Precision(value)
+    if isinstance(value, Integral) and not isinstance(value, bool):
+        return Precision(int(value))
     if isinstance(value, list | tuple) and value and all(type(b) is int for b in value):
         return Precision(tuple(value))
     if isinstance(value, dict) and value and all(type(k) is str and type(b) is int for k, b in value.items()):
         return Precision(dict(value))
     if isinstance(value, str) and (found := re.fullmatch(_TEXT, value.strip(), re.ASCII)):
         return _from_text({key: text for key, text in found.groupdict().items() if text is not None})
-    raise QuantizationError(f"bits: found {value!r}, which is not {_FORMS}")
+    raise QuantizationError(f"bits: found {value!r}, which is not {_EXAMPLES}")
 
 
 def _from_text(parts: dict[str, str]) -> Precision:

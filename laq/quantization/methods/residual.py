@@ -100,34 +100,36 @@ def round_by_residual(problem: LayerProblem, U: Tensor, columns: Columns, pool: 
     return codes
 
 
-@numba.njit(nogil=True, cache=True, fastmath=_REORDER)
+@numba.njit(nogil=True, cache=True, error_model="numpy", fastmath=_REORDER)
 def _round_compiled(U: _Array, columns: Columns, W: Floats, levels: Levels, rule: Rule) -> NDArray[np.int32]:
+    X, X_q, D, a, b = columns
+    steps, offset = levels.steps, levels.offset
     codes = np.empty(W.shape, np.int32)
     groups, neurons, last = U.shape[0], U.shape[1], W.shape[2] - 1
     w, q, sums = np.zeros(neurons, U.dtype), np.zeros(neurons, U.dtype), np.empty(neurons)
     for g in range(groups):
-        X, X_q, D, a, b = columns.X[g], columns.X_q[g], columns.D[g], columns.a[g], columns.b[g]
         w[:] = q[:] = 0
-        _update(U[g], Step(X[0], X_q[0], D[0], w, q), sums)
+        _update(U[g], Step(X[g, 0], X_q[g, 0], D[g, 0], w, q), sums)
         for t in range(last + 1):
             for n in range(neurons):
-                z = (sums[n] + W[g, n, t] * a[t]) / b[t] if b[t] > 0 else W[g, n, t]
+                z = (sums[n] + W[g, n, t] * a[g, t]) / b[g, t] if b[g, t] > 0 else W[g, n, t]
                 code = nearest_code(z, (g, n, t), levels, rule)
                 codes[g, n, t] = code
-                w[n], q[n] = W[g, n, t], (code + levels.offset) * levels.steps[g, n]
-            _update(U[g], Step(X[t], X_q[t], D[min(t + 1, last)], w, q), sums)
+                w[n], q[n] = W[g, n, t], (code + offset) * steps[g, n]
+            _update(U[g], Step(X[g, t], X_q[g, t], D[g, min(t + 1, last)], w, q), sums)
     return codes
 
 
-@numba.njit(nogil=True, cache=True, fastmath=_REORDER)
+@numba.njit(nogil=True, cache=True, error_model="numpy", fastmath=_REORDER)
 def _update(U: _Array, step: Step, sums: Floats) -> None:
     """Take the step for residuals U (N, m), and set ``sums`` (N,) to their products with what follows."""
+    x, x_q, following, w, q = step
     neurons, m = U.shape
     fours = neurons - neurons % 4
     sums[:] = 0
     for start in range(0, m, _SEGMENT):
         s = slice(start, min(start + _SEGMENT, m))
-        segment = Step(step.x[s], step.x_q[s], step.following[s], step.w, step.q)
+        segment = Step(x[s], x_q[s], following[s], w, q)
         for n in range(0, fours, 4):
             _update_four((U[n][s], U[n + 1][s], U[n + 2][s], U[n + 3][s]), segment, sums, n)
         for n in range(fours, neurons):
@@ -139,8 +141,7 @@ def _update(U: _Array, step: Step, sums: Floats) -> None:
 def _update_four(U: tuple[_Array, _Array, _Array, _Array], step: Step, sums: Floats, n: int) -> None:
     """The same for a segment of neurons n to n + 3, adding to ``sums``."""
     u0, u1, u2, u3 = U
-    x, x_q, following = step.x, step.x_q, step.following
-    w, q = step.w, step.q
+    x, x_q, following, w, q = step
     w0, w1, w2, w3 = w[n], w[n + 1], w[n + 2], w[n + 3]
     q0, q1, q2, q3 = q[n], q[n + 1], q[n + 2], q[n + 3]
     s0 = s1 = s2 = s3 = x.dtype.type(0)
@@ -159,17 +160,17 @@ def _update_four(U: tuple[_Array, _Array, _Array, _Array], step: Step, sums: Flo
 @numba.njit(inline="always")
 def _update_one(u: _Array, step: Step, sums: Floats, n: int) -> None:
     """The same for neuron n alone."""
-    x, x_q, following = step.x, step.x_q, step.following
-    w, q = step.w[n], step.q[n]
+    x, x_q, following, w, q = step
+    w_n, q_n = w[n], q[n]
     total = x.dtype.type(0)
     for i in range(len(x)):
-        v = u[i] + w * x[i] - q * x_q[i]
+        v = u[i] + w_n * x[i] - q_n * x_q[i]
         u[i] = v
         total += v * following[i]
     sums[n] += total
 
 
-@numba.njit(nogil=True, cache=True, fastmath=_REORDER)
+@numba.njit(nogil=True, cache=True, error_model="numpy", fastmath=_REORDER)
 def _products(X: _Array, X_q: _Array) -> Floats:
     """⟨X_t, X̃_t⟩ and ‖X̃_t‖² for every column, (2, G, B)."""
     result = np.empty((2, *X.shape[:2]))
@@ -179,7 +180,7 @@ def _products(X: _Array, X_q: _Array) -> Floats:
     return result
 
 
-@numba.njit(nogil=True, cache=True, fastmath=_REORDER)
+@numba.njit(nogil=True, cache=True, error_model="numpy", fastmath=_REORDER)
 def _dot(x: _Array, y: _Array) -> float:
     """⟨x, y⟩."""
     product = 0.0
@@ -189,7 +190,7 @@ def _dot(x: _Array, y: _Array) -> float:
     return product
 
 
-@numba.njit(nogil=True, cache=True, fastmath=_REORDER)
+@numba.njit(nogil=True, cache=True, error_model="numpy", fastmath=_REORDER)
 def _short_dot(x: _Array, y: _Array) -> Any:
     total = x.dtype.type(0)
     for i in range(len(x)):

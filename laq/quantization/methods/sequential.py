@@ -24,12 +24,13 @@ from laq.quantization.threads import Pool
 _BLOCK: Final = 64  # columns that compiled code takes at a time
 _WIDE: Final = 8 * _BLOCK  # columns that matrix products take at a time
 _ROWS: Final = 128  # neurons that a thread takes at most
+_VANISHING: Final = 1e-300
 _KINDS: Final = ("nearest", "stochastic", "hard", "soft")
 Floats = NDArray[np.float64]
 
 
 class Levels(NamedTuple):
-    """An alphabet for compiled code: ``steps`` (G, N), and the codes' bounds and offset."""
+    """An alphabet for compiled code: ``steps`` (G, N), none of them zero, and the codes' bounds and offset."""
 
     steps: Floats
     low: int
@@ -126,7 +127,10 @@ def _round_block(problem: LayerProblem, H: Tensor, a: Tensor, v: Tensor) -> Tens
 def compiled_levels(problem: LayerProblem) -> Levels:
     """The alphabet for compiled code."""
     alphabet = problem.alphabet
-    return Levels(floats(alphabet.step[..., 0]), alphabet.low, alphabet.high, alphabet.offset)
+    steps = floats(alphabet.step[..., 0])
+    # Compiled code divides by steps; to any network, levels of this size are zero.
+    steps = np.where(steps == 0, _VANISHING, steps)
+    return Levels(steps, alphabet.low, alphabet.high, alphabet.offset)
 
 
 def compiled_rule(problem: LayerProblem) -> Rule:
@@ -142,40 +146,41 @@ def floats(tensor: Tensor) -> Floats:
     return array
 
 
-@numba.njit(nogil=True, cache=True)
+@numba.njit(nogil=True, cache=True, error_model="numpy")
 def _round_block_compiled(
     H: Floats, remainder: Remainder, W: Floats, levels: Levels, rule: Rule
 ) -> NDArray[np.int32]:
+    a, V = remainder
+    steps, offset = levels.steps, levels.offset
     codes = np.empty(W.shape, np.int32)
     groups, neurons, columns = W.shape
     for g in range(groups):
         for n in range(neurons):
-            ahead = remainder.a[g, n].copy()
+            ahead = a[g, n].copy()
             for t in range(columns):
-                v = remainder.v[g, n, t]
+                v = V[g, n, t]
                 z = v + ahead[t] / H[g, t, t] if H[g, t, t] > 0 else W[g, n, t]
                 code = nearest_code(z, (g, n, t), levels, rule)
                 codes[g, n, t] = code
-                e = (code + levels.offset) * levels.steps[g, n] - v
+                e = (code + offset) * steps[g, n] - v
                 for s in range(t + 1, columns):
                     ahead[s] -= e * H[g, t, s]
     return codes
 
 
-@numba.njit(nogil=True, cache=True)
+@numba.njit(nogil=True, cache=True, error_model="numpy")
 def nearest_code(z: float, at: tuple[int, int, int], levels: Levels, rule: Rule) -> float:
     """The code of the weight ``at`` (group, neuron, column) for its target z."""
-    step = levels.steps[at[0], at[1]]
-    if step == 0:  # all levels are zero
-        return 0.0
-    z /= step
-    if rule.kind >= 2 and abs(z) <= rule.threshold:
+    steps, low, high, offset = levels
+    kind, threshold, noise = rule
+    z /= steps[at[0], at[1]]
+    if kind >= 2 and abs(z) <= threshold:
         z = 0.0
-    elif rule.kind == 3:
-        z -= np.copysign(rule.threshold, z)
-    z -= levels.offset
-    code: float = np.floor(z + rule.noise[at]) if rule.kind == 1 else np.rint(z)
-    return min(max(code, levels.low), levels.high)
+    elif kind == 3:
+        z -= np.copysign(threshold, z)
+    z -= offset
+    code: float = np.floor(z + noise[at]) if kind == 1 else np.rint(z)
+    return min(max(code, low), high)
 
 
 def _round_block_vectorized(problem: LayerProblem, H: Tensor, a: Tensor, v: Tensor) -> Tensor:

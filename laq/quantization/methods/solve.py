@@ -29,8 +29,11 @@ def solve(name: str, W: Tensor, inputs: Inputs, recipe: Recipe) -> RoundedWeight
     """
     spec, method = recipe.alphabet_spec(name), METHODS[recipe.method]
     trials = candidates(W, spec)
-    alphabet = trials[0].with_step(torch.cat([trial.step for trial in trials], 1))
-    problem = LayerProblem(W.repeat(1, len(trials), 1), alphabet)
+    alphabet = trials[0]
+    if len(trials) > 1:
+        W = W.repeat(1, len(trials), 1)
+        alphabet = alphabet.with_step(torch.cat([trial.step for trial in trials], 1))
+    problem = LayerProblem(W, alphabet)
     settings = Settings(name, method.settings(recipe.options), recipe.seed, recipe.memory / 2)
     solution: Solution = method.load()(problem, inputs, settings)
     if len(trials) == 1:
