@@ -30,7 +30,7 @@ Floats = NDArray[np.float64]
 
 
 class Levels(NamedTuple):
-    """An alphabet for compiled code: ``steps`` (G, N), none of them zero, and the codes' bounds and offset."""
+    """An alphabet for compiled code: ``steps`` (G, N), none of them zero; the codes' bounds and offset."""
 
     steps: Floats
     low: int
