@@ -1,5 +1,22 @@
-"""``python -m laq``: what the pipeline's stages call, so that they run the code beside them."""
+"""The command ``laq``; ``python -m laq``, which the pipeline's stages call, runs the code beside them."""
 
-from laq.cli import main
+import sys
 
-main()
+
+def main() -> None:
+    """Run the command line; a package that `pip install laq` alone does not bring is told in a line."""
+    try:
+        from laq.cli import main as commands  # noqa: PLC0415 (which imports click)
+
+        commands()
+    except ModuleNotFoundError as error:
+        package = str(error.name).partition(".")[0]
+        if package == "laq":
+            raise
+        install = "`pip install 'laq[pipeline]'` brings what the commands need"
+        sys.stderr.write(f"laq: {package} is not installed; {install}\n")
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()

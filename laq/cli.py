@@ -245,7 +245,7 @@ def quantize(
 @click.option(
     "--first",
     metavar="STUDY",
-    help="A run's id or the start of one, a DVC experiment's name, latest, or previous.  "
+    help="A run's id or its laq.key, or the start of either, a DVC experiment's name, latest, or previous.  "
     "[default: compare.first in params.yaml]",
 )
 @click.option("--second", metavar="STUDY", help="Likewise.  [default: compare.second in params.yaml]")

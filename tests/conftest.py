@@ -22,6 +22,7 @@ SHARED = Path(os.environ.get("LAQ_SHARED", ROOT.parent / "shared"))
 CIFAR100 = SHARED / "cifar100" / "cifar-100-python.tar.xz"
 WEIGHTS = SHARED / "weights" / "resnet20_cifar100.pt"
 PREDECESSOR = SHARED / "predecessor"
+LONGEST = ("pipeline/test_pipeline.py", "track/test_servers.py", "pipeline/test_teamwork.py")
 
 
 def needs(path: Path) -> pytest.MarkDecorator:
@@ -92,11 +93,9 @@ def once(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Once:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Keep the tests of a file on one worker, whose fixtures they share; the longest begin first."""
-    for item in items:
-        if item.get_closest_marker("xdist_group") is None:
-            item.add_marker(pytest.mark.xdist_group(item.nodeid.partition("::")[0]))
-    items.sort(key=lambda item: "clone" not in getattr(item, "fixturenames", ()))
+    """Let the files that take longest begin first, those of one fixture not at once."""
+    places = {ROOT / "tests" / name: place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: places.get(item.path, len(places)))
 
 
 @pytest.fixture(scope="session")

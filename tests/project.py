@@ -5,11 +5,14 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import chdir
 from pathlib import Path
 
 import pytest
 import yaml
+from click.testing import CliRunner
 
+from laq.cli import main
 from tests.conftest import ROOT, Once, tiny_params, write_params
 
 BINARIES = Path(sys.executable).parent
@@ -34,6 +37,18 @@ def run(folder: Path, *command: str, code: int = 0, **variables: str) -> str:
     return done.stdout
 
 
+def laq(folder: Path, *arguments: str, code: int = 0, **variables: str) -> str:
+    """What `laq` prints in ``folder``, called in this process, which has imported all it needs."""
+    with pytest.MonkeyPatch.context() as patch, chdir(folder):
+        for name in os.environ.keys() - environment().keys():
+            patch.delenv(name)
+        for name, value in {**environment(), **variables}.items():
+            patch.setenv(name, value)
+        done = CliRunner().invoke(main, arguments)
+    assert done.exit_code == code, done.output
+    return done.output
+
+
 def stages_run(output: str) -> list[str]:
     return [line.split("'")[1] for line in output.splitlines() if line.startswith("Running stage")]
 
@@ -56,7 +71,10 @@ def _clone(folder: Path) -> None:
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(ROOT / name, folder / name)
     write_params(folder, tiny_params())
-    for command in ("init -q", "add -A", "-c user.name=t -c user.email=t@t commit -qm start"):
+    (folder / "dvc.lock").write_text("schema: '2.0'\n", encoding="utf-8")
+    commit = "-c user.name=t -c user.email=t@t commit -qm start"
+    # The last one is what `make repro` does first.
+    for command in ("init -q", "add -A", commit, "update-index --skip-worktree dvc.lock"):
         run(folder, "git", *command.split())
     first = run(folder, "dvc", "repro")
     assert stages_run(first) == list(yaml.safe_load((folder / "dvc.yaml").read_text())["stages"])

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-import matplotlib as mpl
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
@@ -100,6 +99,8 @@ class _Painter:
     """Draws images (3, 32, 32) uint8 of a class in one style."""
 
     def __init__(self, style: Style) -> None:
+        import matplotlib as mpl  # noqa: PLC0415 (networks are served without it)
+
         self.style = style
         font_file = Path(mpl.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf"
         font = ImageFont.truetype(str(font_file), _CANVAS)

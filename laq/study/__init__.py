@@ -9,7 +9,7 @@ import pandas as pd
 
 from laq.dataset import FOLDER as DATASET
 from laq.dataset import read_manifest
-from laq.files import md5, need, replacing_file, replacing_folder, write_json
+from laq.files import md5, need, project_root, replacing_file, replacing_folder, write_json
 from laq.network import FOLDER as NETWORK
 from laq.network import WEIGHTS, read_design
 from laq.parallel import Workers
@@ -28,7 +28,6 @@ __all__ = [
     "LAYERS",
     "MEASUREMENTS",
     "NO_IMAGES",
-    "SECONDS",
     "Cell",
     "StudyInputs",
     "layer_rows",
@@ -39,6 +38,7 @@ __all__ = [
     "read_measurements",
     "read_seconds",
     "run",
+    "seconds_file",
     "study_code",
     "weights_file",
 ]
@@ -47,8 +47,6 @@ FOLDER = Path("data/study")
 MEASUREMENTS = "measurements.csv"
 LAYERS = "layers.csv"
 INPUTS = "inputs.json"
-# Beside the folder: what lies in there is the same bytes whenever it is made.
-SECONDS = Path("data/seconds.csv")
 # The calibration of methods that learn from no images.
 NO_IMAGES = "none"
 IMAGES_OF = {"subset": "the subset", "all": "all classes"}
@@ -57,8 +55,8 @@ IMAGES_OF = {"subset": "the subset", "all": "all classes"}
 def run(params: Study, workers: Workers = Workers()) -> None:  # noqa: B008 (frozen)
     """Write ``measurements.csv`` (a row per cell), ``layers.csv``, weights and the inputs' hashes.
 
-    And, beside them, ``seconds.csv``: what choosing codes took when it was done. Each cell is kept as soon
-    as it is done: a killed run continues where it stopped.
+    What choosing codes took is no result, and lies where ``seconds_file`` says. Each cell is kept as soon as
+    it is done: a killed run continues where it stopped.
     """
     inputs = StudyInputs(params)
     folders = measure_all(plan(read_subsets(), params), inputs, workers)
@@ -77,7 +75,7 @@ def run(params: Study, workers: Workers = Workers()) -> None:  # noqa: B008 (fro
             if (source / WEIGHTS).exists():
                 weights_file(folder, cell.name).parent.mkdir(parents=True)
                 shutil.copyfile(source / WEIGHTS, weights_file(folder, cell.name))
-    with replacing_file(SECONDS) as partial:
+    with replacing_file(seconds_file()) as partial:
         rows = [{"cell": cell.name, "seconds": read_seconds(done)} for cell, done in folders.items()]
         pd.DataFrame(rows).dropna().to_csv(partial, index=False)
 
@@ -86,6 +84,14 @@ def read_measurements(path: Path = FOLDER / MEASUREMENTS) -> pd.DataFrame:
     """The table of all cells; ``bits`` are what was asked for, as texts."""
     types: dict[Any, Any] = {"levels": "Int64", "seed": "Int64", "bits": str}
     return pd.read_csv(need(path), dtype=types)
+
+
+def seconds_file() -> Path:
+    """Where the seconds lie that the cells of ``measurements.csv`` took on this machine.
+
+    DVC does not version them: what it does is the same bytes whenever it is made.
+    """
+    return project_root() / ".laq" / "seconds" / f"{md5(FOLDER / MEASUREMENTS)}.csv"
 
 
 def weights_file(folder: Path, cell_name: str) -> Path:

@@ -11,7 +11,7 @@ from laq.provenance import experiment, in_pipeline
 from laq.report import CORRELATIONS, METRICS, TABLE, TEXT, headline, read_summary, title_of
 from laq.report import FOLDER as REPORT
 from laq.study import FOLDER as STUDY
-from laq.study import INPUTS, LAYERS, MEASUREMENTS, SECONDS, read_measurements, weights_file
+from laq.study import INPUTS, LAYERS, MEASUREMENTS, read_measurements, seconds_file, weights_file
 from laq.subsets import read_subsets
 from laq.track.descriptions import root_description
 from laq.track.outbox import Outbox
@@ -27,6 +27,7 @@ from laq.track.study_runs import (
 )
 
 FILE = Path("data/tracked.json")
+_DIGITS = 12  # of a result's key, which tell it from all others
 
 
 def run(params: Params) -> str:
@@ -41,8 +42,8 @@ def run(params: Params) -> str:
     sent = store.send(result)
     study, name = sent.ids[result.root.key], result.root.name
     if in_pipeline():
-        # Only the pipeline's own runs: sending the same to another store leaves its outputs alone.
-        write_json(FILE, {"mlflow_run": study})
+        # The run's id would be another one in every store; its tag laq.key is not.
+        write_json(FILE, {"laq_key": result.root.key[:_DIGITS]})
     link = f"[{name}](#/experiments/{sent.experiment_id}/runs/{study})"
     store.annotate_own_run(f"Ran the pipeline; its study is {link}.", {"laq.study_run": study})
     others = f", and {waiting} runs that waited" if waiting else ""
@@ -57,7 +58,9 @@ def send_waiting() -> str:
 
 def study_runs(params: Params) -> ResultRuns:
     """The runs of the study in ``data/``."""
-    table = read_measurements(REPORT / TABLE).merge(pd.read_csv(need(SECONDS)), "left", "cell")
+    table = read_measurements(REPORT / TABLE)
+    if seconds_file().exists():  # it does not where results were pulled
+        table = table.merge(pd.read_csv(seconds_file()), "left", "cell")
     layers = pd.read_csv(need(STUDY / LAYERS), dtype={"levels": "Int64"})
     rows = row_dicts(table)
     files = {row["cell"]: weights_file(STUDY, row["cell"]) for row in rows}

@@ -39,6 +39,10 @@ class TrackedStudy:
         """The name of the DVC experiment that it was."""
         return self.tags.get("laq.dvc_experiment")
 
+    def is_called(self, start: str) -> bool:
+        """Whether the run's id begins so, or the key of the result, which DVC's experiments show."""
+        return self.run.startswith(start) or self.tags.get("laq.key", "").startswith(start)
+
     @property
     def label(self) -> str:
         """What people call it: the DVC experiment, or else the start of the run's id."""
@@ -57,7 +61,7 @@ class TrackedStudies:
             self.studies = [_tracked(run) for run in self._runs("tags.`laq.level` = 'study'")]
 
     def find(self, name: str) -> TrackedStudy:
-        """The study that ``name`` means: latest, previous, a run's id or its start, a DVC experiment.
+        """The study that ``name`` means: latest, previous, a DVC experiment, the start of a run's id or key.
 
         Raises:
             LaqError: none is called so, several are, or it is something else than a study.
@@ -65,7 +69,7 @@ class TrackedStudies:
         if name in AGES:
             return self._by_age(name)
         exact = [s for s in self.studies if name in {s.run, s.experiment}]
-        found = exact or [s for s in self.studies if _RUN_ID.fullmatch(name) and s.run.startswith(name)]
+        found = exact or [s for s in self.studies if _RUN_ID.fullmatch(name) and s.is_called(name)]
         if len(found) == 1:
             return found[0]
         if found:

@@ -239,7 +239,7 @@ def compare(*options: str) -> Result:
     return CliRunner().invoke(main, ["compare", *options])
 
 
-def test_a_study_is_found_by_age_id_prefix_and_experiment(
+def test_a_study_is_found_by_age_id_prefix_key_and_experiment(
     folder: tuple[Path, dict[str, str]], archive: TrackedStudies
 ) -> None:
     runs = folder[1]
@@ -247,6 +247,9 @@ def test_a_study_is_found_by_age_id_prefix_and_experiment(
     for name, key in names.items():
         assert archive.find(name).run == runs[key], name
     assert archive.find("latest").label == "narrow"
+    named = tracked("f" * 32, tags={"laq.key": "0123abcd" * 8})
+    archive.studies.append(named)
+    assert archive.find("0123abcd0123") == named
     assert archive.find("previous").label == runs["old"][:8]
 
 

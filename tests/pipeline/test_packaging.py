@@ -1,0 +1,110 @@
+"""What `pip install laq` brings is what the quantizer and serving import; the command says what else it needs."""
+
+import ast
+import subprocess
+import sys
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import ROOT
+from tests.project import environment
+
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+CORE = ("laq.quantization", "laq.serving")
+# Modules that are not called as their packages are.
+MODULES = {"pillow": "PIL", "pyyaml": "yaml", "scikit-learn": "sklearn", "umap-learn": "umap"}
+MODULES |= {"markdown-it-py": "markdown_it"}
+
+
+def modules_of(requirements: list[str]) -> set[str]:
+    names = [requirement.partition(">=")[0].strip() for requirement in requirements]
+    found = {MODULES.get(name, name) for name in names}
+    return found | {"pydantic_core"} if "pydantic" in found else found
+
+
+def source_of(module: str) -> Path | None:
+    """The file of one of the project's modules."""
+    path = ROOT.joinpath(*module.split("."))
+    return next((p for p in (path / "__init__.py", path.with_suffix(".py")) if p.exists()), None)
+
+
+def imports(node: ast.AST, *, at_once: bool) -> Iterator[str]:
+    """The modules that code imports; ``at_once``: when it is imported itself, not when it is called."""
+    for child in ast.iter_child_nodes(node):
+        if at_once and isinstance(child, ast.FunctionDef):
+            continue
+        if isinstance(child, ast.Import):
+            yield from (alias.name for alias in child.names)
+        elif isinstance(child, ast.ImportFrom) and child.module:
+            yield child.module
+            # `from laq import files` imports laq.files.
+            yield from (f"{child.module}.{alias.name}" for alias in child.names)
+        yield from imports(child, at_once=at_once)
+
+
+def loaded_with(modules: tuple[str, ...]) -> dict[str, Path]:
+    """Those of the project's modules that are imported with these, and their files."""
+    found: dict[str, Path] = {}
+    waiting = list(modules)
+    while waiting:
+        parts = waiting.pop().split(".")
+        for end in range(1, len(parts) + 1):
+            name = ".".join(parts[:end])
+            source = source_of(name) if parts[0] == "laq" else None
+            if source is not None and name not in found:
+                found[name] = source
+                waiting += imports(ast.parse(source.read_text(encoding="utf-8")), at_once=True)
+    return found
+
+
+def packages(source: Path, *, at_once: bool) -> set[str]:
+    """The packages of others that a file imports."""
+    names = imports(ast.parse(source.read_text(encoding="utf-8")), at_once=at_once)
+    return {name.partition(".")[0] for name in names} - set(sys.stdlib_module_names) - {"laq"}
+
+
+def test_the_quantizer_and_serving_import_what_the_package_alone_brings() -> None:
+    core = modules_of(PROJECT["dependencies"])
+    loaded = loaded_with(CORE)
+    assert {"laq.quantization.files.packing", "laq.network.zoo"} <= loaded.keys()
+    for name, source in loaded.items():
+        assert packages(source, at_once=True) <= core, name
+    # Nothing is asked for that they could do without.
+    used = {package for source in loaded.values() for package in packages(source, at_once=False)}
+    assert core <= used
+
+
+def test_the_quantizer_imports_nothing_more_when_it_is_called() -> None:
+    extras = PROJECT["optional-dependencies"]
+    allowed = modules_of([*PROJECT["dependencies"], *extras["onnx"]])
+    for source in (ROOT / "laq/quantization").rglob("*.py"):
+        assert packages(source, at_once=False) <= allowed, source
+
+
+def test_every_import_is_of_a_package_that_some_extra_brings() -> None:
+    extras = PROJECT["optional-dependencies"]
+    known = modules_of([r for listed in (PROJECT["dependencies"], *extras.values()) for r in listed])
+    for source in (ROOT / "laq").rglob("*.py"):
+        assert packages(source, at_once=False) <= known | {"sqlalchemy"}, source  # which comes with MLflow
+
+
+def test_importing_the_quantizer_loads_neither_mlflow_nor_dvc_nor_pandas() -> None:
+    program = "import sys, laq.quantization; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", program], check=True, text=True, capture_output=True)
+    pipeline = modules_of(PROJECT["optional-dependencies"]["pipeline"]) - {"scipy"}  # which numba asks for
+    heavy = {*pipeline, "pandas", "PIL", "torchvision", "scipy.stats"}
+    assert heavy & set(done.stdout.split()) == set()
+
+
+@pytest.mark.parametrize("missing", ["click", "joblib"])
+def test_without_the_pipelines_packages_the_command_says_what_to_install(project: Path, missing: str) -> None:
+    program = f"import sys; sys.modules[{missing!r}] = None; from laq.__main__ import main; main()"
+    done = subprocess.run(
+        [sys.executable, "-c", program, "study"], cwd=project, env=environment() | {"PYTHONPATH": str(ROOT)},
+        check=False, text=True, capture_output=True,
+    )  # fmt: skip
+    told = f"laq: {missing} is not installed; `pip install 'laq[pipeline]'` brings what the commands need\n"
+    assert (done.returncode, done.stdout, done.stderr) == (2, "", told)
