@@ -25,6 +25,7 @@ from pydantic import (
     model_validator,
 )
 
+from laq.dataset.registry import Dataset
 from laq.errors import LaqError
 from laq.files import digest
 from laq.quantization.bits.spec import parse_bits
@@ -107,28 +108,6 @@ class Section(BaseModel):
     """A part of ``params.yaml``: frozen, and with no keys but those named here."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
-
-
-class Dataset(Section):
-    """Which images; the counts and the seed are for ``glyphs``, CIFAR-100 is what it is."""
-
-    name: Literal["glyphs", "cifar100"]
-    train_per_class: Positive | None = None
-    test_per_class: Positive | None = None
-    seed: Seed | None = None
-
-    @model_validator(mode="after")
-    def _counts_belong_to_glyphs(self) -> Self:
-        drawn = (self.seed, self.train_per_class, self.test_per_class)
-        if self.name == "glyphs" and None in drawn:
-            raise ValueError("glyphs needs train_per_class, test_per_class and seed")
-        if self.name == "cifar100" and drawn != (None, None, None):
-            raise ValueError("train_per_class, test_per_class and seed are for glyphs alone")
-        return self
-
-    def drawing(self) -> tuple[int, int, int]:
-        """Seed, training and test images per class of glyphs, which validation promised."""
-        return self.seed or 0, self.train_per_class or 0, self.test_per_class or 0
 
 
 class Training(Section):

@@ -1,26 +1,34 @@
-"""Stage ``dataset``: the images, in CIFAR-100's layout."""
+"""Stage ``dataset``: the images, in CIFAR-100's layout.
 
+What needs torch is imported when it is first used (PEP 562): ``laq.params`` reads the registry.
+"""
+
+from importlib import import_module
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from laq.dataset.cifar100 import fetch_cifar100
-from laq.dataset.glyphs import write_glyphs
-from laq.dataset.images import FILES, ImageSet, read_class_names, read_images, read_manifest
+from laq.dataset.registry import Dataset
 from laq.files import md5, replacing_folder, write_json
-from laq.params import Dataset
+
+if TYPE_CHECKING:
+    from laq.dataset.images import ImageSet, read_class_names, read_images, read_manifest
 
 __all__ = ["FOLDER", "ImageSet", "read_class_names", "read_images", "read_manifest", "run"]
 
 FOLDER = Path("data/dataset")
+FILES = ("train", "test", "meta")
+
+
+def __getattr__(name: str) -> Any:
+    """What ``laq.dataset.images`` offers."""
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module("laq.dataset.images"), name)
 
 
 def run(params: Dataset) -> None:
     """Write the files train, test and meta, and a manifest with their MD5s."""
     with replacing_folder(FOLDER) as folder:
-        if params.name == "cifar100":
-            fetch_cifar100(folder)
-        else:
-            write_glyphs(folder, *params.drawing())
-        write_json(
-            folder / "manifest.json",
-            {"name": params.name, "md5": {name: md5(folder / name) for name in FILES}},
-        )
+        params.source.write(folder, params.options)
+        hashes = {name: md5(folder / name) for name in FILES}
+        write_json(folder / "manifest.json", {"name": params.name, "md5": hashes})

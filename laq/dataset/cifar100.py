@@ -9,7 +9,6 @@ import zlib
 from pathlib import Path
 from typing import Final
 
-from laq.dataset.images import FILES
 from laq.errors import LaqError
 from laq.files import md5, project_root
 
@@ -40,7 +39,7 @@ def fetch_cifar100(target: Path) -> None:
         _copy(project_root() / Path(local).expanduser(), target)
     else:
         _download(target)
-    for name in FILES:
+    for name in MD5:
         _verify(target / name, local or "the download")
 
 
@@ -54,7 +53,7 @@ def _download(target: Path) -> None:
             raise LaqError(
                 f"CIFAR-100 cannot be downloaded from {CIFAR100.url} ({error}): {_WAYS_OUT}"
             ) from error
-        for name in FILES:
+        for name in MD5:
             shutil.copyfile(Path(scratch) / _FOLDER / name, target / name)
 
 
@@ -69,7 +68,7 @@ def _copy(source: Path, target: Path) -> None:
 
 def _copy_folder(source: Path, target: Path) -> None:
     inner = source / _FOLDER if (source / _FOLDER).is_dir() else source
-    for name in FILES:
+    for name in MD5:
         if not (inner / name).is_file():
             raise LaqError(f"{LOCAL_COPY}={source}: holds no file {name!r}; {_WAYS_OUT}")
         shutil.copyfile(inner / name, target / name)
@@ -78,7 +77,7 @@ def _copy_folder(source: Path, target: Path) -> None:
 def _extract(archive: Path, target: Path) -> None:
     try:
         with tarfile.open(archive) as tar:
-            for name in FILES:
+            for name in MD5:
                 with tar.extractfile(f"{_FOLDER}/{name}") as source, (target / name).open("wb") as out:  # type: ignore[union-attr]
                     shutil.copyfileobj(source, out)
     except (

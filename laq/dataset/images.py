@@ -15,7 +15,6 @@ from torch import Tensor
 from laq.errors import LaqError
 from laq.files import md5, need, read_json
 
-FILES = ("train", "test", "meta")
 SIDE = 32
 _PICKLED_TYPES = {
     # CIFAR-100 was pickled by an older NumPy under the first of these names.

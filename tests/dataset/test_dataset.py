@@ -13,13 +13,15 @@ from matplotlib.ft2font import FT2Font
 from torchvision.datasets import CIFAR100
 
 from laq import dataset
-from laq.dataset import glyphs, read_images
+from laq.dataset import glyphs, read_images, registry
 from laq.dataset.images import ImageSet
+from laq.dataset.registry import DatasetSource
 from laq.errors import LaqError
 from laq.files import read_json, write_json
-from laq.params import Dataset
+from laq.params import Dataset, load_params
+from laq.quantization.options import whole_number
 from tests.conftest import CIFAR100 as ARCHIVE
-from tests.conftest import needs
+from tests.conftest import needs, tiny_params, write_params
 
 SMALL = Dataset(name="glyphs", train_per_class=2, test_per_class=1, seed=3)
 CIFAR = Dataset(name="cifar100")
@@ -149,3 +151,26 @@ def test_the_real_cifar100_is_verified_and_read(
     monkeypatch.setenv("LAQ_CIFAR100", "copy")
     dataset.run(CIFAR)
     assert contents(dataset.FOLDER) == contents(project / "copy")
+
+
+def test_a_dataset_is_one_function_and_one_entry_of_the_registry(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A toy dataset goes from its key in params.yaml to images, and no other module knows of it."""
+
+    def write(folder: Path, seed: int) -> None:
+        glyphs.write_glyphs(folder, seed, train_per_class=1, test_per_class=1)
+
+    monkeypatch.setattr(glyphs, "write_toys", write, raising=False)
+    toys = DatasetSource("toys", "laq.dataset.glyphs:write_toys", {"seed": whole_number(0)})
+    monkeypatch.setattr(registry, "DATASETS", {**registry.DATASETS, "toys": toys})
+    params = tiny_params()
+    params["glyphs"]["dataset"] = {"name": "toys", "seed": 5}
+    write_params(project, params)
+    dataset.run(load_params().dataset)
+    assert dataset.read_manifest(dataset.FOLDER)["name"] == "toys"
+    assert len(read_images(dataset.FOLDER, "test")) == 100
+    params["glyphs"]["dataset"]["seed"] = -1
+    write_params(project, params)
+    with pytest.raises(LaqError, match=r"glyphs.dataset: seed: found -1; must be a whole number above -1"):
+        load_params()

@@ -17,7 +17,7 @@ from tests.conftest import ROOT
 
 # A room imports those before it.
 ORDER = [
-    "errors", "progress", "provenance", "files", "cache", "parallel", "quantization", "params", "dataset", "network",
+    "errors", "progress", "provenance", "files", "cache", "parallel", "quantization", "dataset", "params", "network",
     "serving", "embeddings", "divergence", "subsets", "finetune", "study", "report", "predecessor", "track", "quantize",
     "compare", "advise", "cli", "__main__", "environment",
 ]  # fmt: skip

@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 from markdown_it import MarkdownIt
 
+from laq.dataset.registry import DATASETS
 from laq.divergence import FOLDER as DIVERGENCE
 from laq.files import need, replacing_file
 from laq.report.page.columns import columns_of
@@ -21,7 +22,6 @@ from laq.report.rendering import templates
 from laq.subsets import Subset, read_subsets
 
 _SCRIPTS: Final = ("state.js", "plot.js", "panel.js", "map.js", "page.js")
-_DATASETS: Final = {"glyphs": "glyphs, the built-in dataset of drawn characters (no photographs)"}
 
 
 @dataclass(frozen=True)
@@ -73,10 +73,11 @@ def write_page(path: Path, contents: PageContents) -> None:
     prose = MarkdownIt("commonmark", {"html": False})
     sizes = " or ".join(str(size) for size in sorted(contents.table.subset_size_classes.unique()))
     first = contents.table.iloc[0]
+    source = DATASETS.get(first.dataset)
     page = templates("laq.report.page", ".").get_template("page.html")
     text = page.render(
         title=contents.title,
-        dataset=_DATASETS.get(first.dataset, first.dataset),
+        dataset=source.description or source.name if source else first.dataset,
         network=first.network,
         subsets=contents.table.subset.nunique(),
         sizes=sizes,

@@ -1,0 +1,104 @@
+"""The registry of datasets: all that other modules know of a dataset stands in its entry here.
+
+A new dataset is a module of this package with a function that writes its files, and an entry in this file.
+This module imports no torch, so that ``params.yaml`` is read at once.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from importlib import import_module
+from pathlib import Path
+from typing import Annotated, Any, Final, Self
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, model_validator
+
+from laq.quantization.options import Option, whole_number
+
+
+@dataclass(frozen=True)
+class DatasetSource:
+    """A dataset's entry.
+
+    Attributes:
+        name: in ``params.yaml`` and tables.
+        writer: where to import the function from that writes train, test and meta, in CIFAR-100's layout,
+            into a folder, as "module:function"; it takes the options by name.
+        options: its keys in ``params.yaml``, each of which it needs.
+        description: what reports call it.
+    """
+
+    name: str
+    writer: str
+    options: Mapping[str, Option] = field(default_factory=dict)
+    description: str = ""
+
+    def write(self, folder: Path, options: Mapping[str, Any]) -> None:
+        """Write the dataset's files into ``folder``."""
+        module, _, function = self.writer.partition(":")
+        writer: Callable[..., None] = getattr(import_module(module), function)
+        writer(folder, **options)
+
+    def check(self, given: Mapping[str, Any]) -> None:
+        """Check the options that are given.
+
+        Raises:
+            ValueError: one is missing, unknown or not allowed.
+        """
+        *most, last = self.options or [""]
+        known = f"{', '.join(most)} and {last}" if most else last or "no options"
+        if any(given.get(name) is None for name in self.options):
+            raise ValueError(f"{self.name} needs {known}")
+        for name, value in given.items():
+            if name not in self.options:
+                raise ValueError(f"unknown key {name}; {self.name} has {known}")
+            try:
+                self.options[name](value)
+            except ValueError as error:
+                raise ValueError(f"{name}: {error}") from None
+
+
+DATASETS: Final[Mapping[str, DatasetSource]] = {
+    source.name: source
+    for source in (
+        DatasetSource(
+            "glyphs",
+            "laq.dataset.glyphs:write_glyphs",
+            {
+                "train_per_class": whole_number(1),
+                "test_per_class": whole_number(1),
+                "seed": whole_number(0, 2**32 - 1),
+            },
+            "glyphs, the built-in dataset of drawn characters (no photographs)",
+        ),
+        DatasetSource("cifar100", "laq.dataset.cifar100:fetch_cifar100"),
+    )
+}
+
+
+def _known(name: str) -> str:
+    if name not in DATASETS:
+        raise ValueError(f"found {name!r}; must be {', '.join(DATASETS)}")
+    return name
+
+
+class Dataset(BaseModel):
+    """The section ``dataset`` of ``params.yaml``: a dataset's name, and its own options beside it."""
+
+    model_config = ConfigDict(extra="allow", frozen=True, strict=True)
+
+    name: Annotated[str, AfterValidator(_known)]
+
+    @model_validator(mode="after")
+    def _options_are_the_datasets(self) -> Self:
+        self.source.check(self.options)
+        return self
+
+    @property
+    def source(self) -> DatasetSource:
+        """The entry in the registry."""
+        return DATASETS[self.name]
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """What the writer takes."""
+        return dict(self.model_extra or {})
