@@ -99,6 +99,34 @@ def test_importing_the_quantizer_loads_neither_mlflow_nor_dvc_nor_pandas() -> No
     assert heavy & set(done.stdout.split()) == set()
 
 
+ALONE = """
+import json, sys
+for name in {missing}: sys.modules[name] = None
+import numpy as np, pandas as pd, torch
+from laq.network.zoo import NetworkDesign, build
+from laq.quantization import Recipe, quantize, save
+from laq.serving import DESCRIPTION, WEIGHTS, _load_pyfunc
+design = NetworkDesign("resnet20", 5, 32, (0.5,) * 3, (0.25,) * 3)
+images = torch.randint(0, 256, (4, 3, 32, 32), dtype=torch.uint8)
+save(WEIGHTS, quantize(build(design, seed=1), images, Recipe(bits=3)))
+with open(DESCRIPTION, "w") as file:
+    json.dump({{"design": design.to_json(), "classes": {{"1": "circle", "3": "square"}}}}, file)
+picture = np.full((32, 32, 3), 200)
+print(*_load_pyfunc(".").predict(pd.DataFrame({{"image": [picture]}})).columns)
+"""
+
+
+def test_a_network_is_quantized_packed_and_served_without_the_pipelines_packages(tmp_path: Path) -> None:
+    extras = PROJECT["optional-dependencies"]
+    missing = modules_of([r for name, listed in extras.items() if name != "dev" for r in listed])
+    missing.remove("laq[pipeline]")
+    done = subprocess.run(
+        [sys.executable, "-c", ALONE.format(missing=sorted(missing))],
+        cwd=tmp_path, env=environment() | {"PYTHONPATH": str(ROOT)}, check=False, text=True, capture_output=True,
+    )  # fmt: skip
+    assert done.stdout.split() == ["class", "probability", "probabilities"], done.stderr
+
+
 @pytest.mark.parametrize("missing", ["click", "joblib"])
 def test_without_the_pipelines_packages_the_command_says_what_to_install(project: Path, missing: str) -> None:
     program = f"import sys; sys.modules[{missing!r}] = None; from laq.__main__ import main; main()"
