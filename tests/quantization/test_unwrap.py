@@ -1,6 +1,7 @@
 """Wrappers around networks: whatever they are and wherever, parameters have the names that the network gave."""
 
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
@@ -27,6 +28,17 @@ def test_a_wrapped_network_is_the_network_itself(wrapper: str) -> None:
     network = small()
     assert unwrapped(WRAPPERS[wrapper](network)) is network
     assert unwrapped(network) is network
+
+
+def test_a_network_spread_over_processes_is_unwrapped(tmp_path: Path) -> None:
+    torch.distributed.init_process_group(
+        "gloo", init_method=f"file://{tmp_path}/rendezvous", rank=0, world_size=1
+    )
+    try:
+        network = small()
+        assert unwrapped(torch.compile(nn.parallel.DistributedDataParallel(network))) is network
+    finally:
+        torch.distributed.destroy_process_group()
 
 
 @pytest.mark.parametrize("wrapper", WRAPPERS)

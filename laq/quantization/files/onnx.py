@@ -115,7 +115,9 @@ def _insert_codes(graph: Any, layer: QuantizedLayer, names: list[str], ir: Any) 
     if bits is None:
         return
     integers = (halves * layer.codes.cpu() + (halves - 1)).numpy().astype(f"int{max(bits, 8)}")
-    steps = pack_steps(layer.alphabet.step, layer.codes.shape) / halves  # divided exactly
+    steps = pack_steps(layer.alphabet.step, layer.codes.shape)
+    # A division by 2 is exact.
+    steps = (steps if steps.dtype == torch.float64 else steps.float()) / halves
     nodes = _Nodes(graph, layer.name, ir)
     decode = _decode_along_axis if _axis(steps, layer.codes.shape) is not None else _decode_in_blocks
     floats = decode(nodes, integers, ir.DataType[f"INT{bits}"], steps)
@@ -165,7 +167,7 @@ def _decode_along_axis(nodes: _Nodes, integers: NDArray[Any], dtype: Any, steps:
     """Codes to float32 with a scale for each place along one dimension."""
     axis = _axis(steps, Size(integers.shape))
     assert axis is not None
-    scale = steps.flatten().float().expand(integers.shape[axis])
+    scale = steps.flatten().expand(integers.shape[axis])
     inputs = [
         nodes.constant("codes", integers, dtype),
         nodes.constant("step", np.ascontiguousarray(scale.numpy())),

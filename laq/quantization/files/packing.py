@@ -75,8 +75,8 @@ def load(path: PathLike, network: nn.Module) -> nn.Module:
 
     Args:
         path: what ``save`` wrote.
-        network: of the architecture that was quantized, uncut and unfused, with any weights. It is
-            left as it is.
+        network: of the architecture that was quantized, uncut and unfused, with any weights, also in
+            a wrapper such as torch.compile's or on the meta device. It is left as it is.
 
     Raises:
         QuantizationError: the file is missing, damaged, of a later format, or of another network.
