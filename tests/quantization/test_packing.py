@@ -40,6 +40,7 @@ from laq.quantization.files.packing import (
     read_metadata,
     save,
 )
+from laq.quantization.recipe import NotQuantized
 
 SMALLEST_SIDE = {"alexnet": 64, "vgg16": 32, "vgg16_bn": 32}
 KINDS = ("symmetric", "twos_complement", "midrise", "predecessor")
@@ -256,6 +257,16 @@ def test_the_header_holds_the_hash_of_the_calibration_images_however_they_come(t
         save(tmp_path / "q", quantize(network, given, Recipe(batch_size=3)))
         assert read_metadata(tmp_path / "q").calibration == expected
         assert load_quantized(tmp_path / "q", network).calibration == expected
+
+
+def test_what_is_not_quantized_is_named_in_the_file_with_its_reason(tmp_path: Path) -> None:
+    result = rounded(Small().eval(), AlphabetSpec(), ignore=("head",))
+    save(tmp_path / "all", result)
+    rest = (NotQuantized("head", 15, "ignore names it"),)
+    save(tmp_path / "q", replace(result, not_quantized=rest))
+    assert load_quantized(tmp_path / "q", Small()).not_quantized == rest
+    assert read_metadata(tmp_path / "q").not_quantized == rest
+    assert b"not_quantized" not in (tmp_path / "all").read_bytes()
 
 
 def test_equal_steps_are_stored_once() -> None:

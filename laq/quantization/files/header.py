@@ -9,7 +9,7 @@ from typing import Annotated, Any, Final
 from pydantic import PlainValidator, TypeAdapter, ValidationError
 from pydantic_core import from_json
 
-from laq.quantization.recipe import QuantizationError, Recipe
+from laq.quantization.recipe import NotQuantized, QuantizationError, Recipe
 
 # Format 1 knows Conv2d and Linear modules with a step per row, in the type of their weights.
 FORMAT: Final = 2
@@ -78,6 +78,7 @@ class Header:
         relative_error: of the whole network's outputs, before any cut.
         calibration: SHA-256 of the calibration inputs' bytes.
         notes: whatever the writer added, such as the classes that the network is for.
+        not_quantized: what else holds weights, and why it keeps them.
     """
 
     format: int
@@ -90,6 +91,7 @@ class Header:
     folded: tuple[str, ...]
     cut: Cut | None
     notes: dict[str, Any]
+    not_quantized: tuple[NotQuantized, ...] = ()
 
     def __post_init__(self) -> None:
         _require("format", self.format, fits=1 <= self.format <= FORMAT)
@@ -116,6 +118,8 @@ def write_header(header: Header) -> str:
         QuantizationError: JSON cannot hold the notes.
     """
     content = asdict(header)
+    if not header.not_quantized:
+        del content["not_quantized"]
     if header.format == 1:
         content["layers"] = [
             {key: value for key, value in layer.items() if key not in _SINCE_FORMAT_2}

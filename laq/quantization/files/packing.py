@@ -140,6 +140,7 @@ def pack(
         folded=result.folded,
         cut=cut,
         notes=dict(notes or {}),
+        not_quantized=result.not_quantized,
     )
     return tensors, {_KEY: write_header(header)}
 
@@ -168,7 +169,13 @@ def unpack(tensors: Mapping[str, Tensor], header: Header, network: nn.Module) ->
         expected[layer.parameter].copy_(layer.alphabet.decode(layer.codes))
     check_finite(network)
     return QuantizedNetwork(
-        network, layers, header.relative_error, header.recipe, header.folded, header.calibration
+        network=network,
+        layers=layers,
+        relative_error=header.relative_error,
+        recipe=header.recipe,
+        folded=header.folded,
+        calibration=header.calibration,
+        not_quantized=header.not_quantized,
     )
 
 
