@@ -136,8 +136,8 @@ OPTIONS: Final[Mapping[str, Option]] = {
 }
 
 
-def check(name: str, value: Any, option: Option | None = None) -> Any:
-    """The value of the recipe's option ``name``, or of any other ``option`` so called, as it is kept.
+def check(name: str, value: Any, option: Callable[[Any], Any] | None = None) -> Any:
+    """The value of the recipe's option ``name``, or what another ``option`` so called makes of it.
 
     Raises:
         QuantizationError: it is not allowed.

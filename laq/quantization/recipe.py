@@ -68,14 +68,8 @@ class Recipe:
     def __post_init__(self) -> None:
         for name in OPTIONS:
             object.__setattr__(self, name, check(name, getattr(self, name)))
-        try:
-            method = find_method(self.method)
-        except ValueError as error:
-            raise QuantizationError(f"method: {error}") from None
-        try:
-            object.__setattr__(self, "options", method.check(self.options))
-        except ValueError as error:
-            raise QuantizationError(f"options: {error}") from None
+        method = check("method", self.method, find_method)
+        object.__setattr__(self, "options", check("options", self.options, method.check))
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> Self:

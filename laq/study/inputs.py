@@ -18,6 +18,7 @@ from laq.finetune import weights_of
 from laq.network import FOLDER as NETWORK
 from laq.network import WEIGHTS, read_design
 from laq.params import Calibration, Study
+from laq.quantization import METHODS
 from laq.study.cells import Cell
 
 
@@ -62,6 +63,7 @@ class StudyInputs:
             "dataset": self.dataset,
             "weights": self._hashes[weights],
             "recipe": cell.recipe and asdict(cell.recipe),
+            "solver": cell.recipe and METHODS[cell.recipe.method].code_digest(),
             "bits": cell.bits,
             "design": self.design,
             "code": self.code,

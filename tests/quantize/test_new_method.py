@@ -1,6 +1,10 @@
 """A method that a program registers: everything takes it, and no file of the package knows of it."""
 
+import linecache
+import sys
+import types
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
@@ -16,7 +20,9 @@ from laq.quantization import METHODS, Method, QuantizationError, Recipe, quantiz
 from laq.quantization.calibration.covariance import Inputs
 from laq.quantization.methods.problem import LayerProblem, Settings, Solution
 from laq.quantization.methods.registry import Look, MethodOption, label_of, sort_methods, unregister
+from laq.quantization.methods.solve import solve
 from laq.quantization.options import number
+from laq.quantization.threads import Pool, worker_pool
 from laq.track.store import Store
 from tests.conftest import tiny_params, write_params
 
@@ -37,6 +43,12 @@ TOY = Method(
     options={"shift": MethodOption(number(least=0, most=1), 0.0)},
     look=Look("#000000", (9, 1), "*"),
 )
+
+
+@pytest.fixture
+def pool() -> Iterator[Pool]:
+    with worker_pool() as pool:
+        yield pool
 
 
 @pytest.fixture
@@ -74,6 +86,37 @@ def test_a_name_is_taken_once_and_fits_into_the_names_of_files(toy: Method) -> N
             register(Method(name, "a", towards_zero))
     assert sort_methods(["unheard_of", "toy", "gptq", "rtn", "toy"]) == ["rtn", "gptq", "toy", "unheard_of"]
     assert [label_of(name) for name in ("toy", "unheard_of")] == ["Truncation towards zero", "unheard_of"]
+
+
+def test_code_of_a_solver_from_elsewhere_is_part_of_what_results_depend_on(
+    tmp_path: Path, toy: Method
+) -> None:
+    assert {method.code_digest() for method in METHODS.values() if method is not toy} == {None}
+    digests = []
+    for line in ("x = 1", "x = 2", "x = 1"):
+        module = types.ModuleType("elsewhere")
+        file = tmp_path / "elsewhere.py"
+        file.write_text(f"{line}\ndef solve(problem, inputs, settings): ...\n", encoding="utf-8")
+        linecache.clearcache()
+        exec(compile(file.read_text(encoding="utf-8"), str(file), "exec"), module.__dict__)  # noqa: S102
+        sys.modules["elsewhere"] = module
+        module.__file__ = str(file)
+        digests.append(replace(toy, solver="elsewhere:solve").code_digest())
+        del sys.modules["elsewhere"]
+    assert digests[0] == digests[2] != digests[1]
+
+
+def test_a_process_that_has_not_registered_the_method_says_so(pool: Pool) -> None:
+    register(TOY)
+    recipe = Recipe(method="toy")
+    unregister("toy")
+    with pytest.raises(QuantizationError, match="^method: found 'toy'; must be rtn, "):
+        solve(
+            "layer",
+            torch.ones(1, 1, 2),
+            Inputs.of_rows(torch.ones(1, 3, 2), torch.ones(1, 3, 2), pool),
+            recipe,
+        )
 
 
 def run(*command: str) -> str:

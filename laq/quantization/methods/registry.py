@@ -9,14 +9,17 @@ This module imports neither torch nor numba: an entry names its solver, which is
 needed.
 """
 
+import inspect
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from hashlib import sha256
 from importlib import import_module
 from types import MappingProxyType
 from typing import Any, Final, Literal
 
 from laq.quantization.options import Option, QuantizationError, nearest_name, number, one_of
 
+_HERE: Final = __name__.rpartition(".")[0]
 LearnsFrom = Literal["nothing", "quantized", "both"]
 
 
@@ -72,6 +75,20 @@ class Method:
         module, _, function = self.solver.partition(":")
         solver: Callable[..., Any] = getattr(import_module(module), function)
         return solver
+
+    def code_digest(self) -> str | None:
+        """A hash of the solver's module; none for this package's, whose code is hashed as a whole.
+
+        A solver without a file, as in a notebook, has another hash in every process.
+        """
+        if isinstance(self.solver, str) and self.solver.startswith(f"{_HERE}."):
+            return None
+        solver = self.load()
+        try:
+            code = inspect.getsource(inspect.getmodule(solver) or solver)
+        except (OSError, TypeError):
+            code = repr(solver)
+        return sha256(code.encode()).hexdigest()
 
     def check(self, given: Mapping[str, Any]) -> dict[str, Any]:
         """The given options as they are kept, without defaults.
@@ -152,7 +169,6 @@ def look_of(name: str) -> Look:
 # What the others are compared with: it needs no images.
 BASELINE: Final = "rtn"
 DEFAULT: Final = "gpfq"
-_HERE: Final = __name__.rpartition(".")[0]
 _FORM: Final = {"form": MethodOption(one_of("auto", "residual", "covariance"), "auto")}
 _SPARSE: Final = {"threshold": MethodOption(number(least=0), 0.75), **_FORM}
 _BUILT_IN: Final = (

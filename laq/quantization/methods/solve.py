@@ -8,7 +8,8 @@ from torch import Tensor
 from laq.quantization.alphabet import Alphabet, AlphabetSpec, best_candidates, candidates
 from laq.quantization.calibration.covariance import Inputs
 from laq.quantization.methods.problem import LayerProblem, Settings, Solution
-from laq.quantization.methods.registry import METHODS
+from laq.quantization.methods.registry import find_method
+from laq.quantization.options import check
 from laq.quantization.recipe import Recipe
 
 
@@ -26,8 +27,11 @@ def solve(name: str, W: Tensor, inputs: Inputs, recipe: Recipe) -> RoundedWeight
 
     Where the radius is chosen by the reconstruction error, each candidate is a set of neurons more,
     which share all matrix products with the inputs; each neuron then takes its best.
+
+    Raises:
+        QuantizationError: the method is not registered in this process.
     """
-    spec, method = recipe.alphabet_spec(name), METHODS[recipe.method]
+    spec, method = recipe.alphabet_spec(name), check("method", recipe.method, find_method)
     trials = candidates(W, spec)
     alphabet = trials[0]
     if len(trials) > 1:
