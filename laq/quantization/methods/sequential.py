@@ -25,6 +25,7 @@ _BLOCK: Final = 64  # columns that compiled code takes at a time
 _WIDE: Final = 8 * _BLOCK  # columns that matrix products take at a time
 _ROWS: Final = 128  # neurons that a thread takes at most
 _VANISHING: Final = 1e-300
+_NO_NOISE: Final = np.empty((0, 0, 0))
 _KINDS: Final = ("nearest", "stochastic", "hard", "soft")
 Floats = NDArray[np.float64]
 
@@ -128,16 +129,17 @@ def compiled_levels(problem: LayerProblem) -> Levels:
     """The alphabet for compiled code."""
     alphabet = problem.alphabet
     steps = floats(alphabet.step[..., 0])
-    # Compiled code divides by steps; to any network, levels of this size are zero.
-    steps = np.where(steps == 0, _VANISHING, steps)
+    if not steps.all():
+        # Compiled code divides by steps; to any network, levels of this size are zero.
+        steps = np.where(steps == 0, _VANISHING, steps)
     return Levels(steps, alphabet.low, alphabet.high, alphabet.offset)
 
 
 def compiled_rule(problem: LayerProblem) -> Rule:
     """The rounding rule for compiled code."""
     rule = problem.rule
-    noise = torch.empty(0, 0, 0) if rule.noise is None else rule.noise
-    return Rule(_KINDS.index(rule.kind), rule.threshold, floats(noise))
+    noise = _NO_NOISE if rule.noise is None else floats(rule.noise)
+    return Rule(_KINDS.index(rule.kind), rule.threshold, noise)
 
 
 def floats(tensor: Tensor) -> Floats:
