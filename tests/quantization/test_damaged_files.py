@@ -230,7 +230,7 @@ def folded_layer(packed: Packed) -> None:
 
 
 def number_beyond_floats(packed: Packed) -> None:
-    packed.write(changed(packed.header, ("recipe", "threshold"), 10**400), packed.tensors)
+    packed.write(changed(packed.header, ("recipe", "memory_gib"), 10**400), packed.tensors)
 
 
 def other_alphabet(packed: Packed) -> None:

@@ -23,9 +23,11 @@ from laq.quantization.recipe import Recipe
 from tests.conftest import Branching
 from tests.quantization.test_packing import (
     KINDS,
+    OPERATIONS,
     TOKENS,
     Kinds,
     Small,
+    assert_same,
     classifier,
     pixels,
     rounded,
@@ -238,3 +240,23 @@ def test_several_inputs_and_outputs_keep_their_order(tmp_path: Path) -> None:
     with torch.no_grad():
         for ours, truth in zip(found, result.network(*images), strict=True):
             np.testing.assert_allclose(ours, truth.numpy(), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
+def test_what_quantize_makes_of_every_operation_goes_from_file_to_onnx(
+    dtype: torch.dtype, tmp_path: Path
+) -> None:
+    network = Kinds().to(dtype).eval()
+    for parameter in network.parameters():
+        parameter.data /= 4
+    result = quantize(network, TOKENS, Recipe(bits=4, method="rtn"))
+    assert {layer.parameter for layer in result.layers} == set(OPERATIONS)
+    save(tmp_path / "q", result)
+    loaded = load_quantized(tmp_path / "q", Kinds().to(dtype))
+    assert_same(loaded.network, result.network)
+    export_onnx(tmp_path / "q.onnx", loaded, TOKENS)
+    with torch.no_grad():
+        truth = result.network(TOKENS)
+    found = run(tmp_path / "q.onnx", TOKENS)
+    close = 1e-4 if dtype == torch.float32 else 32 * torch.finfo(dtype).eps
+    assert (found - truth).abs().max() <= close * truth.abs().max()
