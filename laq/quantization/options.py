@@ -43,7 +43,7 @@ class Option:
         """
         try:
             return self.convert(value)
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError):
             raise ValueError(f"found {value!r}; must be {self.allowed}") from None
 
 

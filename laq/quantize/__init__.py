@@ -79,6 +79,10 @@ def _lines(subset: Subset, rows: Sequence[Row]) -> Iterator[str]:
             f"{row['top1_sub_percent']:6.2f} % of the subset, {row['top1_all_percent']:6.2f} % of all "
             f"classes   {row['size_bytes'] / 1024:7.1f} KiB"
         )
+    for kept in dict.fromkeys(
+        row["not_quantized"] for row in rows if isinstance(row.get("not_quantized"), str)
+    ):
+        yield f"  not quantized: {kept}"
 
 
 def _requested_subsets(name: str) -> list[Subset]:

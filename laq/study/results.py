@@ -59,7 +59,10 @@ def _write_quantized(folder: Path, result: QuantizedNetwork, subset: Subset) -> 
         for layer in result.layers
     ]
     write_json(folder / LAYERS, layers)
+    # Of a network that is quantized whole there is nothing to tell, and no column in the table.
+    kept = "; ".join(f"{o.name} ({o.weights} weights): {o.reason}" for o in result.not_quantized)
     return {
+        **({"not_quantized": kept} if kept else {}),
         "mean_bits": result.mean_bits,
         "levels": layers[0]["levels"] if len({layer["levels"] for layer in layers}) == 1 else None,
         "sparsity_percent": 100 * result.sparsity,

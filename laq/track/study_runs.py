@@ -37,6 +37,7 @@ _MEASURED: Final = (
     "relative_error_logits",
     "seconds",
 )
+_LONGEST_PARAM: Final = 6000  # characters that MLflow takes
 _PER_LAYER: Final = ("bits", "relative_error", "sparsity_percent")
 
 
@@ -126,6 +127,7 @@ def _cell_run(results: Results, subset: Subset, rows: Sequence[Row], parent: str
             "calibration": calibration,
             "calibration_seed": seed,
             "levels": "" if pd.isna(last["levels"]) else str(last["levels"]),
+            **_not_quantized(last),
             **_subset_params(subset),
             "network": last["network"],
             "dataset": last["dataset"],
@@ -146,6 +148,12 @@ def _cell_run(results: Results, subset: Subset, rows: Sequence[Row], parent: str
         models=[_model(results, subset, row) for row in quantized if row["cell"] in results.weights],
         description=cell_description(subset, rows),
     )
+
+
+def _not_quantized(row: Row) -> dict[str, str]:
+    """What keeps its weights, and why, where the network is not quantized whole."""
+    kept = row.get("not_quantized")
+    return {"not_quantized": str(kept)[:_LONGEST_PARAM]} if isinstance(kept, str) else {}
 
 
 def _subset_params(subset: Subset) -> dict[str, str]:

@@ -1,5 +1,6 @@
 """The command `quantize`: what it takes and what it prints."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -7,6 +8,7 @@ from click.testing import CliRunner
 
 from laq import quantize, track
 from laq.cli import main
+from laq.track.study_runs import subset_runs
 from tests.conftest import ROOT
 from tests.trees import mixed_results
 
@@ -34,3 +36,15 @@ def test_the_command_takes_what_params_yaml_takes(
     result = CliRunner().invoke(main, ["quantize", "--bits", text])
     assert (result.exit_code, result.output) == (0, "the outcome\nwhat was sent\n")
     assert [request.bits for request in requests] == [bits]
+
+
+def test_what_is_not_quantized_is_told_once_and_in_the_run(weights: Path) -> None:
+    results = mixed_results(weights)
+    assert "not quantized" not in quantize.describe(results)
+    kept = "body.fc (640 weights): ignore names it"
+    rows = [{**row, "not_quantized": kept} if row["method"] != "float" else row for row in results.rows]
+    lines = quantize.describe(replace(results, rows=[*rows, rows[-1]])).splitlines()
+    assert [line for line in lines if "not quantized" in line] == [f"  not quantized: {kept}"]
+    for some, told in ((results.rows, None), (rows, kept)):
+        cell = list(subset_runs(replace(results, rows=some)))[-1]
+        assert cell.params.get("not_quantized") == told

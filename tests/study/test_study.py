@@ -246,3 +246,15 @@ def test_the_bar_knows_that_choosing_bits_takes_longest_and_shared_networks_serv
     assert max(alone, key=alone.__getitem__) == "random-1.quantized.gpfq-auto_3.subset-0"
     shared = "random-1.quantized.gpfq-3bit.all-0"
     assert alone[shared] < both[shared] < 2 * alone[shared]
+
+
+def test_what_is_not_quantized_is_in_the_table_and_nothing_where_all_is(project: Path) -> None:
+    params = ready_for_a_study(project).study.model_copy(update={"bits": (3,), "methods": ("rtn",)})
+    write_json(subsets.FILE, [asdict(OTHER)])
+    room.run(params)
+    assert "not_quantized" not in read_measurements()
+    room.run(params.model_copy(update={"ignore": ("body.fc",)}))
+    table = read_measurements().set_index("variant").not_quantized
+    assert table["quantized"].startswith("body.fc (")
+    assert table["quantized"].endswith(" weights): ignore names it")
+    assert table[["original", "finetuned"]].isna().all()
