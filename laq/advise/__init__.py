@@ -20,7 +20,7 @@ from laq.parallel import Workers
 from laq.params import Params
 from laq.provenance import commit
 from laq.subsets import FILE as SUBSETS
-from laq.track.connection import OWN_RUN
+from laq.track import own_run
 from laq.track.store import Store
 from laq.track.study_runs import check_dataset
 
@@ -65,9 +65,9 @@ def run(params: Params, question: Question, workers: Workers = Workers()) -> Adv
         (folder / TEXT).write_text(text, encoding="utf-8")
         found.table.round(6).to_csv(folder / TABLE, index=False)
         draw(folder / PICTURE, found)
-    if OWN_RUN:
+    if own_run.OWN_RUN:
         tags = {"laq.level": "advise", "laq.classes": ", ".join(found.subset.class_names)}
-        Store().annotate_own_run(text, tags, sorted(FOLDER.iterdir()))
+        own_run.annotate(Store(), text, tags, sorted(FOLDER.iterdir()))
     return Advice(for_terminal(found, str(FOLDER)), "" if found.chosen else answer(found))
 
 

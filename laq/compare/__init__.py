@@ -8,6 +8,7 @@ from laq.compare.text import markdown
 from laq.errors import LaqError
 from laq.files import replacing_folder
 from laq.params import Compare, Params
+from laq.track.own_run import annotate
 from laq.track.store import Store
 from laq.track.studies import TrackedStudies, TrackedStudy
 from laq.track.study_runs import experiment_name
@@ -37,7 +38,7 @@ def run(params: Params, asked: Compare) -> str:
         table.to_csv(folder / TABLE, index=False)
         draw(folder / PICTURE, table, pair)
     tags = {"laq.level": "compare", "laq.first": pair.first.run, "laq.second": pair.second.run}
-    store.annotate_own_run(text, tags, [FOLDER / name for name in (TEXT, TABLE, PICTURE)])
+    annotate(store, text, tags, [FOLDER / name for name in (TEXT, TABLE, PICTURE)])
     return text
 
 

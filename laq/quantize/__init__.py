@@ -19,9 +19,9 @@ from laq.report.tables import summarise, with_drops
 from laq.study import StudyInputs, layer_rows, measure_all, measurement_row, plan, read_seconds
 from laq.subsets import FILE as SUBSETS
 from laq.subsets import Subset, read_subsets
-from laq.track.connection import OWN_RUN
 from laq.track.descriptions import root_description
-from laq.track.outbox import Outbox
+from laq.track.outbox import outbox
+from laq.track.own_run import OWN_RUN
 from laq.track.results import Results, Row, row_dicts
 from laq.track.runs import RunSpec
 from laq.track.study_runs import check_dataset, result_runs, settings_of, tags
@@ -61,7 +61,8 @@ def run(params: Params, request: Request, workers: Workers = Workers()) -> str: 
         seeds=params.study.seeds[:1],
     )
     results = _measure(params.model_copy(update={"study": study}), subsets, workers)
-    Outbox().put(result_runs(results, _root(results, request), OWN_RUN))
+    runs = result_runs(results, _root(results, request), OWN_RUN)
+    runs.save(outbox() / f"{results.key}.json")
     return describe(results)
 
 

@@ -14,7 +14,8 @@ from laq.study import FOLDER as STUDY
 from laq.study import INPUTS, LAYERS, MEASUREMENTS, read_measurements, seconds_file, weights_file
 from laq.subsets import read_subsets
 from laq.track.descriptions import root_description
-from laq.track.outbox import Outbox
+from laq.track.outbox import send_outbox
+from laq.track.own_run import annotate
 from laq.track.results import Results, row_dicts
 from laq.track.runs import ResultRuns, RunSpec
 from laq.track.store import Store
@@ -38,14 +39,14 @@ def run(params: Params) -> str:
     """
     check_study(params)
     result, store = study_runs(params), Store()
-    waiting = Outbox().send(store)
+    waiting = send_outbox(store)
     sent = store.send(result)
     study, name = sent.ids[result.root.key], result.root.name
     if in_pipeline():
         # The run's id would be another one in every store; its tag laq.key is not.
         write_json(FILE, {"laq_key": result.root.key[:_DIGITS]})
     link = f"[{name}](#/experiments/{sent.experiment_id}/runs/{study})"
-    store.annotate_own_run(f"Ran the pipeline; its study is {link}.", {"laq.study_run": study})
+    annotate(store, f"Ran the pipeline; its study is {link}.", {"laq.study_run": study})
     others = f", and {waiting} runs that waited" if waiting else ""
     return f"Sent {sent.count} of {len(result.runs)} runs to {store}, experiment {result.experiment}{others}"
 
@@ -53,7 +54,7 @@ def run(params: Params) -> str:
 def send_waiting() -> str:
     """Send the runs that wait in the outbox; returns a sentence that says how many and to where."""
     store = Store()
-    return f"Sent {Outbox().send(store)} runs to {store}"
+    return f"Sent {send_outbox(store)} runs to {store}"
 
 
 def study_runs(params: Params) -> ResultRuns:

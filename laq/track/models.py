@@ -57,7 +57,9 @@ def save_model(folder: Path, spec: ModelSpec, logged: LoggedModel) -> None:
     model = copy.copy(frame)
     model.artifact_path, model.run_id = logged.artifact_location, logged.source_run_id
     model.model_uuid = model.model_id = logged.model_id
-    model.utc_time_created = str(datetime.now(UTC).replace(tzinfo=None))
+    model.utc_time_created = str(
+        datetime.fromtimestamp(logged.creation_timestamp / 1000, UTC).replace(tzinfo=None)
+    )
     model.model_size_bytes = spec.weights.stat().st_size
     model.save(folder / MLMODEL_FILE_NAME)
 

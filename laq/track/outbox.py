@@ -1,4 +1,4 @@
-"""Results that wait for a store: kept on disk until they are sent."""
+"""The outbox: results that wait in ``.laq/outbox/`` at the project's root until a store has them."""
 
 from pathlib import Path
 
@@ -10,33 +10,25 @@ from laq.track.runs import ResultRuns
 from laq.track.store import Store
 
 
-class Outbox:
-    """Trees of runs in ``.laq/outbox/`` at the project's root, each a file with its root's key for a name."""
-
-    def __init__(self) -> None:
-        self.folder = project_root() / ".laq" / "outbox"
-
-    def put(self, tree: ResultRuns) -> None:
-        """Keep a tree until it is sent."""
-        tree.save(self.folder / f"{tree.root.key}.json")
-
-    def send(self, store: Store) -> int:
-        """Send everything that waits, and keep it no longer; returns how many runs that were.
-
-        Raises:
-            LaqError: the store cannot be connected, or a network that is to be sent is gone.
-        """
-        self.folder.mkdir(parents=True, exist_ok=True)
-        # One at a time: what another process is sending is gone when it is done.
-        with FileLock(self.folder.with_suffix(".lock")):
-            return sum(_send(path, store) for path in sorted(self.folder.glob("*.json")))
+def outbox() -> Path:
+    """The folder of results that wait, each a file named by its root's key."""
+    return project_root() / ".laq" / "outbox"
 
 
-def _send(path: Path, store: Store) -> int:
-    tree = ResultRuns.load(path)
-    for network in (network for record in tree.runs for network in record.models):
-        if not network.weights.exists():
-            raise LaqError(f"{path}: waits to be sent, but {network.weights} is gone; remove the former")
-    sent = store.send(tree).count
-    path.unlink()
-    return sent
+def send_outbox(store: Store) -> int:
+    """Send the results that wait, and delete each once it is sent; returns how many runs were sent.
+
+    Raises:
+        LaqError: the store cannot be reached or written, or a network that is to be sent is gone.
+    """
+    folder, count = outbox(), 0
+    folder.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder.with_suffix(".lock")):  # what another process is sending is gone when it is done
+        for path in sorted(folder.glob("*.json")):
+            result = ResultRuns.load(path)
+            for weights in [model.weights for run in result.runs for model in run.models]:
+                if not weights.exists():
+                    raise LaqError(f"{path}: waits to be sent, but {weights} is gone; remove the former")
+            count += store.send(result).count
+            path.unlink()
+    return count

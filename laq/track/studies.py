@@ -11,7 +11,6 @@ from laq.errors import LaqError
 from laq.report.tables import BASE_OF
 from laq.study import NO_IMAGES
 from laq.study.cells import FLOAT_BITS
-from laq.track.connection import one_line_errors
 from laq.track.store import Store
 
 # By what they are called, and how far they lie back.
@@ -55,7 +54,7 @@ class TrackedStudies:
     def __init__(self, store: Store, experiment: str) -> None:
         self.store = store
         self.experiment = experiment
-        with one_line_errors(str(store)):
+        with store.one_line_errors():
             found = store.client.get_experiment_by_name(experiment)
             self._ids = [str(found.experiment_id)] if found else []
             self.studies = [_tracked(run) for run in self._runs("tags.`laq.level` = 'study'")]
@@ -86,7 +85,7 @@ class TrackedStudies:
             LaqError: the store has none of the study's cells.
         """
         asked = f"tags.`laq.tree` = '{study.run}' and tags.`laq.level` = 'cell'"
-        with one_line_errors(str(self.store)):
+        with self.store.one_line_errors():
             rows = [row for run in self._runs(asked) for row in _rows(run.data.params, run.data.metrics)]
         if not rows:
             raise LaqError(f"study {study.label}: {self} has none of its cells; `laq track` sends them")
@@ -107,7 +106,7 @@ class TrackedStudies:
         if not _RUN_ID.fullmatch(name):
             return
         client = self.store.client
-        with one_line_errors(str(self.store)):
+        with self.store.one_line_errors():
             everywhere = [e.experiment_id for e in client.search_experiments()]
             found = client.search_runs(everywhere, f"attributes.run_id LIKE '{name}%'", max_results=2)
             if len(found) == 1:
@@ -123,11 +122,11 @@ class TrackedStudies:
             return f"{told} a study of experiment {experiment}; asked for is {self.experiment} (params.yaml)"
         return f"{told} a study that is not sent whole; `laq track` sends the rest"
 
-    def _runs(self, asked: str) -> Iterator[Any]:
+    def _runs(self, condition: str) -> Iterator[Any]:
         """The experiment's finished runs of a kind, the newest first."""
         order, token = ["attributes.start_time DESC", "attributes.run_id"], None if self._ids else ""
         while token is None or token:
-            page = self.store.client.search_runs(self._ids, asked, order_by=order, page_token=token)
+            page = self.store.client.search_runs(self._ids, condition, order_by=order, page_token=token)
             yield from (run for run in page if run.info.status == "FINISHED")
             token = page.token or ""
 

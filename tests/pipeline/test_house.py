@@ -54,7 +54,7 @@ def test_imports_run_one_way(path: Path) -> None:
     if own == "quantization":
         assert used <= {"quantization"}
         assert not any(name.split(".")[0] in {"mlflow", "dvc", "pathlib", "yaml"} for name in imported(path))
-    if path.stem not in {"connection", "environment", "models", "registry", "sending", "store"}:
+    if path.stem not in {"environment", "models", "registry", "sending", "store"}:
         assert not any(name.split(".")[0] == "mlflow" for name in imported(path))
 
 

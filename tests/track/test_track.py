@@ -32,7 +32,7 @@ from laq.network import Classifier, build, evaluate, predict
 from laq.quantization import load
 from laq.serving import _load_pyfunc, read_picture
 from laq.track.models import write_network
-from laq.track.outbox import Outbox
+from laq.track.outbox import outbox, send_outbox
 from laq.track.registry import CHAMPION
 from laq.track.runs import Input, ModelSpec, ResultRuns, RunSpec
 from laq.track.store import Store
@@ -144,9 +144,9 @@ def test_the_same_tree_twice_is_one_and_what_is_missing_is_sent(store: Store, we
 def calls(patch: pytest.MonkeyPatch, around: Callable[..., Any]) -> None:
     """Have every call of MLflow that writes go through ``around``."""
     writing = [
-        "create_experiment", "create_run", "create_logged_model", "finalize_logged_model", "log_outputs",
-        "log_inputs", "log_batch", "set_terminated", "create_registered_model", "create_model_version",
-        "set_registered_model_alias",
+        "create_experiment", "create_run", "create_logged_model", "log_model_artifacts", "log_outputs",
+        "log_inputs", "log_dict", "log_batch", "finalize_logged_model", "set_terminated", "delete_run",
+        "delete_logged_model", "create_registered_model", "create_model_version", "set_registered_model_alias",
     ]  # fmt: skip
     for name in writing:
         real = getattr(MlflowClient, name)
@@ -204,15 +204,7 @@ def test_requests_carried_out_twice_leave_one_of_each(
     assert store.send(tree).count == 0
 
 
-@contextmanager
-def elsewhere(patch: pytest.MonkeyPatch, name: str) -> Iterator[None]:
-    """Be another machine, whose unfinished runs this one does not take for its own."""
-    with patch.context() as inner:
-        inner.setattr(Store, "_writer", name)
-        yield
-
-
-@pytest.mark.parametrize("ahead", range(1, 18, 2))
+@pytest.mark.parametrize("ahead", range(1, 20))
 def test_of_two_machines_with_the_same_result_one_tree_remains(
     store: Store, weights: Path, monkeypatch: pytest.MonkeyPatch, ahead: int
 ) -> None:
@@ -223,12 +215,12 @@ def test_of_two_machines_with_the_same_result_one_tree_remains(
         """After some calls of the first, the second does all of its own."""
         if next(left, None) is None and not interrupted:
             interrupted.append(True)
-            with elsewhere(monkeypatch, "second"), pytest.MonkeyPatch.context() as free:
-                free.setattr(Store, "_alone", lambda self: nullcontext())
+            with pytest.MonkeyPatch.context() as free:
+                free.setattr(Store, "_locked", lambda self: nullcontext())
                 interrupted.append(other.send(tree))
         return call()
 
-    with elsewhere(monkeypatch, "first"), pytest.MonkeyPatch.context() as patch:
+    with pytest.MonkeyPatch.context() as patch:
         calls(patch, interrupt)
         first = store.send(tree)
     check_once(store.client, tree)
@@ -390,19 +382,18 @@ def test_what_waits_is_sent_once_and_what_cannot_be_sent_is_told(
     store: Store, weights: Path, tmp_path: Path
 ) -> None:
     tree = make_tree(weights)
-    outbox = Outbox()
-    outbox.put(tree)
-    outbox.put(tree)
-    assert (outbox.send(store), outbox.send(store)) == (3, 0)
+    for _ in range(2):
+        tree.save(outbox() / f"{tree.root.key}.json")
+    assert (send_outbox(store), send_outbox(store)) == (3, 0)
     check_once(store.client, tree)
     gone = tmp_path / "gone.safetensors"
-    outbox.put(make_tree(gone, "another"))
+    make_tree(gone, "another").save(outbox() / "another.json")
     with pytest.raises(LaqError, match="gone.safetensors is gone"):
-        outbox.send(store)
-    (path,) = outbox.folder.glob("*.json")
+        send_outbox(store)
+    (path,) = outbox().glob("*.json")
     path.write_text("{", encoding="utf-8")
     with pytest.raises(LaqError, match="not a result that waits to be sent"):
-        outbox.send(store)
+        send_outbox(store)
     assert path.exists()
 
 
