@@ -14,14 +14,14 @@ import torchvision
 from speed_plan import CASES, ROOT, Case
 from torch import Tensor, nn
 
+from laq.architectures import seeded
+from laq.architectures.resnet import CifarResNet
 from laq.cache import cached
 from laq.dataset.cifar100 import LOCAL_COPY, MD5, fetch_cifar100
 from laq.dataset.images import read_images
 from laq.files import md5, write_json
 from laq.network import load_tensors, save_tensors
-from laq.network.resnet import CifarResNet
 from laq.network.weights import load_foreign_weights
-from laq.network.zoo import seeded
 
 _SHARED: Final = ROOT.parent / "shared"
 _WEIGHTS: Final = _SHARED / "weights" / "resnet20_cifar100.pt"

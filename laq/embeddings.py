@@ -6,13 +6,13 @@ import numpy as np
 import torch
 from torch import nn
 
+from laq.architectures import NetworkDesign
 from laq.dataset import FOLDER as DATASET
 from laq.dataset import ImageSet, read_images
 from laq.errors import LaqError
 from laq.files import replacing_folder
 from laq.network import Classifier, collecting_features, load_network
 from laq.network.evaluation import BATCH
-from laq.network.zoo import NetworkDesign
 from laq.params import Embeddings
 from laq.progress import progress
 

@@ -63,6 +63,6 @@ def _finetuned(params: Training, subset: Subset) -> Path:
         "network": md5(NETWORK / WEIGHTS),
         "design": read_design().to_json(),
         "params": params.model_dump(),
-        "code": code_digest("dataset", "network", "finetune"),
+        "code": code_digest("dataset", "architectures", "network", "finetune"),
     }
     return cached("finetune", inputs, fill) / WEIGHTS

@@ -1,6 +1,7 @@
 """A packed network as MLflow's pyfunc model: pictures in, names of classes with probabilities out.
 
-MLflow imports this module by its name to load a model; it needs neither a project nor a server.
+MLflow's servers import this module by its name to load a model. It needs laq's core and pandas, which comes
+with MLflow, and nothing of the pipeline: neither a project nor the packages of its stages.
 """
 
 import base64
@@ -17,8 +18,8 @@ import torch.nn.functional as F  # noqa: N812 (torch's own convention)
 from PIL import Image
 from torch import Tensor, nn
 
+from laq.architectures import Classifier, NetworkDesign, build
 from laq.errors import LaqError
-from laq.network import Classifier, NetworkDesign, build
 from laq.quantization import load
 
 COLUMN: Final = "image"

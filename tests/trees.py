@@ -37,12 +37,18 @@ def packed_network(folder: Path, bits: int = 3) -> Path:
     return path
 
 
+def png(pixels: torch.Tensor) -> bytes:
+    """Pixels (3, h, w) as a PNG file."""
+    buffer = io.BytesIO()
+    Image.fromarray(pixels.permute(1, 2, 0).numpy()).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
 @cache
 def example() -> str:
     """A picture as a server takes it."""
-    buffer = io.BytesIO()
-    Image.new("RGB", (32, 32), (200, 30, 30)).save(buffer, "PNG")
-    return base64.b64encode(buffer.getvalue()).decode()
+    pixels = torch.tensor([200, 30, 30], dtype=torch.uint8).view(3, 1, 1).expand(3, 32, 32)
+    return base64.b64encode(png(pixels)).decode()
 
 
 def network(weights: Path, name: str = "quantized", **changes: Any) -> ModelSpec:

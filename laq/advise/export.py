@@ -9,12 +9,12 @@ from typing import Any, Final
 import torch
 from torch import Tensor
 
+from laq.architectures import classifier_head
 from laq.dataset import ImageSet
 from laq.errors import LaqError
 from laq.files import write_json
 from laq.network import WEIGHTS, Classifier, build, predict, read_design
 from laq.network.evaluation import top_k
-from laq.network.zoo import classifier_head
 from laq.quantization import Cut, Recipe, load, load_quantized, save
 from laq.subsets import Subset
 

@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 
+from laq.architectures import Classifier, NetworkDesign, build
 from laq.cache import code_digest
 from laq.dataset import FOLDER as DATASET
 from laq.dataset import ImageSet, read_images, read_manifest
@@ -13,7 +14,6 @@ from laq.files import digest, project_root, read_json, replacing_folder, write_j
 from laq.network.evaluation import Scores, collecting_features, evaluate, predict, score
 from laq.network.training import fit, training_device
 from laq.network.weights import load_foreign_weights, load_tensors, save_tensors
-from laq.network.zoo import Classifier, NetworkDesign, build
 from laq.params import Network
 
 __all__ = [
@@ -79,7 +79,11 @@ def make_network(params: Network, train: ImageSet) -> tuple[Classifier, dict[str
 
 def _checkpoint(params: Network) -> Path:
     """Where an unfinished training of just this network on just these images is kept."""
-    inputs = [params.model_dump(), read_manifest(DATASET)["md5"], code_digest("dataset", "network")]
+    inputs = [
+        params.model_dump(),
+        read_manifest(DATASET)["md5"],
+        code_digest("dataset", "architectures", "network"),
+    ]
     return project_root() / ".laq" / "training" / f"{digest(inputs)}.pt"
 
 

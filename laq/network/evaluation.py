@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from laq.architectures import classifier_head
 from laq.dataset import ImageSet
-from laq.network.zoo import classifier_head
 
 BATCH = 250
 

@@ -12,10 +12,10 @@ from torch.optim import SGD, AdamW, Optimizer
 from torch.optim.lr_scheduler import ConstantLR, LRScheduler, OneCycleLR
 from tqdm import tqdm
 
+from laq.architectures import seeded
 from laq.dataset import ImageSet
 from laq.errors import LaqError
 from laq.files import replacing_file
-from laq.network.zoo import seeded
 from laq.params import Training
 from laq.progress import progress
 

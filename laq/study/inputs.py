@@ -24,7 +24,7 @@ from laq.study.cells import Cell
 
 def study_code() -> str:
     """The hash of the code that a measurement depends on; how networks are trained is not part of it."""
-    network = (f"network/{name}" for name in ("evaluation", "resnet", "weights", "zoo"))
+    network = ("architectures", "network/evaluation", "network/weights")
     study = (f"study/{name}" for name in ("cells", "inputs", "measure", "results"))
     return code_digest("dataset", *network, "quantization", *study)
 

@@ -16,6 +16,7 @@ from mlflow.models.model import MLMODEL_FILE_NAME
 from mlflow.types import ColSpec, DataType, Schema
 from mlflow.types.schema import AnyType, Map
 
+from laq.architectures import packages_of
 from laq.files import write_json
 from laq.serving import COLUMN, DESCRIPTION, WEIGHTS, SubsetClassifier
 from laq.track.runs import ModelSpec
@@ -31,24 +32,14 @@ _SIGNATURE: Final = ModelSignature(
         ]
     ),
 )
-# What loading and serving a model takes; versions are those that wrote it.
-_PACKAGES: Final = (
-    "laq",
-    "mlflow",
-    "numba",
-    "numpy",
-    "pandas",
-    "pillow",
-    "pydantic",
-    "safetensors",
-    "torch",
-    "torchvision",
-)
+# What loading and serving a model takes beside what its architecture needs.
+_PACKAGES: Final = ("laq", "mlflow", "numpy", "pandas", "pillow", "pydantic", "safetensors", "torch")
 
 
 def save_model(folder: Path, spec: ModelSpec, logged: LoggedModel) -> None:
     """Write the folder that `mlflow models serve` and ``mlflow.pyfunc.load_model`` take."""
-    frame, files = _frame(tuple(spec.examples))
+    packages = (*_PACKAGES, *packages_of(spec.design["architecture"]))
+    frame, files = _frame(tuple(spec.examples), packages)
     folder.mkdir()
     for name, content in files.items():
         (folder / name).write_bytes(content)
@@ -65,8 +56,11 @@ def save_model(folder: Path, spec: ModelSpec, logged: LoggedModel) -> None:
 
 
 @cache
-def _frame(examples: tuple[str, ...]) -> tuple[Model, dict[str, bytes]]:
-    """What models with the same examples share: made once, for that takes longer than all else."""
+def _frame(examples: tuple[str, ...], packages: tuple[str, ...]) -> tuple[Model, dict[str, bytes]]:
+    """What models with the same examples and packages share: made once, for that takes longest.
+
+    Packages are required in the versions that wrote the model.
+    """
     model = Model()
     with tempfile.TemporaryDirectory() as scratch:
         folder, data = Path(scratch) / "model", Path(scratch) / _DATA
@@ -78,7 +72,7 @@ def _frame(examples: tuple[str, ...]) -> tuple[Model, dict[str, bytes]]:
             mlflow_model=model,
             signature=_SIGNATURE,
             input_example=pd.DataFrame({COLUMN: list(examples)}),
-            pip_requirements=[f"{name}=={version(name).partition('+')[0]}" for name in _PACKAGES],
+            pip_requirements=[f"{name}=={version(name).partition('+')[0]}" for name in packages],
         )
         return model, {file.name: file.read_bytes() for file in folder.iterdir() if file.is_file()}
 

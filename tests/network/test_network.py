@@ -10,13 +10,13 @@ import torch.nn.functional as F  # noqa: N812
 from torch import nn
 
 from laq import network as stage
+from laq.architectures import NetworkDesign, build, seeded
 from laq.dataset import ImageSet
 from laq.embeddings import embed, imagenet_network
 from laq.errors import LaqError
 from laq.network import evaluate, fit, make_network
 from laq.network.training import augment, has_bfloat16, training_device
 from laq.network.weights import load_foreign_weights, load_tensors, save_tensors
-from laq.network.zoo import NetworkDesign, build, seeded
 from laq.params import Network, Training
 from tests.conftest import WEIGHTS, needs
 

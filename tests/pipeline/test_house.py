@@ -17,9 +17,9 @@ from tests.conftest import ROOT
 
 # A room imports those before it.
 ORDER = [
-    "errors", "progress", "provenance", "files", "cache", "parallel", "quantization", "dataset", "params", "network",
-    "serving", "embeddings", "divergence", "subsets", "finetune", "study", "report", "predecessor", "track", "quantize",
-    "compare", "advise", "cli", "__main__", "environment",
+    "errors", "progress", "provenance", "files", "cache", "parallel", "quantization", "architectures", "serving",
+    "dataset", "params", "network", "embeddings", "divergence", "subsets", "finetune", "study", "report", "predecessor",
+    "track", "quantize", "compare", "advise", "cli", "__main__", "environment",
 ]  # fmt: skip
 # Options of whoever runs a command, not of what comes out: no launcher passes them on, variables do.
 WHO_WORKS = {"jobs", "scheduler"}

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
-from laq.network.zoo import ZOO, NetworkDesign, build
+from laq.architectures import ZOO, NetworkDesign, build
 from laq.quantization import (
     METHODS,
     AlphabetSpec,

@@ -13,7 +13,7 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
-from laq.network.zoo import NetworkDesign, build
+from laq.architectures import NetworkDesign, build
 from laq.quantization import QuantizationError
 from laq.quantization.calibration.images import Batch, Digest, calibration_batches, check_runs
 

@@ -16,7 +16,7 @@ from safetensors import safe_open
 from torch import Tensor, nn
 from torchvision.models import squeezenet1_1
 
-from laq.network.zoo import ZOO, Classifier, NetworkDesign, build
+from laq.architectures import ZOO, Classifier, NetworkDesign, build
 from laq.quantization import (
     Alphabet,
     AlphabetSpec,

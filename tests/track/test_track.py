@@ -1,7 +1,6 @@
 """What a store holds after trees were sent to it: each run, model and version once, whatever happened."""
 
 import base64
-import io
 import os
 import random
 import sqlite3
@@ -21,7 +20,6 @@ from mlflow import MlflowClient
 from mlflow.entities import LoggedModel, LoggedModelStatus, Run
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
-from PIL import Image
 
 from laq import network as network_room
 from laq.cli import main
@@ -30,14 +28,12 @@ from laq.errors import LaqError
 from laq.files import digest
 from laq.network import Classifier, build, evaluate, predict
 from laq.quantization import load
-from laq.serving import _load_pyfunc, read_picture
-from laq.track.models import write_network
 from laq.track.outbox import outbox, send_outbox
 from laq.track.registry import CHAMPION
 from laq.track.runs import Input, ModelSpec, ResultRuns, RunSpec
 from laq.track.store import Store
 from laq.track.study_runs import subset_runs
-from tests.trees import CLASSES, DESIGN, LAYERS, make_tree, mixed_results, network
+from tests.trees import CLASSES, DESIGN, LAYERS, make_tree, mixed_results, network, png
 
 
 def runs_of(client: MlflowClient, name: str = "laq-test") -> list[Run]:
@@ -317,12 +313,6 @@ def test_a_model_folder_is_little_more_than_its_packed_network(store: Store, wei
     assert {"laq", "torch"} <= {line.partition("==")[0] for line in required}
 
 
-def png(pixels: torch.Tensor) -> bytes:
-    buffer = io.BytesIO()
-    Image.fromarray(pixels.permute(1, 2, 0).numpy()).save(buffer, "PNG")
-    return buffer.getvalue()
-
-
 def test_a_loaded_model_is_the_measured_network_bit_for_bit(store: Store, weights: Path) -> None:
     store.send(lone(network(weights)))
     (logged,) = models_of(store.client)
@@ -350,32 +340,6 @@ def test_a_loaded_model_is_the_measured_network_bit_for_bit(store: Store, weight
         assert 100 * np.mean(right) == pytest.approx(evaluate(measured, data, list(CLASSES)).top1_sub)
     assert model.metadata.signature is not None
     assert list(model.input_example.columns) == ["image"]
-
-
-RUBBISH: list[Any] = [
-    "not a picture", b"rubbish", [[1, 2], [3, 4]], [[[300, 0, 0]]], [[["x"] * 3]], 7, None, [], [[[1, 2, 3], [4]]],
-    np.zeros((0, 0, 3)), [[[float("nan")] * 3]], png(torch.zeros(3, 8, 8, dtype=torch.uint8))[:40],
-]  # fmt: skip
-
-
-@pytest.mark.parametrize("entry", RUBBISH, ids=range(len(RUBBISH)))
-def test_what_is_no_picture_is_told_in_a_line(entry: Any) -> None:
-    with pytest.raises(LaqError, match="^image: an entry must be a picture's bytes.*; found ") as caught:
-        read_picture(entry)
-    assert len(str(caught.value).splitlines()) == 1
-    assert len(str(caught.value)) < 200
-
-
-def test_pictures_of_other_sizes_are_scaled_and_none_at_all_is_told(weights: Path, tmp_path: Path) -> None:
-    write_network(tmp_path / "model", network(weights))
-    model = _load_pyfunc(str(tmp_path / "model"))
-    large = np.full((64, 48, 3), 200)
-    (row,) = model.predict(pd.DataFrame({"image": [large]})).to_dict("records")
-    assert row["class"] in CLASSES.values()
-    assert sum(row["probabilities"].values()) == pytest.approx(1)
-    assert row["probability"] == max(row["probabilities"].values())
-    with pytest.raises(LaqError, match="image: no picture"):
-        model.predict(pd.DataFrame({"image": []}))
 
 
 def test_what_waits_is_sent_once_and_what_cannot_be_sent_is_told(

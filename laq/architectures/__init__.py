@@ -11,8 +11,8 @@ import torch
 import torch.nn.functional as F  # noqa: N812 (torch's own convention)
 from torch import Tensor, nn
 
+from laq.architectures.resnet import CifarResNet
 from laq.errors import LaqError
-from laq.network.resnet import CifarResNet
 
 _TORCHVISION: Final = (
     "alexnet",
@@ -168,6 +168,13 @@ def _torchhub(name: str, *, pretrained: bool) -> nn.Module:
 
 def _first_line(error: Exception) -> str:
     return (str(error) or type(error).__name__).splitlines()[0]
+
+
+def packages_of(architecture: str) -> tuple[str, ...]:
+    """The packages that an architecture is built by, beside torch."""
+    if architecture.startswith("timm:"):
+        return "timm", "torchvision"
+    return ("torchvision",) if architecture in _TORCHVISION else ()
 
 
 @contextmanager
