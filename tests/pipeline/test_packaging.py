@@ -69,7 +69,7 @@ def packages(source: Path, *, at_once: bool) -> set[str]:
 def test_the_quantizer_and_serving_import_what_the_package_alone_brings() -> None:
     core = modules_of(PROJECT["dependencies"])
     loaded = loaded_with(CORE)
-    assert {"laq.quantization.files.packing", "laq.network.zoo"} <= loaded.keys()
+    assert {"laq.quantization.files.packing", "laq.architectures"} <= loaded.keys()
     for name, source in loaded.items():
         assert packages(source, at_once=True) <= core, name
     # Nothing is asked for that they could do without.
@@ -103,7 +103,7 @@ ALONE = """
 import json, sys
 for name in {missing}: sys.modules[name] = None
 import numpy as np, pandas as pd, torch
-from laq.network.zoo import NetworkDesign, build
+from laq.architectures import NetworkDesign, build
 from laq.quantization import Recipe, quantize, save
 from laq.serving import DESCRIPTION, WEIGHTS, _load_pyfunc
 design = NetworkDesign("resnet20", 5, 32, (0.5,) * 3, (0.25,) * 3)

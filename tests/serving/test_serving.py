@@ -1,7 +1,5 @@
 """Served models: what they take as pictures, and what loading them needs."""
 
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +12,7 @@ from laq.architectures import packages_of
 from laq.errors import LaqError
 from laq.serving import _load_pyfunc, read_picture
 from laq.track.models import write_network
-from tests.conftest import ROOT
 from tests.trees import CLASSES, network, png
-
-# Packages of the pipeline alone, and of MLflow's server.
-BEYOND_THE_CORE = "mlflow dvc sklearn scipy matplotlib umap joblib click yaml jinja2 torchvision timm"
-
 
 RUBBISH: list[Any] = [
     "not a picture", b"rubbish", [[1, 2], [3, 4]], [[[300, 0, 0]]], [[["x"] * 3]], 7, None, [], [[[1, 2, 3], [4]]],
@@ -45,23 +38,6 @@ def test_pictures_of_other_sizes_are_scaled_and_none_at_all_is_told(weights: Pat
     assert row["probability"] == max(row["probabilities"].values())
     with pytest.raises(LaqError, match="image: no picture"):
         model.predict(pd.DataFrame({"image": []}))
-
-
-def test_a_model_is_loaded_and_answers_with_the_packages_of_the_core_alone(
-    weights: Path, tmp_path: Path
-) -> None:
-    write_network(tmp_path / "model", network(weights))
-    code = f"""
-import sys
-sys.modules.update(dict.fromkeys({BEYOND_THE_CORE.split()}))  # importing any of them fails
-import numpy as np, pandas as pd
-from laq.serving import _load_pyfunc
-model = _load_pyfunc({str(tmp_path / "model")!r})
-print(model.predict(pd.DataFrame({{"image": [np.zeros((32, 32, 3))]}}))["class"][0])
-"""
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.strip() in CLASSES.values()
 
 
 @pytest.mark.parametrize(
