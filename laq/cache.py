@@ -1,6 +1,6 @@
-"""Results kept by the hash of all they depend on: a killed or extended run redoes nothing.
+"""A cache of results by the hash of all that they depend on: a killed or extended run redoes nothing.
 
-They lie in ``.laq/`` at the project's root, outside of DVC's outputs (which DVC empties before a
+It lies in ``.laq/`` at the project's root, outside of DVC's outputs (which DVC empties before a
 stage runs), and can be deleted at any time.
 """
 

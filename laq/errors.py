@@ -2,7 +2,7 @@
 
 
 class LaqError(Exception):
-    """Bad input, told in one line: what was found, what is allowed and what to do.
+    """Bad input, described in one line: what was found, what is allowed and what to do.
 
     The command line prints the message and exits with code 2.
     """

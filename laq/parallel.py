@@ -1,6 +1,6 @@
-"""The same work on many things: by processes here, or by those of a Dask cluster; one code path, joblib's.
+"""A function applied to many items by joblib: in processes of this machine, or by a Dask cluster's workers.
 
-Every piece is computed by one thread, wherever it is, so its result does not depend on where that was.
+Each item is computed by one thread, so its result does not depend on where that was.
 """
 
 import os
@@ -24,10 +24,10 @@ _Result = TypeVar("_Result")
 
 @dataclass(frozen=True)
 class Workers:
-    """Who does the work: ``jobs`` processes here, or the workers of the Dask scheduler at an address.
+    """Where the work is done: in ``jobs`` processes here, or on the workers of a Dask scheduler.
 
-    The latter see the project's folder under the same path (a shared file system) and have the same
-    packages.
+    A Dask scheduler's workers must see the project's folder under the same path (a shared file system) and
+    have the same packages.
     """
 
     jobs: int = 1
@@ -35,7 +35,7 @@ class Workers:
 
 
 def workers(jobs: int | None, scheduler: str) -> Workers:
-    """What was asked for, or else a process for every core that this one may use."""
+    """The workers of the options ``--jobs`` and ``--scheduler``; by default a process for every core."""
     return Workers(jobs or joblib.cpu_count(), scheduler)
 
 
@@ -51,9 +51,9 @@ class Outcome(Generic[_Item, _Result]):
 def run_all(
     function: Callable[[_Item], _Result], items: Sequence[_Item], workers: Workers
 ) -> Iterator[Outcome[_Item, _Result]]:
-    """Call ``function`` with each of ``items``, those first first; yields what is done as it is done.
+    """Call ``function`` with each of ``items``, started in their order; yields outcomes as they come.
 
-    An exception in one is told and stops none of the others.
+    An exception in one is its outcome, and stops none of the others.
 
     Raises:
         LaqError: there is no scheduler at the address, or a process here was killed.
@@ -79,7 +79,7 @@ def run_all(
 
 @contextmanager
 def _backend(workers: Workers, items: int) -> Iterator[int]:
-    """Where joblib sends the work; yields the number of processes, of which each has some of it."""
+    """Set where joblib sends the work; yields the number of processes."""
     if not workers.scheduler:
         with joblib.parallel_config("loky", inner_max_num_threads=1):
             yield min(workers.jobs, items)
@@ -107,7 +107,7 @@ def _client(address: str) -> Iterator[object]:
 def _attempt(
     function: Callable[[_Item], _Result], folder: Path, root: Path, place: int, item: _Item
 ) -> tuple[int, _Result | None, str]:
-    """Do one piece of work where the caller stands, on one thread."""
+    """Compute one item in the caller's folder, on one thread; returns its place, result and failure."""
     threads = torch.get_num_threads()
     os.chdir(folder)
     if project_root() != root:
@@ -117,7 +117,7 @@ def _attempt(
         return place, function(item), ""
     except LaqError as error:
         return place, None, str(error)
-    except Exception as error:  # noqa: BLE001 (whatever it is, it is told, and the others go on)
+    except Exception as error:  # noqa: BLE001 (whatever it is, it is the outcome, and the others go on)
         return place, None, f"{type(error).__name__}: {error}"
     finally:
         torch.set_num_threads(threads)

@@ -1,4 +1,4 @@
-"""Progress bars: what is done, what is left; one line now and then where nobody watches."""
+"""Progress bars; where standard error is no terminal, a line every 15 seconds."""
 
 import sys
 from collections.abc import Iterable

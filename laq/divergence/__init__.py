@@ -25,7 +25,7 @@ def run(params: Divergence) -> None:
 
     And a matrix ``alternatives/<name>.npy`` for each other way that is asked for.
     """
-    from laq.divergence.pictures import draw_classes, draw_heat_map  # noqa: PLC0415 (as later stages draw none)
+    from laq.divergence.figures import draw_classes, draw_heat_map  # noqa: PLC0415 (as later stages draw none)
 
     features, labels = (np.load(need(EMBEDDINGS / f"{n}.npy")) for n in ("features", "labels"))
     names = np.load(need(EMBEDDINGS / "class_names.npy"))

@@ -114,7 +114,7 @@ def _pixel_statistics(data: ImageSet) -> tuple[tuple[float, float, float], tuple
 
 
 def _check_outputs(network: Classifier, data: ImageSet) -> None:
-    """See that the network takes the images and tells their classes apart."""
+    """Check that the network takes the images and has an output for each class."""
     design = network.design
     try:
         found = predict(network, data.take(torch.tensor([0]))).shape[1]

@@ -1,9 +1,10 @@
 """One training loop, for networks from scratch and for fine-tuning."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 import torch.nn.functional as F  # noqa: N812 (torch's own convention)
@@ -36,19 +37,18 @@ def fit(
     device = training_device(config)
     _check(config, device)
     network.to(device)
-    optimizer = _optimizer(network, config)
     steps = -(-len(data) // config.batch_size)
-    schedule = _schedule(optimizer, config, steps)
-    done = _resume(checkpoint, network, optimizer, schedule)
+    state = _State.begin(network, config, steps)
+    done = state.resume(checkpoint)
     total, before = config.epochs * steps, done * steps
     network.train()
     with progress(None, title, total=total, initial=before, unit="batch", disable=not title) as bar:
         for epoch in range(done, config.epochs):
             with seeded(_epoch_seed(config.seed, epoch)), _repeatable():
                 batches = ((x.to(device), y.to(device)) for x, y in _batches(data, config, epoch))
-                loss = _epoch(_logits(network, config), batches, optimizer, schedule, bar)
+                loss = _epoch(state, config, batches, bar)
             bar.set_postfix(epoch=epoch + 1, loss=f"{loss:.3f}")
-            _save(checkpoint, epoch + 1, network, optimizer, schedule)
+            state.save(checkpoint, epoch + 1)
     network.eval().cpu()
 
 
@@ -85,46 +85,63 @@ def has_bfloat16() -> bool:
     return torch.backends.cpu.get_cpu_capability() != "AVX2"
 
 
-def _optimizer(network: nn.Module, config: Training) -> Optimizer:
-    if config.optimizer == "adamw":
-        return AdamW(network.parameters(), config.learning_rate, weight_decay=config.weight_decay)
-    return SGD(
-        network.parameters(), config.learning_rate, 0.9, weight_decay=config.weight_decay, nesterov=True
-    )
+@dataclass(frozen=True)
+class _State:
+    """What a training changes, and a checkpoint holds: the network, the optimizer and its schedule."""
 
+    network: nn.Module
+    optimizer: Optimizer
+    schedule: LRScheduler
 
-def _schedule(optimizer: Optimizer, config: Training, steps: int) -> LRScheduler:
-    if config.schedule == "one_cycle":
-        return OneCycleLR(optimizer, config.learning_rate, max(config.epochs * steps, 1))
-    return ConstantLR(optimizer, factor=1.0)
+    @classmethod
+    def begin(cls, network: nn.Module, config: Training, steps: int) -> Self:
+        """The state before the first of the epochs, which have so many steps each."""
+        weights, rate, decay = network.parameters(), config.learning_rate, config.weight_decay
+        optimizer: Optimizer
+        schedule: LRScheduler
+        if config.optimizer == "adamw":
+            optimizer = AdamW(weights, rate, weight_decay=decay)
+        else:
+            optimizer = SGD(weights, rate, 0.9, weight_decay=decay, nesterov=True)
+        if config.schedule == "one_cycle":
+            schedule = OneCycleLR(optimizer, rate, max(config.epochs * steps, 1))
+        else:
+            schedule = ConstantLR(optimizer, factor=1.0)
+        return cls(network, optimizer, schedule)
 
+    def save(self, path: Path | None, epoch: int) -> None:
+        """Write the state after ``epoch`` epochs; no path, no checkpoint."""
+        if path is None:
+            return
+        state = {"epoch": epoch, "network": self.network.state_dict()}
+        state |= {"optimizer": self.optimizer.state_dict(), "schedule": self.schedule.state_dict()}
+        with replacing_file(path) as partial:
+            torch.save(state, partial)
 
-def _logits(network: nn.Module, config: Training) -> Callable[[Tensor], Tensor]:
-    """The network's forward pass in the recipe's precision; logits in float32."""
-
-    def forward(images: Tensor) -> Tensor:
-        with torch.autocast(images.device.type, torch.bfloat16, enabled=config.precision == "bfloat16"):
-            logits: Tensor = network(images)
-        return logits.float()
-
-    return forward
+    def resume(self, path: Path | None) -> int:
+        """Load the state after the last epoch; returns the number of epochs done."""
+        if path is None or not path.exists():
+            return 0
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        self.network.load_state_dict(state["network"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.schedule.load_state_dict(state["schedule"])
+        return int(state["epoch"])
 
 
 def _epoch(
-    logits: Callable[[Tensor], Tensor],
-    batches: Iterator[tuple[Tensor, Tensor]],
-    optimizer: Optimizer,
-    schedule: LRScheduler,
-    bar: "tqdm[Any]",
+    state: _State, config: Training, batches: Iterator[tuple[Tensor, Tensor]], bar: "tqdm[Any]"
 ) -> float:
-    """One pass over the data; returns the mean loss of its last batch."""
+    """One pass over the data in the recipe's precision; returns the mean loss of its last batch."""
     loss = torch.tensor(torch.nan)
     for images, labels in batches:
-        loss = F.cross_entropy(logits(images), labels)
-        optimizer.zero_grad()
+        with torch.autocast(images.device.type, torch.bfloat16, enabled=config.precision == "bfloat16"):
+            logits: Tensor = state.network(images)
+        loss = F.cross_entropy(logits.float(), labels)
+        state.optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
-        optimizer.step()
-        schedule.step()
+        state.optimizer.step()
+        state.schedule.step()
         bar.update()
     return loss.item()
 
@@ -156,24 +173,3 @@ def augment(images: Tensor, crop: int, *, flip: bool, generator: torch.Generator
 
 def _epoch_seed(seed: int, epoch: int) -> int:
     return seed * 100_003 + epoch
-
-
-def _save(
-    path: Path | None, epoch: int, network: nn.Module, optimizer: Optimizer, schedule: LRScheduler
-) -> None:
-    if path is None:
-        return
-    state = {"epoch": epoch, "network": network.state_dict(), "optimizer": optimizer.state_dict()}
-    with replacing_file(path) as partial:
-        torch.save({**state, "schedule": schedule.state_dict()}, partial)
-
-
-def _resume(path: Path | None, network: nn.Module, optimizer: Optimizer, schedule: LRScheduler) -> int:
-    """Load the last epoch's state; returns the number of epochs done."""
-    if path is None or not path.exists():
-        return 0
-    state = torch.load(path, map_location="cpu", weights_only=True)
-    network.load_state_dict(state["network"])
-    optimizer.load_state_dict(state["optimizer"])
-    schedule.load_state_dict(state["schedule"])
-    return int(state["epoch"])

@@ -69,7 +69,7 @@ class Log:
         return (self.losses() - other.losses()).dropna()
 
     def found(self, score: str, measure: str) -> Mapping[Hashable, Any]:
-        """The row of the analysis that tells of the original network."""
+        """The original network's row of the table of correlations."""
         rows = self.analysis.correlations
         asked = {"question": DEPENDENCE, "variant": "quantized", "score": score, "measure": measure}
         return rows[(rows[list(asked)] == pd.Series(asked)).all(axis=1)].to_dict("records")[0]

@@ -1,4 +1,4 @@
-"""Stage ``report``: the study's findings as numbers, tables and pictures."""
+"""Stage ``report``: the study's findings as numbers, tables and figures."""
 
 import gzip
 import shutil
@@ -49,10 +49,10 @@ SUMMARY = "summary.csv"
 TABLE = "measurements.csv"
 TEXT = "report.md"
 CORRELATIONS = "correlations.csv"
-# One calibration and the mean over seeds: what pictures show, and DVC's plots.
+# What the figures and DVC's plots show: one calibration, means over seeds.
 PLOTTED = "plotted.csv"
 PROVENANCE = "provenance.json"
-# Too many to publish, and a part of the table again: they are in the run's artifacts.
+# Not published: a figure for each subset, and rows that the table has, too.
 _UNPUBLISHED = ("subsets", PLOTTED)
 
 
@@ -72,7 +72,7 @@ def run(params: Report) -> None:
 
 
 def _write(folder: Path, found: Analysis, params: Report) -> None:
-    """What is told in numbers and words, and the page made of them."""
+    """Write the tables, the metrics, the text and the page."""
     answered = answers_text(answers(found, params), params)
     for name, table in found.tables().items():
         table.to_csv(folder / name, index=False)
@@ -83,7 +83,7 @@ def _write(folder: Path, found: Analysis, params: Report) -> None:
 
 
 def _on_page(found: Analysis) -> dict[str, pd.DataFrame]:
-    """The tables to read there; of correlations those of the restricted drop, as many others are."""
+    """The tables to read there; correlations only of the restricted drop, to keep them few."""
     rho = found.correlations
     asked = rho[(rho.question == DEPENDENCE) & (rho.score == "drop_sub_points")] if len(rho) else rho
     return {
@@ -108,7 +108,7 @@ def _draw_subsets(folder: Path, table: pd.DataFrame) -> None:
 def metrics(summary: pd.DataFrame, correlations: pd.DataFrame) -> dict[str, Any]:
     """The few numbers that a person compares between experiments, of the original network.
 
-    Those of the fewest bits, where methods differ most, and of the calibration that is told first:
+    Those of the fewest bits, where methods differ most, and of the study's first calibration (``main_rows``):
     ``bits``; ``top1``, the mean restricted top-1 in percent, in float and by method; ``rho``, the rank
     correlation of its drop with the divergence, for every method but round-to-nearest.
     """
@@ -132,7 +132,7 @@ def metrics(summary: pd.DataFrame, correlations: pd.DataFrame) -> dict[str, Any]
 def headline(summary: pd.DataFrame) -> dict[str, float]:
     """Mean restricted top-1 in percent of the original network, float and by method and bits.
 
-    Names of another calibration than the one that is told first end in its name.
+    Names of another calibration than the study's first one (``main_rows``) end in its name.
     """
     shown = summary[summary.variant.isin(["original", "quantized"])]
     first = set(main_rows(shown).calibration)

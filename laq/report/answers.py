@@ -1,6 +1,6 @@
-"""The study's questions, each answered in words with its numbers; what was not found is said too.
+"""The study's questions, each answered in words with its numbers, significant or not.
 
-Which rows are told is chosen here; the sentences are macros of ``templates/sentences.md``.
+This module chooses the rows that an answer reports; its sentences are macros of ``templates/sentences.md``.
 """
 
 from typing import Any, Final
@@ -29,25 +29,25 @@ QUESTIONS: Final = {
 def answers(analysis: Analysis, params: Report) -> dict[str, str]:
     """The answer to every question that the study can be asked.
 
-    Told are the rows of the original network and of the calibration that is told first; how many of all
-    rows are significant ends each answer.
+    An answer reports the rows of the original network and of the study's first calibration, and ends with
+    how many of all rows are significant.
     """
     correlations, comparisons = (
         _with_evidence(table[table.p_value.notna()], 1 - params.confidence)
         for table in (analysis.correlations, analysis.comparisons)
     )
     rows = {name: table for both in (correlations, comparisons) for name, table in both.groupby("question")}
-    told = {
+    answer = {
         DEPENDENCE: _dependence,
         PREDICTOR: _predictors,
         **dict.fromkeys((CALIBRATION, FINETUNING, METHOD, ALLOCATION), _comparison),
     }
-    texts = {QUESTIONS[name]: tell(rows[name]) for name, tell in told.items() if name in rows}
+    texts = {QUESTIONS[name]: answer_of(rows[name]) for name, answer_of in answer.items() if name in rows}
     return {question: text for question, text in texts.items() if text}
 
 
 def _with_evidence(table: pd.DataFrame, alpha: float) -> pd.DataFrame:
-    """The rows with what an effect is significant for, and the interval to tell.
+    """The rows with what an effect is significant for, and with the interval to report.
 
     ``holds_for`` is ``subsets`` if chance is ruled out for subsets of the study's classes, ``classes`` if
     it is for other classes, too (as far as that is known), else empty. The interval is the one that knows
@@ -64,7 +64,7 @@ def _with_evidence(table: pd.DataFrame, alpha: float) -> pd.DataFrame:
 
 
 def _first(rows: pd.DataFrame) -> pd.DataFrame:
-    """Of the original network and the calibration told first; round-to-nearest only where it is all."""
+    """The original network's rows of the first calibration; round-to-nearest only where nothing else is."""
     original = main_rows(rows[rows.variant.isin(["quantized", ""])])
     without = original[original.method != BASELINE]
     return without if len(without) else original
@@ -90,8 +90,8 @@ def _dependence(rows: pd.DataFrame) -> str:
 
 def _predictors(rows: pd.DataFrame) -> str:
     """Which divergence is first at the fewest bits, and how far the study's own is behind, by method."""
-    told, texts = _first(rows[rows.measure == "rho"]), []
-    for method, group in told[told.bits.isin(told.bits.head(1))].groupby("method", sort=False):
+    first, texts = _first(rows[rows.measure == "rho"]), []
+    for method, group in first[first.bits.isin(first.bits.head(1))].groupby("method", sort=False):
         ranked = group.sort_values("rank").to_dict("records")
         own = group.to_dict("records")[0]
         behind = int((group.gap_low > 0).sum())

@@ -109,8 +109,8 @@ def _rows(contrast: _Contrast, members: pd.DataFrame | None, params: Report) -> 
     sizes = pairs.groupby(keys)[["size_bytes", "size_bytes_second"]].mean()
     wide = pairs.pivot_table("difference", "subset", keys, sort=False)  # the mean over seeds
     for differences in complete(wide):
-        told = _estimates(differences, members, params)
-        for key, estimate in zip(differences.columns, told, strict=True):
+        estimates = _estimates(differences, members, params)
+        for key, estimate in zip(differences.columns, estimates, strict=True):
             about = dict(zip(keys, key, strict=True))
             yield {
                 "question": contrast.question,
@@ -126,11 +126,11 @@ def _rows(contrast: _Contrast, members: pd.DataFrame | None, params: Report) -> 
 def _estimates(
     differences: pd.DataFrame, members: pd.DataFrame | None, params: Report
 ) -> list[dict[str, float]]:
-    """What is said of each cell of ``differences`` (subsets, cells)."""
+    """The estimates of each cell of ``differences`` (subsets, cells), by the columns of the table."""
     numbers = differences.T.to_numpy()
     found = paired_effects(numbers, params)
-    told = [{"n": found.n, **found.row(cell)} for cell in range(len(numbers))]
+    rows = [{"n": found.n, **found.row(cell)} for cell in range(len(numbers))]
     if members is None:
-        return told
+        return rows
     shared = mixed_model(numbers, members.loc[differences.index].to_numpy(), params)
-    return [estimate | shared.row(cell) for cell, estimate in enumerate(told)]
+    return [estimate | shared.row(cell) for cell, estimate in enumerate(rows)]

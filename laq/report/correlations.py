@@ -100,8 +100,8 @@ def _rows(block: _Block, divergences: SubsetDivergences, params: Report) -> Iter
             yield {"question": DEPENDENCE, **about, **_divergence(values, 0), **found.row(0, cell)}
             if values.shape[1] > 1:
                 for x in range(values.shape[1]):
-                    told = found.row(x, cell) | found.comparison_row(x, cell)
-                    yield {"question": PREDICTOR, **about, **_divergence(values, x), **told}
+                    estimates = found.row(x, cell) | found.comparison_row(x, cell)
+                    yield {"question": PREDICTOR, **about, **_divergence(values, x), **estimates}
 
 
 def _divergence(values: pd.DataFrame, x: int) -> dict[str, str]:

@@ -78,13 +78,13 @@ def _common(values: "pd.Series[int]") -> object:
 
 
 def main_rows(rows: pd.DataFrame) -> pd.DataFrame:
-    """Of rows with a column ``calibration``, those that are told first.
+    """The rows of a study's first calibration, by their column ``calibration``.
 
     What used images of the subset, or of all classes where a study has nothing else; and what used none.
     """
     used = set(rows.calibration) - {NO_IMAGES}
-    told = {NO_IMAGES, "subset"} if "subset" in used else {NO_IMAGES, *used}
-    return rows[rows.calibration.isin(told)]
+    first = {NO_IMAGES, "subset"} if "subset" in used else {NO_IMAGES, *used}
+    return rows[rows.calibration.isin(first)]
 
 
 def log_curve(x: Floats, y: Floats) -> tuple[float, float]:

@@ -18,7 +18,7 @@ import pandas as pd
 from numpy.typing import NDArray
 from scipy.cluster.hierarchy import leaves_list
 
-from laq.divergence.pictures import clustered
+from laq.divergence.figures import clustered
 from laq.errors import LaqError
 from laq.quantization.methods.registry import label_of
 from laq.report.figures import in_order

@@ -1,4 +1,4 @@
-"""Two pictures of the classes: who is near whom, and where each one lies."""
+"""Two figures of the classes: the heat map of their divergences, and each one's points in the plane."""
 
 from collections.abc import Sequence
 from pathlib import Path
