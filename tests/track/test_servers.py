@@ -127,6 +127,7 @@ def test_a_server_killed_in_the_middle_is_told_and_catches_up_when_it_is_back(
         ):
             while not some_finished(MlflowClient(store), 3):
                 assert process.poll() is None
+                time.sleep(0.1)  # which leaves the server to the process
             kill(server)
             code, _, complaints = ended(process)
         assert (code, len(complaints)) == (2, 1), complaints
@@ -166,7 +167,7 @@ def test_a_killed_process_goes_on_where_it_was_and_nothing_is_there_twice(
         with delivering(tmp_path, store, path) as process:
             while not (tmp_path / "mlflow.db").exists() or not some_finished(MlflowClient(store), least):
                 assert process.poll() is None
-                time.sleep(0.01)
+                time.sleep(0.05)
             process.send_signal(signal.SIGKILL)
             process.wait()
     assert 8 <= len(runs_of(MlflowClient(store))) < len(tree.runs)
