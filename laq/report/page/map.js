@@ -18,7 +18,7 @@ function colour(value) {
   });
 }
 
-function paint() {
+function drawMapImage() {
   const n = DATA.order.length;
   image = element("canvas", { width: n, height: n });
   const pixels = new ImageData(n, n);
@@ -52,11 +52,11 @@ function drawMap() {
 
 function markClasses(pen, places) { // all pairs but theirs fade
   const cell = side / DATA.order.length;
-  pen.fillStyle = ink("--surface");
+  pen.fillStyle = cssColour("--surface");
   pen.globalAlpha = 0.72;
   pen.fillRect(0, 0, side, side);
   pen.globalAlpha = 1;
-  pen.strokeStyle = ink("--ink");
+  pen.strokeStyle = cssColour("--ink");
   pen.lineWidth = 0.5;
   for (const row of places) {
     for (const column of places) {
@@ -74,8 +74,8 @@ function nameClasses(pen, marked) {
   const lines = spread(places.map((place) => (place + 0.5) * cell), gap);
   pen.font = `14px ${getComputedStyle(document.body).fontFamily}`;
   pen.textBaseline = "middle";
-  pen.fillStyle = ink("--ink");
-  pen.strokeStyle = ink("--quiet");
+  pen.fillStyle = cssColour("--ink");
+  pen.strokeStyle = cssColour("--quiet");
   places.forEach((place, i) => {
     pen.beginPath();
     pen.moveTo(side + 1, (place + 0.5) * cell);
@@ -111,9 +111,9 @@ function crossHair(pen) {
   }
 }
 
-const ink = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
+const cssColour = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
 
-function lookAt(row, column) {
+function showPair(row, column) {
   const last = DATA.order.length - 1;
   pair = [row, column].map((place) => Math.min(Math.max(place, 0), last));
   const [a, b] = pair.map((place) => DATA.classes[DATA.order[place]]);
@@ -123,13 +123,13 @@ function lookAt(row, column) {
 
 function pairAt({ offsetX, offsetY }) {
   const places = [offsetY, offsetX].map((at) => Math.floor((at / side) * DATA.order.length));
-  if (Math.max(...places) < DATA.order.length) lookAt(...places);
+  if (Math.max(...places) < DATA.order.length) showPair(...places);
 }
 
-function walkMap(event) {
+function onMapKey(event) {
   const step = { ArrowUp: [-1, 0], ArrowDown: [1, 0], ArrowLeft: [0, -1], ArrowRight: [0, 1] }[event.key];
   if (!step) return;
   event.preventDefault();
   const [row, column] = pair ?? [0, 0];
-  lookAt(row + step[0], column + step[1]);
+  showPair(row + step[0], column + step[1]);
 }

@@ -18,10 +18,10 @@ function render() {
   writeState();
   showControls();
   drawPlot();
-  look(null);
+  showSubset(null);
 }
 
-const hover = (name) => name !== preview && look(name);
+const hover = (name) => name !== preview && showSubset(name);
 
 function listen() {
   FORM.addEventListener("change", changed);
@@ -31,17 +31,17 @@ function listen() {
   PLOT.addEventListener("click", (event) => select(pointAt(event)));
   PLOT.addEventListener("focusin", (event) => hover(event.target.dataset.subset ?? null));
   PLOT.addEventListener("focusout", () => hover(null));
-  PLOT.addEventListener("keydown", walk);
+  PLOT.addEventListener("keydown", onPlotKey);
   for (const kind of ["pointermove", "pointerdown"]) MAP.addEventListener(kind, pairAt);
-  MAP.addEventListener("keydown", walkMap);
+  MAP.addEventListener("keydown", onMapKey);
   for (const button of document.querySelectorAll("th button")) button.addEventListener("click", () => sortTable(button.parentElement));
   window.addEventListener("hashchange", () => { state = readState(); render(); });
-  window.addEventListener("resize", () => { drawPlot(); look(preview); });
+  window.addEventListener("resize", () => { drawPlot(); showSubset(preview); });
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", drawMap);
 }
 
 fillControls();
-paint();
+drawMapImage();
 listen();
 state = readState();
 render();

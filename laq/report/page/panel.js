@@ -4,10 +4,10 @@ function select(name) {
   state.subset = name ?? "";
   FORM.elements.subset.value = state.subset;
   writeState();
-  look(null);
+  showSubset(null);
 }
 
-function look(name) {
+function showSubset(name) {
   preview = name;
   const shown = preview ?? state.subset;
   const point = drawn.find((one) => one.name === shown);

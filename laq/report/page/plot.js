@@ -131,7 +131,7 @@ function pointAt(event) {
   return closest && distance(closest) <= REACH ? closest.name : null;
 }
 
-function walk(event) {
+function onPlotKey(event) {
   const here = drawn.findIndex((point) => point.name === event.target.dataset.subset);
   const step = { ArrowRight: 1, ArrowUp: 1, ArrowLeft: -1, ArrowDown: -1 }[event.key];
   if (here >= 0 && step) focusPoint(drawn[(here + step + drawn.length) % drawn.length].name);

@@ -30,14 +30,14 @@ let preview = null; // the subset under the pointer
 /* ---- small helpers ---- */
 
 function element(name, attributes = {}, ...children) {
-  return dressed(document.createElement(name), attributes, children);
+  return withAttributes(document.createElement(name), attributes, children);
 }
 
 function shape(name, attributes = {}, ...children) {
-  return dressed(document.createElementNS(PLOT.namespaceURI, name), attributes, children);
+  return withAttributes(document.createElementNS(PLOT.namespaceURI, name), attributes, children);
 }
 
-function dressed(made, attributes, children) {
+function withAttributes(made, attributes, children) {
   for (const [key, value] of Object.entries(attributes)) made.setAttribute(key, value);
   made.append(...children);
   return made;
