@@ -148,12 +148,12 @@ def floats(tensor: Tensor) -> Floats:
     return array
 
 
-@numba.njit(nogil=True, cache=True, error_model="numpy")
+@numba.njit(nogil=True, cache=True)
 def _round_block_compiled(
     H: Floats, remainder: Remainder, W: Floats, levels: Levels, rule: Rule
 ) -> NDArray[np.int32]:
     a, V = remainder
-    steps, offset = levels.steps, levels.offset
+    steps, _, _, offset = levels
     codes = np.empty(W.shape, np.int32)
     groups, neurons, columns = W.shape
     for g in range(groups):
@@ -170,7 +170,7 @@ def _round_block_compiled(
     return codes
 
 
-@numba.njit(nogil=True, cache=True, error_model="numpy")
+@numba.njit(nogil=True, cache=True)
 def nearest_code(z: float, at: tuple[int, int, int], levels: Levels, rule: Rule) -> float:
     """The code of the weight ``at`` (group, neuron, column) for its target z."""
     steps, low, high, offset = levels
