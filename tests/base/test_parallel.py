@@ -45,6 +45,7 @@ def test_what_fails_is_told_and_stops_nothing_else(workers: Workers) -> None:
     assert not done[4].failure
 
 
+@pytest.mark.usefixtures("two_threads")
 def test_work_is_done_where_the_caller_stands_on_one_thread(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -265,6 +265,7 @@ def test_the_classes_that_count_change_what_is_sensitive() -> None:
     assert whole == by_classes[0]
 
 
+@pytest.mark.usefixtures("two_threads")
 def test_the_callers_network_images_and_threads_are_left_as_they_were() -> None:
     network, images, threads = Small().train(), pictures(), torch.get_num_threads()
     state, before = copy.deepcopy(network.state_dict()), images.clone()

@@ -404,6 +404,7 @@ def test_recipes_of_one_pass_agree_in_what_it_depends_on() -> None:
         quantize_each(network, images, [Recipe(), Recipe(bits={"first": 3})])
 
 
+@pytest.mark.usefixtures("two_threads")
 @pytest.mark.parametrize("traced", [True, False])
 def test_a_recipe_that_fails_leaves_nothing_behind(
     tmp_path: Path,
