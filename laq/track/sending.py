@@ -15,6 +15,7 @@ from typing import Any, Final
 
 from mlflow import MlflowClient, entities
 from mlflow.entities import LoggedModel, Run
+from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 from mlflow.utils import get_results_from_paginated_fn
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID, MLFLOW_RUN_NAME, MLFLOW_RUN_NOTE
 
@@ -161,7 +162,9 @@ class Sender:
         if not _is_ready(logged):
             with tempfile.TemporaryDirectory() as scratch:
                 save_model(Path(scratch) / "model", model, logged)
-                self.client.log_model_artifacts(logged.model_id, f"{scratch}/model")
+                # MLflow's client would first ask the server where the model's artifacts are.
+                place, uri = logged.artifact_location, self.client.tracking_uri
+                get_artifact_repository(place, tracking_uri=uri).log_artifacts(f"{scratch}/model")  # type: ignore[no-untyped-call]
         return logged
 
 

@@ -140,7 +140,7 @@ def test_the_same_tree_twice_is_one_and_what_is_missing_is_sent(store: Store, we
 def calls(patch: pytest.MonkeyPatch, around: Callable[..., Any]) -> None:
     """Have every call of MLflow that writes go through ``around``."""
     writing = [
-        "create_experiment", "create_run", "create_logged_model", "log_model_artifacts", "log_outputs",
+        "create_experiment", "create_run", "create_logged_model", "log_outputs",
         "log_inputs", "log_dict", "log_batch", "finalize_logged_model", "set_terminated", "delete_run",
         "delete_logged_model", "create_registered_model", "create_model_version", "set_registered_model_alias",
     ]  # fmt: skip
@@ -200,7 +200,7 @@ def test_requests_carried_out_twice_leave_one_of_each(
     assert store.send(tree).count == 0
 
 
-@pytest.mark.parametrize("ahead", range(1, 20))
+@pytest.mark.parametrize("ahead", range(1, 20, 2))
 def test_of_two_machines_with_the_same_result_one_tree_remains(
     store: Store, weights: Path, monkeypatch: pytest.MonkeyPatch, ahead: int
 ) -> None:
