@@ -1,6 +1,5 @@
 """A network as a graph of operations: traced by ``torch.fx`` or exported, cut at layers, and run."""
 
-import copy
 import inspect
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -64,6 +63,19 @@ class Graph:
 class _Tracer(fx.Tracer):
     """Enters convolutions and linear layers, as whatever is derived from them, down to their functions."""
 
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self._names = {id(tensor): name for name, tensor in network.named_parameters()}
+
+    def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
+        """A node for a parameter; torch's own looks through all parameters each time."""
+        name = self._names.get(id(attr_val))
+        if name is None:
+            return super().getattr(attr, attr_val, parameter_proxy_cache)
+        if name not in parameter_proxy_cache:
+            parameter_proxy_cache[name] = self.create_proxy("get_attr", name, (), {})
+        return parameter_proxy_cache[name]
+
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         entered = isinstance(m, _ENTERED) or type(m).__module__.startswith("torch.nn.utils.parametriz")
         return not entered and super().is_leaf_module(m, module_qualified_name)
@@ -96,12 +108,9 @@ def _hooked(network: nn.Module) -> str:
 
 
 def _trace_fx(network: nn.Module, batch: Batch) -> Graph | str:
-    # A copy with the same tensors: tracing may leave attributes behind.
-    shared = {id(t): t for t in (*network.parameters(), *network.buffers())}
-    tracer = _Tracer()
+    twin = _twin(network, {})
     try:
-        twin = copy.deepcopy(network, dict(shared))
-        graph = tracer.trace(twin)
+        graph = _Tracer(twin).trace(twin)
         bound = inspect.signature(network.forward)
         bound.bind(*batch.args, **batch.kwargs)
     except Exception as error:  # noqa: BLE001 (a forward may raise anything when it meets a proxy)
@@ -122,6 +131,18 @@ def _trace_fx(network: nn.Module, batch: Batch) -> Graph | str:
         return {node.name: given.arguments[name] for name, node in placeholders.items()}
 
     return Graph(tuple(graph.nodes), attributes, constants, bind)
+
+
+def _twin(module: nn.Module, done: dict[int, nn.Module]) -> nn.Module:
+    """The same modules over the same tensors: tracing may leave attributes behind."""
+    if id(module) not in done:
+        twin = done[id(module)] = module.__new__(type(module))
+        twin.__dict__ = dict(vars(module))
+        for place in ("_parameters", "_buffers"):
+            twin.__dict__[place] = dict(vars(module)[place])
+        children = vars(module)["_modules"].items()
+        twin.__dict__["_modules"] = {name: child and _twin(child, done) for name, child in children}
+    return done[id(module)]
 
 
 def _export(network: nn.Module, batch: Batch) -> Graph | str:
