@@ -514,11 +514,12 @@ def test_networks_take_several_inputs(way: str) -> None:
 
 
 @pytest.mark.parametrize("way", ["fx", "export"])
-def test_batch_norms_without_running_statistics_stay_where_others_are_folded(way: str) -> None:
+def test_batch_norms_that_cannot_be_folded_stay_where_others_are(way: str) -> None:
     network = seeded(
         lambda: nn.Sequential(
             nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 4, 3),
             nn.BatchNorm2d(4, track_running_stats=False), nn.ConvTranspose2d(4, 4, 3), nn.BatchNorm2d(4, affine=False),
+            nn.ConvTranspose2d(4, 4, 2, groups=2), nn.BatchNorm2d(4),
         )
     )  # fmt: skip
     images = noise(6, 3, 9, 9)

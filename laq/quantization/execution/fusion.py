@@ -67,7 +67,9 @@ def _pairs(network: nn.Module, graph: Graph) -> Iterator[tuple[str, str]]:
         source = node.args[0]
         if isinstance(source, fx.Node) and len(source.users) == 1 and calls[norm] == 1:
             name = convolutions.get(source, "")
-            if name and isinstance(network.get_submodule(name), _CONVOLUTIONS):
+            conv = network.get_submodule(name) if name else None
+            # Torch's fusion knows no groups of transposed convolutions.
+            if isinstance(conv, _CONVOLUTIONS) and not (conv.transposed and conv.groups > 1):
                 yield name, norm
 
 
