@@ -12,6 +12,7 @@ import pytest
 import timm
 import torch
 import torch.nn.functional as F  # noqa: N812
+from efficientnet_lite_pytorch import EfficientNet
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations, prune
 
@@ -270,6 +271,18 @@ def test_networks_of_timm_are_quantized_whole(name: str, operations: dict[str, i
     real = error(outputs_of(network, images), outputs_of(result.network, images))
     assert result.relative_error == pytest.approx(real, rel=1e-3)
     assert real < 0.2
+
+
+def test_a_network_of_another_package_with_convolutions_of_its_own_is_quantized_whole() -> None:
+    network = seeded(lambda: EfficientNet.from_name("efficientnet-lite0", num_classes=10)).float()
+    images = noise(2, 3, 64, 64).float()
+    result = quantize(network, images, Recipe(bits=6, method="rtn"))
+    found = [layer.operation for layer in result.layers]
+    assert {kind: found.count(kind) for kind in set(found)} == {"conv2d": 49, "linear": 1}
+    assert result.not_quantized == ()
+    assert all(0 < layer.relative_error < 1 for layer in result.layers)
+    real = error(outputs_of(network, images), outputs_of(result.network, images))
+    assert result.relative_error == pytest.approx(real, rel=1e-2)
 
 
 def test_a_convolution_that_pads_by_sizes_is_exported_and_takes_any_number_of_images() -> None:
