@@ -2,7 +2,6 @@
 
 import copy
 import warnings
-from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -220,20 +219,21 @@ def test_tied_weights_are_quantized_once_and_counted_once(tmp_path: Any) -> None
     assert torch.equal(outputs_of(loaded, images), outputs_of(result.network, images))
 
 
-def test_a_layer_called_twice_learns_from_all_calls() -> None:
-    """Images whose first call sees two channels alone: what the others weigh shows in the second call."""
-    network = seeded(Twice)
-    images = noise(60, 4, 6, 6)
-    images[:, 2:] = 0
-    network.conv.weight.data[2:, 2:] *= 3
-    result = quantize(network, images, Recipe(bits=3, method="gptq"))
-    with torch.no_grad():
-        network.conv.bias[2:] += 1
-    once = seeded(Twice)
-    once.load_state_dict(network.state_dict())
-    alone = quantize(nn.Sequential(OrderedDict(conv=once.conv)), images, Recipe(bits=3, method="gptq"))
-    first = images.mean() * 0  # a network of the first call alone sees no other channels, so rounds them
-    assert not torch.equal(result.layers[0].codes, alone.layers[0].codes), first
+@pytest.mark.parametrize("method", ["gpfq", "gptq", "qronos"])
+def test_a_layer_called_twice_learns_from_all_calls(method: str) -> None:
+    """As a linear does from the patches of both calls, which no quantized weight has changed yet."""
+    network, images, inputs = seeded(Twice), noise(12, 4, 6, 6), list[Tensor]()
+    hook = network.conv.register_forward_pre_hook(lambda _, args: inputs.append(args[0].clone()))
+    outputs_of(network, images)
+    hook.remove()
+    patches = [F.unfold(t, 3, padding=1).transpose(1, 2).flatten(0, 1) for t in inputs]
+    assert len(patches) == 2
+    alone = nn.Sequential(nn.Linear(36, 4)).double()
+    alone[0].weight.data = network.conv.weight.data.flatten(1)
+    recipe = Recipe(bits=3, method=method)
+    twice = quantize(network, images, recipe).layers[0].codes.flatten(1)
+    assert torch.equal(twice, quantize(alone, torch.cat(patches), recipe).layers[0].codes)
+    assert not torch.equal(twice, quantize(alone, patches[0], recipe).layers[0].codes)
 
 
 def test_a_weight_that_is_read_early_reports_the_real_error() -> None:
@@ -323,12 +323,7 @@ def test_attentions_projections_are_quantized() -> None:
     real = error(outputs_of(network, images), outputs_of(result.network, images))
     assert result.relative_error == pytest.approx(real, rel=1e-6)
     encoder = seeded(lambda: nn.TransformerEncoderLayer(8, 2, 16, batch_first=True))
-    names = [
-        layer.name
-        for layer in quantize(
-            encoder, images, Recipe(bits=4, output=None) if False else Recipe(bits=4)
-        ).layers
-    ]
+    names = [layer.name for layer in quantize(encoder, images, Recipe(bits=4)).layers]
     assert names == ["self_attn.in_proj_weight", "self_attn.out_proj", "linear1", "linear2"]
 
 
