@@ -296,6 +296,9 @@ def test_a_convolution_that_pads_by_sizes_is_exported_and_takes_any_number_of_im
     with by("hooks"):
         results.append(quantize(network, images, Recipe(bits=3)))
     assert_same(results)
+    pooled = seeded(lambda: nn.Sequential(timm.layers.Conv2dSame(3, 4, 3, stride=2), nn.AdaptiveAvgPool2d(1)))
+    with pytest.raises(QuantizationError, match=r"first are of size \(3, 7, 7\), later ones of \(3, 8, 8\)"):
+        quantize(pooled, [images, noise(2, 3, 8, 8)], Recipe(bits=3))
 
 
 def batch_of(*images: Tensor) -> Any:

@@ -24,6 +24,7 @@ from laq.quantization.execution.layers import (
 )
 from laq.quantization.execution.offload import Values
 from laq.quantization.operations import Operation, arguments_of, operation_of
+from laq.quantization.options import QuantizationError
 
 # Modules of torch with a graph of their own; all other modules of torch are nodes.
 _ENTERED: Final = (
@@ -159,7 +160,7 @@ def _export(network: nn.Module, batch: Batch) -> Graph | str:
         return _first_line(error)
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)
-    return _of_program(program)
+    return _of_program(program, [t.shape[1:] for t in batch.values])
 
 
 def _at_least_two(batch: Batch) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -177,7 +178,7 @@ def _varying(value: Any) -> Any:
     return {0: torch.export.Dim.DYNAMIC} if isinstance(value, Tensor) and value.dim() else None
 
 
-def _of_program(program: torch.export.ExportedProgram) -> Graph | str:
+def _of_program(program: torch.export.ExportedProgram, sizes: list[torch.Size]) -> Graph | str:
     signature = program.graph_signature
     if signature.buffers_to_mutate or signature.user_inputs_to_mutate:
         return "the forward changes a buffer"
@@ -189,7 +190,14 @@ def _of_program(program: torch.export.ExportedProgram) -> Graph | str:
     inputs = [name for name in by_name if name not in names and name not in lifted]
 
     def bind(batch: Batch) -> Values:
-        return dict(zip(inputs, pytree.tree_leaves((batch.args, batch.kwargs)), strict=True))
+        found = [t.shape[1:] for t in batch.values]
+        if found != sizes:  # the graph may hold what the forward made of the first images' sizes
+            first, other = (" and ".join(str(tuple(s)) for s in some) for some in (sizes, found))
+            raise QuantizationError(
+                f"calibration images: the first are of size {first}, later ones of {other}; this network's "
+                "forward depends on the size, so give images of one size"
+            )
+        return dict(zip(inputs, batch.values, strict=True))
 
     outputs = program.call_spec.out_spec
     return Graph(
