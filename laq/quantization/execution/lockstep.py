@@ -57,8 +57,9 @@ class Lockstep(Execution):
                     self._add(name, errors)
             for stop in segment.stops:
                 yield self._stop(stop, segment, shapes)
-                for chunk, side in product(chunks, range(len(self.networks.all()))):
-                    self.offload.drop((chunk, side, 0))
+                if not stop.is_at(segment.end):  # what was run ahead for it is not needed any more
+                    for chunk, side in product(chunks, range(len(self.networks.all()))):
+                        self.offload.drop((chunk, side, 0))
 
     def add_bias(self, layer: Layer) -> str:
         """The parameter that all calls add, or one of the layer's module, which they add from now on."""

@@ -63,10 +63,11 @@ class Offload:
     def drop(self, key: Key) -> None:
         """Forget activations, if there are any."""
         with self._lock:
-            self._held.pop(key, None)
+            held = self._held.pop(key, None) is not None
             self._used -= self._sizes.pop(key, 0)
-        with suppress(FileNotFoundError):
-            os.unlink(self._file(key))  # noqa: PTH108 (this room knows no pathlib)
+        if not held:
+            with suppress(FileNotFoundError):
+                os.unlink(self._file(key))  # noqa: PTH108 (this room knows no pathlib)
 
     def _file(self, key: Key) -> str:
         return f"{self._folder.name}/{'.'.join(map(str, key))}.pt"
