@@ -50,10 +50,14 @@ def _square(values: Tensor) -> float:
 
 
 def errors_of(outputs: Iterable[Tensor]) -> Errors:
-    """The errors of a layer's or a network's outputs, the analog one first, then each quantized one."""
-    analog, *quantized = (in_float32(t) for t in outputs)
+    """The errors of a layer's or a network's outputs, the analog one first, then each quantized one.
+
+    Where they are made one by one, each is done with while it is in the cache, before the next is made.
+    """
+    values = map(in_float32, outputs)
+    analog = next(values)
     size = _square(analog)
-    return tuple(Error(size, _square(analog - other)) for other in quantized)
+    return tuple(Error(size, _square(analog - quantized)) for quantized in values)
 
 
 def in_float32(values: Tensor) -> Tensor:

@@ -359,6 +359,7 @@ class Program:
         self._graph = graph
         self._reading = reading
         self._last_uses = _last_uses(graph)
+        self._modules: dict[tuple[int, str], nn.Module] = {}
 
     def parts(self, segment: Segment) -> list[range]:
         """The positions of a segment in parts, each of which but the first begins with a layer's call."""
@@ -389,7 +390,8 @@ class Program:
     def value_of(self, node: fx.Node, network: nn.Module, values: Values) -> Any:
         """What a node has computed, or the attribute or the constant that it stands for."""
         if node in self._graph.attributes:
-            return attribute(network, self._graph.attributes[node])
+            owner, _, name = self._graph.attributes[node].rpartition(".")
+            return getattr(self._module(network, owner), name)
         return self._graph.constants[node] if node in self._graph.constants else values[node.name]
 
     def outputs(self, network: nn.Module, values: Values) -> Any:
@@ -429,11 +431,19 @@ class Program:
     def _compute(self, node: fx.Node, network: nn.Module, values: Values) -> Any:
         args, kwargs = (self._resolve(given, network, values) for given in (node.args, node.kwargs))
         if node.op == "call_module":
-            return network.get_submodule(str(node.target))(*args, **kwargs)
+            return self._module(network, str(node.target))(*args, **kwargs)
         if node.op == "call_method":
             return getattr(args[0], str(node.target))(*args[1:], **kwargs)
         assert callable(node.target)
         return node.target(*args, **kwargs)
+
+    def _module(self, network: nn.Module, name: str) -> nn.Module:
+        """A module of a network, looked up once: nodes of small layers take little longer than a look-up."""
+        key = (id(network), name)
+        found = self._modules.get(key)
+        if found is None:
+            found = self._modules[key] = network.get_submodule(name)
+        return found
 
     def _resolve(self, argument: Any, network: nn.Module, values: Values) -> Any:
         """A node's argument with other nodes in it replaced by their values."""
