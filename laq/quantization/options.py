@@ -58,7 +58,9 @@ def whole_number(least: int, most: int | None = None) -> Option:
             raise ValueError
         return number
 
-    bounds = f"above {least - 1}" if most is None else f"from {least} to {most}"
+    bounds = f"from {least} to {most}"
+    if most is None:
+        bounds = f"above {least - 1}" if least > 0 else f"of at least {least}"
     return Option(convert, f"a whole number {bounds}")
 
 
