@@ -172,5 +172,7 @@ def test_a_dataset_is_one_function_and_one_entry_of_the_registry(
     assert len(read_images(dataset.FOLDER, "test")) == 100
     params["glyphs"]["dataset"]["seed"] = -1
     write_params(project, params)
-    with pytest.raises(LaqError, match=r"glyphs.dataset: seed: found -1; must be a whole number of at least 0"):
+    with pytest.raises(
+        LaqError, match=r"glyphs.dataset: seed: found -1; must be a whole number of at least 0"
+    ):
         load_params()

@@ -61,3 +61,35 @@ class Operation(ABC):
     @abstractmethod
     def patches(self, X: Tensor, X_q: Tensor, choose: Callable[[torch.Size], Places | None]) -> Patches:
         """The columns of inputs X and X̃; ``choose`` picks places of the ``grid`` where patches are drawn."""
+
+
+@dataclass(frozen=True)
+class SpatialOperation(Operation):
+    """An operation whose kernel moves over images (images, channels, *space), or over one without the first.
+
+    Attributes:
+        size: of the kernel along each dimension of space.
+    """
+
+    size: tuple[int, ...]
+
+    @property
+    def kernel(self) -> int:
+        """The kernel's weights."""
+        return torch.Size(self.size).numel()
+
+    def patches(self, X: Tensor, X_q: Tensor, choose: Callable[[torch.Size], Places | None]) -> Patches:
+        """Views of the inputs with their borders, whose patches are copied when they are needed."""
+        space = len(self.size)
+        X, X_q = (self.windows(t if t.dim() == space + 2 else t[None]) for t in (X, X_q))
+        return Patches(X, X_q, choose(X.shape[2 + space :]), space)
+
+    @abstractmethod
+    def windows(self, images: Tensor) -> Tensor:
+        """A view (G, channels, *kernel, images, *outputs) of what the kernel sees, wherever it stands."""
+
+
+def along(value: int | tuple[int, ...], dimensions: int) -> tuple[int, ...]:
+    """A number for each dimension, where one may stand for all."""
+    values = (value,) if isinstance(value, int) else tuple(value)
+    return values * dimensions if len(values) == 1 else values

@@ -1,6 +1,6 @@
 """``conv1d``, ``conv2d`` and ``conv3d``: products with the patches that a kernel moves over."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Final, Self
 
@@ -8,25 +8,24 @@ import torch
 import torch.nn.functional as F  # noqa: N812 (torch's own convention)
 from torch import Tensor
 
-from laq.quantization.calibration.patches import Patches, Places, windows
-from laq.quantization.operations.base import Operation
+from laq.quantization.calibration.patches import windows
+from laq.quantization.operations.base import SpatialOperation, along
 
 _FEWEST_TO_SHIFT: Final = 8  # channels, below which products are too small to be worth it
 _ATEN: Final = torch.ops.aten
 
 
 @dataclass(frozen=True)
-class Convolution(Operation):
+class Convolution(SpatialOperation):
     """Weights are (G N, channels of a group, *kernel), inputs (images, channels, *space).
 
     Attributes:
         channels: of a group's inputs.
-        size: of the kernel along each dimension of space, as for the three that follow.
+        stride: along each dimension of space, as for the next two.
         padding: zeros before and after.
     """
 
     channels: int
-    size: tuple[int, ...]
     stride: tuple[int, ...]
     padding: tuple[tuple[int, int], ...]
     dilation: tuple[int, ...]
@@ -51,12 +50,7 @@ class Convolution(Operation):
         size, channels = tuple(weight.shape[2:]), weight.shape[1]
         stride, dilation = (along(arguments[name], len(size)) for name in ("stride", "dilation"))
         padding = _padding(arguments["padding"], size, dilation)
-        return cls(kind, arguments["groups"], channels, size, stride, padding, dilation)
-
-    @property
-    def kernel(self) -> int:
-        """The kernel's weights."""
-        return torch.Size(self.size).numel()
+        return cls(kind, arguments["groups"], size, channels, stride, padding, dilation)
 
     @property
     def has_shifts(self) -> bool:
@@ -85,23 +79,11 @@ class Convolution(Operation):
         outputs = ((n - span - 1) // s + 1 for n, span, s in zip(sides, spans, self.stride, strict=True))
         return torch.Size((images, *outputs))
 
-    def patches(self, X: Tensor, X_q: Tensor, choose: Callable[[torch.Size], Places | None]) -> Patches:
-        """Views of the padded inputs, whose patches are copied when they are needed."""
-        X, X_q = (self._windows(t) for t in (X, X_q))
-        return Patches(X, X_q, choose(X.shape[2 + len(self.size) :]), len(self.size))
-
-    def _windows(self, inputs: Tensor) -> Tensor:
-        """(G, channels, *kernel, images, *outputs)."""
-        batched = inputs if inputs.dim() == len(self.size) + 2 else inputs[None]
+    def windows(self, images: Tensor) -> Tensor:
+        """A view of the padded inputs."""
         border = [n for pair in reversed(self.padding) for n in pair]
-        padded = F.pad(batched, border) if any(border) else batched
+        padded = F.pad(images, border) if any(border) else images
         return windows(padded, self.groups, self.size, self.stride, self.dilation)
-
-
-def along(value: int | tuple[int, ...], dimensions: int) -> tuple[int, ...]:
-    """A number for each dimension, where one may stand for all."""
-    values = (value,) if isinstance(value, int) else tuple(value)
-    return values * dimensions if len(values) == 1 else values
 
 
 def _padding(

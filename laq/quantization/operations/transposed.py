@@ -4,7 +4,7 @@ A transposed convolution of stride s is the convolution, of stride 1 and with it
 inputs between which s - 1 zeros are put (Dumoulin and Visin 2016, section 4).
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Final, Self
 
@@ -12,23 +12,21 @@ import torch
 import torch.nn.functional as F  # noqa: N812 (torch's own convention)
 from torch import Tensor
 
-from laq.quantization.calibration.patches import Patches, Places, windows
-from laq.quantization.operations.base import Operation
-from laq.quantization.operations.convolution import along
+from laq.quantization.calibration.patches import windows
+from laq.quantization.operations.base import SpatialOperation, along
 
 _ATEN: Final = torch.ops.aten
 
 
 @dataclass(frozen=True)
-class TransposedConvolution(Operation):
+class TransposedConvolution(SpatialOperation):
     """Weights are (G channels, N, *kernel), inputs (images, G channels, *space).
 
     Attributes:
-        size: of the kernel along each dimension of space, as for the two that follow.
+        stride: along each dimension of space, as for the next two.
         border: zeros before and after the spread inputs; negative where these are cut.
     """
 
-    size: tuple[int, ...]
     stride: tuple[int, ...]
     border: tuple[tuple[int, int], ...]
     dilation: tuple[int, ...]
@@ -59,11 +57,6 @@ class TransposedConvolution(Operation):
         border = tuple((n, n + extra) for n, extra in zip(before, more, strict=True))
         return cls(kind, arguments["groups"], size, stride, border, dilation)
 
-    @property
-    def kernel(self) -> int:
-        """The kernel's weights."""
-        return torch.Size(self.size).numel()
-
     def to_matrices(self, weight: Tensor) -> Tensor:
         """(G, N, channels x kernel), the kernel turned around."""
         by_group = weight.reshape(self.groups, -1, *weight.shape[1:]).transpose(1, 2)
@@ -89,19 +82,13 @@ class TransposedConvolution(Operation):
         outputs = (n - d * (k - 1) for n, k, d in zip(sides, self.size, self.dilation, strict=True))
         return torch.Size((images, *outputs))
 
-    def patches(self, X: Tensor, X_q: Tensor, choose: Callable[[torch.Size], Places | None]) -> Patches:
-        """Views of the spread inputs, whose patches are copied when they are needed."""
-        X, X_q = (self._windows(t) for t in (X, X_q))
-        return Patches(X, X_q, choose(X.shape[2 + len(self.size) :]), len(self.size))
-
     def _space(self, weights: Tensor) -> tuple[int, ...]:
         return tuple(range(weights.dim() - len(self.size), weights.dim()))
 
-    def _windows(self, inputs: Tensor) -> Tensor:
-        """(G, channels, *kernel, images, *outputs)."""
-        batched = inputs if inputs.dim() == len(self.size) + 2 else inputs[None]
-        sides = [(n - 1) * s + 1 for n, s in zip(batched.shape[2:], self.stride, strict=True)]
-        spread = batched.new_zeros(*batched.shape[:2], *sides)
-        spread[(..., *(slice(None, None, s) for s in self.stride))] = batched  # type: ignore[index]
+    def windows(self, images: Tensor) -> Tensor:
+        """A view of the padded inputs."""
+        sides = [(n - 1) * s + 1 for n, s in zip(images.shape[2:], self.stride, strict=True)]
+        spread = images.new_zeros(*images.shape[:2], *sides)
+        spread[(..., *(slice(None, None, s) for s in self.stride))] = images  # type: ignore[index]
         padded = F.pad(spread, [n for pair in reversed(self.border) for n in pair])
         return windows(padded, self.groups, self.size, (1,) * len(self.size), self.dilation)
