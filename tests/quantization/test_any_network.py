@@ -684,3 +684,14 @@ def test_a_network_that_fails_on_the_images_is_told_in_a_line(way: str) -> None:
     told = "later ones of" if way == "export" else "the network cannot be run on .* is not 2"
     with by(way), pytest.raises(QuantizationError, match=told):
         quantize(network, [noise(4, 3, 4, 4), noise(4, 3, 6, 6)], Recipe())
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize(("name", "layer"), [("tied", "first"), ("keywords", "weight")])
+def test_a_bias_that_cannot_be_corrected_is_told_in_a_line(way: str, name: str, layer: str) -> None:
+    make, shape = NETWORKS[name]
+    with (
+        by(way),
+        pytest.raises(QuantizationError, match=f"bias_correction: the calls of layer {layer} add no"),
+    ):
+        quantize(seeded(make), noise(*shape), Recipe(bias_correction=True))

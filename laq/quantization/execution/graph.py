@@ -17,9 +17,8 @@ from laq.quantization.execution.layers import (
     Parameters,
     Structure,
     attribute,
+    bias_of,
     computed_reason,
-    has_place,
-    no_bias,
     other_reason,
 )
 from laq.quantization.execution.offload import Values
@@ -407,21 +406,17 @@ class Program:
             QuantizationError: calls add different ones, or the module has no place for a bias.
         """
         nodes = [self.nodes[call.position] for call in self._reading.calls[layer.parameter]]
-        found = {self._bias_of(node) for node in nodes}
-        own = f"{layer.parameter.rpartition('.')[0]}.bias".removeprefix(".")
-        if found == {None} and has_place(network, own):
-            for node in nodes:
-                with node.graph.inserting_before(node):
-                    read = node.graph.get_attr(own)
-                self._graph.attributes[read] = own
-                if "bias" in node.kwargs:
-                    node.kwargs = {**node.kwargs, "bias": read}
-                else:
-                    node.args = (*node.args[:2], read, *node.args[3:])
-            return own
-        if len(found) == 1 and (bias := found.pop()) is not None:
-            return bias
-        raise no_bias(layer)
+        added = {self._bias_of(node) for node in nodes}
+        bias = bias_of(layer, network, added)
+        for node in nodes if added == {None} else ():
+            with node.graph.inserting_before(node):
+                read = node.graph.get_attr(bias)
+            self._graph.attributes[read] = bias
+            if "bias" in node.kwargs:
+                node.kwargs = {**node.kwargs, "bias": read}
+            else:
+                node.args = (*node.args[:2], read, *node.args[3:])
+        return bias
 
     def _bias_of(self, node: fx.Node) -> str | None:
         """The name of the bias that a call adds; none if it adds none."""

@@ -111,16 +111,25 @@ def other_reason(reader: str) -> str:
     return f"{reader} reads it, which is neither a convolution nor a linear"
 
 
-def has_place(network: nn.Module, bias: str) -> bool:
-    """Whether a module has a place for a bias, and no bias."""
-    owner, _, name = bias.rpartition(".")
-    places = network.get_submodule(owner)._parameters  # noqa: SLF001 (where torch keeps such places)
-    return name in places and places[name] is None
+def bias_of(layer: Layer, network: nn.Module, added: set[str | None]) -> str:
+    """The name of the bias that all calls of a layer add.
 
+    Args:
+        layer: whose calls.
+        network: that holds the layer.
+        added: the names of the biases that the calls add; None for those that add none. Where none does,
+            it is the bias of the layer's module, if that has a place for one, that they are to add.
 
-def no_bias(layer: Layer) -> QuantizationError:
-    """The error of a layer whose outputs cannot be shifted."""
-    return QuantizationError(
+    Raises:
+        QuantizationError: the calls add different ones, or there is no place for one.
+    """
+    owner = layer.parameter.rpartition(".")[0]
+    places = network.get_submodule(owner)._parameters  # noqa: SLF001 (where torch keeps a place without a bias)
+    if added == {None} and "bias" in places and places["bias"] is None:
+        return f"{owner}.bias".removeprefix(".")
+    if len(added) == 1 and (name := next(iter(added))):
+        return name
+    raise QuantizationError(
         f"bias_correction: the calls of layer {layer.name} add no bias, or not the same one; "
         "name the layer in ignore, or leave bias_correction off"
     )

@@ -27,9 +27,8 @@ from laq.quantization.execution.layers import (
     Parameters,
     Structure,
     attribute,
+    bias_of,
     computed_reason,
-    has_place,
-    no_bias,
     other_reason,
 )
 from laq.quantization.execution.offload import Offload
@@ -145,13 +144,9 @@ class Layerwise(Execution):
     def add_bias(self, layer: Layer) -> str:
         """The parameter that all calls add, or one of the layer's module."""
         network = self.networks.analog
-        own = f"{layer.parameter.rpartition('.')[0]}.bias".removeprefix(".")
         parameters = Parameters(network)
-        names = {None if b is None else parameters.name_of(b) or "" for b in self._analog_biases}
-        if names == {None} and has_place(network, own):
-            names = {own}
-        if len(names) > 1 or not (name := names.pop()):
-            raise no_bias(layer)
+        added = {None if b is None else parameters.name_of(b) or "" for b in self._analog_biases}
+        name = bias_of(layer, network, added)
         self._biases[layer.name] = name
         return name
 
