@@ -21,7 +21,6 @@ ROOT = Path(__file__).parents[1]
 pytest_plugins = ("tests.project",)
 SHARED = Path(os.environ.get("LAQ_SHARED", ROOT.parent / "shared"))
 CIFAR100 = SHARED / "cifar100" / "cifar-100-python.tar.xz"
-WEIGHTS = SHARED / "weights" / "resnet20_cifar100.pt"
 PREDECESSOR = SHARED / "predecessor"
 LONGEST = ("pipeline/test_pipeline.py", "track/test_servers.py", "pipeline/test_teamwork.py")
 

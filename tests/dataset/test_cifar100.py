@@ -1,4 +1,4 @@
-"""The real CIFAR-100 with the given weights: what the numbers must be."""
+"""The real CIFAR-100 with the committed weights: what the numbers must be."""
 
 import json
 from dataclasses import replace
@@ -15,10 +15,10 @@ from laq.files import read_json
 from laq.network import Classifier, evaluate, load_network
 from laq.params import load_params
 from laq.quantization import Recipe, quantize
-from tests.conftest import CIFAR100, ROOT, WEIGHTS, needs
+from tests.conftest import CIFAR100, ROOT, needs
 from tests.report.test_page import embedded
 
-pytestmark = [needs(CIFAR100), needs(WEIGHTS)]
+pytestmark = needs(CIFAR100)
 PUBLISHED = ROOT / "results" / "cifar100"
 CLASSES = (4, 30, 55, 72, 95, 1, 32, 67, 73, 91)  # aquatic mammals and fish
 
@@ -35,7 +35,8 @@ def study(cifar100: Path, tmp_path_factory: pytest.TempPathFactory) -> Committed
     """The committed CIFAR-100 study's network, made by its stages, and the images."""
     folder = tmp_path_factory.mktemp("cifar100")
     text = (ROOT / "params.yaml").read_text(encoding="utf-8").replace("study: glyphs", "study: cifar100", 1)
-    (folder / "params.yaml").write_text(text.replace("../shared/weights", str(WEIGHTS.parent.resolve())))
+    (folder / "params.yaml").write_text(text, encoding="utf-8")
+    (folder / "weights").symlink_to(ROOT / "weights")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         patch.setenv("LAQ_CIFAR100", str(cifar100))
@@ -47,7 +48,7 @@ def study(cifar100: Path, tmp_path_factory: pytest.TempPathFactory) -> Committed
         return CommittedStudy(load_network(), *images, record["test_top1_percent"])
 
 
-def test_the_given_weights_score_what_they_are_known_to(study: CommittedStudy) -> None:
+def test_the_committed_weights_score_what_they_are_known_to(study: CommittedStudy) -> None:
     assert study.top1 == pytest.approx(67.32, abs=0.005)
     scores = evaluate(study.network, study.test.sample(500, torch.Generator().manual_seed(0)), range(100))
     assert scores.top1_sub == scores.top1_all

@@ -1,12 +1,13 @@
 """Networks: known sizes, honest scores, training that can be killed, weights that must fit."""
 
-from hashlib import sha256
+import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812
+import yaml
 from torch import nn
 
 from laq import network as stage
@@ -14,11 +15,12 @@ from laq.architectures import NetworkDesign, build, seeded
 from laq.dataset import ImageSet
 from laq.embeddings import embed, imagenet_network
 from laq.errors import LaqError
-from laq.network import evaluate, fit, make_network
+from laq.files import md5, read_json
+from laq.network import WEIGHTS, evaluate, fit, make_network
 from laq.network.training import augment, has_bfloat16, training_device
 from laq.network.weights import load_foreign_weights, load_tensors, save_tensors
 from laq.params import Network, Training
-from tests.conftest import WEIGHTS, needs
+from tests.conftest import ROOT
 
 DESIGN = NetworkDesign("resnet20", 10, 32, (0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
 RECIPE = Training(
@@ -250,24 +252,28 @@ def test_a_pickle_that_is_more_than_weights_is_refused(project: Path) -> None:
         load_foreign_weights(build(DESIGN).body, "noise.pt", None)
 
 
-@needs(WEIGHTS)
-def test_given_weights_load_and_those_for_another_number_of_classes_do_not() -> None:
-    weights = str(WEIGHTS.resolve())
-    params = Network(
-        source="file",
-        architecture="resnet20",
-        weights=weights,
-        sha256=sha256(WEIGHTS.read_bytes()).hexdigest(),
-        mean=(0.5,) * 3,
-        std=(0.5,) * 3,
-    )
-    network, origin = make_network(params, images(100, classes=100))
-    assert torch.equal(
-        network.body.state_dict()["fc.bias"], torch.load(weights, weights_only=True)["fc.bias"]
-    )
+@pytest.fixture(scope="module")
+def committed() -> Network:
+    """The section of the committed study that reads the weights of the repository."""
+    block = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))["cifar100"]
+    params = Network.model_validate_json(json.dumps(block["network"]))
+    return params.model_copy(update={"weights": str(ROOT / str(params.weights))})
+
+
+@pytest.mark.parametrize("published", ["cifar100", "cifar100_seeds"])
+def test_the_committed_weights_are_those_of_the_published_results(
+    committed: Network, published: str, tmp_path: Path
+) -> None:
+    network, origin = make_network(committed, images(100, classes=100))
     assert origin["source"] == "file"
+    save_tensors(tmp_path / WEIGHTS, network.state_dict())
+    provenance = read_json(ROOT / "results" / published / "provenance.json")
+    assert md5(tmp_path / WEIGHTS) == provenance["inputs"]["network_md5"]
+
+
+def test_weights_for_another_number_of_classes_are_refused(committed: Network) -> None:
     with pytest.raises(LaqError, match=r"fc.weight \(100, 64\) instead of \(10, 64\)"):
-        make_network(params, images())
+        make_network(committed, images())
 
 
 def test_timm_networks_are_built_by_name_and_embedded() -> None:
