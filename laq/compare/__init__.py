@@ -1,4 +1,4 @@
-"""Command ``compare``: two tracked studies beside each other, what differs and what that did."""
+"""Command ``compare``: the settings in which two tracked studies differ, and the differences in accuracy."""
 
 from pathlib import Path
 
@@ -10,7 +10,7 @@ from laq.files import replacing_folder
 from laq.params import Compare, Params
 from laq.track.own_run import annotate
 from laq.track.store import Store
-from laq.track.studies import TrackedStudies, TrackedStudy
+from laq.track.studies import TrackedStudies
 from laq.track.study_runs import experiment_name
 
 FOLDER = Path("data/compare")
@@ -22,15 +22,23 @@ PICTURE = "compare.png"
 def run(params: Params, asked: Compare) -> str:
     """Write ``compare.md``, ``compare.csv`` and ``compare.png``; returns the Markdown.
 
-    The run that `mlflow run` started, if it did, gets all of them.
+    If `mlflow run` started this process, its run gets the three files as artifacts.
 
     Raises:
-        LaqError: a name means no study or several, or the two are not to be compared.
+        LaqError: a name fits no study or several, both names mean the same study, or the studies are on
+            different datasets.
     """
     store = Store()
     studies = TrackedStudies(store, experiment_name(params))
     pair = Comparison(studies.find(asked.first), studies.find(asked.second))
-    _check(pair)
+    if pair.first.run == pair.second.run:
+        raise LaqError(f"--first, --second: both name the study {pair.first.run}; name two different studies")
+    on = [study.tags.get("laq.dataset", "unknown data") for study in (pair.first, pair.second)]
+    if on[0] != on[1]:
+        raise LaqError(
+            f"--first, --second: {pair.first.label} is a study on {on[0]} and {pair.second.label} one on "
+            f"{on[1]}; accuracies can be compared on the same data only; name two studies of one dataset"
+        )
     table = match(studies.cells(pair.first), studies.cells(pair.second))
     text = markdown(pair, table)
     with replacing_folder(FOLDER) as folder:
@@ -40,19 +48,3 @@ def run(params: Params, asked: Compare) -> str:
     tags = {"laq.level": "compare", "laq.first": pair.first.run, "laq.second": pair.second.run}
     annotate(store, text, tags, [FOLDER / name for name in (TEXT, TABLE, PICTURE)])
     return text
-
-
-def _check(pair: Comparison) -> None:
-    """See that a difference between the two would mean something."""
-    if pair.first.run == pair.second.run:
-        raise LaqError(f"first and second are both the study {pair.first.run}; name two")
-    on = [_dataset(study) for study in (pair.first, pair.second)]
-    if on[0] != on[1]:
-        raise LaqError(
-            f"first ({pair.first.label}) is on {on[0]}, second ({pair.second.label}) on {on[1]}: "
-            "accuracies on different data are not compared"
-        )
-
-
-def _dataset(study: TrackedStudy) -> str:
-    return study.tags.get("laq.dataset", "unknown data")

@@ -1,4 +1,4 @@
-"""Two studies in one picture: accuracy against bits, a panel per network, a colour per study."""
+"""Draws two studies in one figure: accuracy against bits, a panel per network, a colour per study."""
 
 from pathlib import Path
 from typing import Any, Final
@@ -14,13 +14,13 @@ from laq.report.figures import DPI, in_order, method_keys, method_style, wrapped
 from laq.report.tables import BASE_OF
 
 _COLOURS: Final = {"first": "tab:blue", "second": "tab:orange"}
-# Dots of one in the gaps of the other: floats of both are often the same.
+# The dots of one line fall into the gaps of the other: the float accuracies of both are often equal.
 _DOTS: Final = {"first": (0, (1, 4)), "second": (2.5, (1, 4))}
 
 
 def draw(path: Path, table: pd.DataFrame, pair: Comparison) -> None:
-    """Mean ± standard deviation of restricted top-1 over all subsets of each study, by method."""
-    # Where there are several calibrations, the table has them all, and the picture the label-aware one.
+    """Draw the mean ± standard deviation of restricted top-1 over all subsets of each study, by method."""
+    # The table lists all calibrations; the figure shows one, the subset's own images if there are several.
     table = table[table.calibration != "all"] if "subset" in set(table.calibration) else table
     quantized = table[table.method != "float"]
     keys = [*_study_keys(pair), *method_keys(set(quantized.method))]
@@ -49,7 +49,7 @@ def _floats(axes: Axes, rows: pd.DataFrame) -> None:
 
 
 def _lines(axes: Axes, rows: pd.DataFrame, bits: list[str]) -> None:
-    """A line per study and method, side by side where they have the same bits."""
+    """Draw a line per study and method; lines are shifted sideways so that their points do not overlap."""
     axes.set_xticks(range(len(bits)), [wrapped(width, 11) for width in bits])
     axes.set_xlim(-0.6, len(bits) - 0.4)
     drawn = [
@@ -69,7 +69,7 @@ def _lines(axes: Axes, rows: pd.DataFrame, bits: list[str]) -> None:
 
 
 def _study_keys(pair: Comparison) -> list[Line2D]:
-    """The legend of colours: each study, dotted where nothing is quantized."""
+    """The legend of the colours: a solid line for each study, and a dotted one for its float network."""
     keys = []
     for side, study in zip(SIDES, (pair.first, pair.second), strict=True):
         colour, name = _COLOURS[side], wrapped(f"{side}: {study.label}", 24)

@@ -1,4 +1,4 @@
-"""Cells of two studies: those that both have, how far these are apart, and those that stand alone."""
+"""Matches the cells of two studies, and summarises the pairs and the cells without a partner."""
 
 from collections import Counter
 from collections.abc import Hashable, Mapping
@@ -14,30 +14,30 @@ from laq.study import NO_IMAGES
 from laq.track.studies import TrackedStudy
 
 SIDES: Final = ("first", "second")
-# What makes two cells the same; `nth` tells subsets of the same classes apart.
+# Two cells match if they agree in these columns; `nth` numbers the subsets of the same classes.
 _CELL: Final = ["variant", "method", "bits", "calibration", "classes", "nth"]
 _GROUP: Final = ["variant", "method", "bits", "calibration"]
 _VARIANTS: Final = [variant for pair in BASE_OF.items() for variant in reversed(pair)]
-# What shared cells are measured on, whichever subsets there are beside theirs.
-_INPUTS: Final = ("images", "network")
+# Matching cells are measured on these inputs, whatever other subsets their studies have.
+INPUTS: Final = ("images", "network")
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """The two studies."""
+    """The two studies to compare."""
 
     first: TrackedStudy
     second: TrackedStudy
 
     @property
     def title(self) -> str:
-        """What was studied, and which studies these are."""
+        """The heading: the networks, the dataset and the labels of both studies."""
         networks = dict.fromkeys(s.tags.get("laq.network", "a network") for s in (self.first, self.second))
         on = self.first.tags.get("laq.dataset", "")
         return f"{' and '.join(networks)} on {on}: {self.first.label} and {self.second.label}"
 
     def differences(self) -> list[tuple[str, str, str]]:
-        """What the two do not share: parameters by name, then commits; each with both values."""
+        """The parameters, and then the commit, that differ: name, value in the first, value in the second."""
         ours, theirs = (
             {**study.params, "commit": study.tags.get("laq.commit", "")}
             for study in (self.first, self.second)
@@ -45,17 +45,14 @@ class Comparison:
         found = [(name, ours.get(name, ""), theirs.get(name, "")) for name in {**ours, **theirs}]
         return [row for row in found if row[1] != row[2]]
 
-    def other_inputs(self) -> list[str]:
-        """Which of images and network are not the same files in both, by DVC's hashes."""
-        return [name for name in _INPUTS if self.first.inputs.get(name) != self.second.inputs.get(name)]
-
 
 def match(first: pd.DataFrame, second: pd.DataFrame) -> pd.DataFrame:
-    """Every cell of either study once, with what each measured, the mean over seeds.
+    """The cells of both studies, joined: a row per cell with each study's measurements, averaged over seeds.
 
-    ``found`` says whose cell it is: both, first or second. ``difference_points`` is second − first.
+    Column ``found`` says which study has the cell: both, first or second. ``difference_points`` is
+    second − first in points of restricted top-1.
     """
-    sides = [_numbered(side) for side in _comparable(first, second)]
+    sides = _comparable(first, second)
     table = sides[0].merge(
         sides[1], "outer", _CELL, suffixes=("_first", "_second"), indicator="found", validate="1:1"
     )
@@ -70,25 +67,21 @@ def match(first: pd.DataFrame, second: pd.DataFrame) -> pd.DataFrame:
 
 
 def _comparable(first: pd.DataFrame, second: pd.DataFrame) -> list[pd.DataFrame]:
-    """Both with the mean over seeds for each cell.
+    """Both tables averaged over seeds, with ``nth`` numbering the subsets of the same classes.
 
-    Where neither has several calibrations, that they differ does not keep cells apart: it is what differs
-    between the studies.
+    If each study has one calibration only, that column is emptied: two studies that were calibrated on
+    different images then still match cell by cell, and the comparison shows the effect of the calibration.
     """
     sides = [first, second]
     if all(side.calibration[side.calibration != NO_IMAGES].nunique() < 2 for side in sides):
         sides = [side.assign(calibration="") for side in sides]
     keys = ["subset", *_CELL[:-1]]
-    return [side.drop(columns="seed").groupby(keys, sort=False).mean().reset_index() for side in sides]
-
-
-def _numbered(side: pd.DataFrame) -> pd.DataFrame:
-    """Subsets of the same classes told apart."""
-    return side.assign(nth=side.groupby(_CELL[:-1]).cumcount())
+    means = [side.drop(columns="seed").groupby(keys, sort=False).mean().reset_index() for side in sides]
+    return [side.assign(nth=side.groupby(_CELL[:-1]).cumcount()) for side in means]
 
 
 def _sorted(table: pd.DataFrame) -> pd.DataFrame:
-    """By network, then bits, then method, round-to-nearest first."""
+    """The rows in the order of network, bits and method; of the methods, round-to-nearest is first."""
     bits, methods = in_order(table), ["float", *sort_methods(table.method)]
     places = {"variant": _VARIANTS, "bits": bits, "method": methods}
     ranks = {f"_{name}": table[name].map(values.index) for name, values in places.items()}
@@ -97,7 +90,11 @@ def _sorted(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def paired(table: pd.DataFrame) -> pd.DataFrame:
-    """Per variant, method, bits and calibration: n pairs, both means, the difference and its deviation."""
+    """The matching cells summarised, a row per variant, method, bits and calibration.
+
+    The columns are the number n of cells, both means and sizes, and the mean and standard deviation of the
+    difference.
+    """
     grouped = table[table.found == "both"].groupby(_GROUP, sort=False)
     return grouped.agg(
         n=("nth", "size"),
@@ -111,7 +108,10 @@ def paired(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def each(table: pd.DataFrame) -> pd.DataFrame:
-    """Per variant, method, bits and calibration: each study's own n cells, mean, deviation and size."""
+    """Each study summarised by itself, a row per variant, method, bits and calibration.
+
+    The columns are each study's number of cells, mean, standard deviation and mean size.
+    """
     measures = {
         f"{name}_{side}": (f"{column}_{side}", how)
         for side in SIDES
@@ -126,18 +126,18 @@ def each(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def alone(table: pd.DataFrame) -> dict[str, int]:
-    """How many quantized cells have no partner, by what the other study lacks."""
+    """The number of quantized cells without a partner, by what is missing in the other study."""
     quantized = table[table.method != "float"]
     counts: Counter[str] = Counter()
     for side, other in zip(SIDES, reversed(SIDES), strict=True):
         there = quantized[quantized.found.isin([other, "both"])]
         for row in quantized[quantized.found == side].to_dict("records"):
-            counts[f"{_lacking(row, row[f'subset_{side}'], there)} only in the {side}"] += 1
+            counts[f"{_lacking(row, row[f'subset_{side}'], there)} in the {side}"] += 1
     return dict(counts)
 
 
 def _lacking(row: Mapping[Hashable, Any], subset: str, there: pd.DataFrame) -> str:
-    """What of a cell the other study has in none of its own."""
+    """The part of the cell's setting that no cell of the other study (``there``) has."""
     if row["bits"] not in set(there.bits):
         return f"bits {row['bits']}"
     if row["method"] not in set(there.method):

@@ -25,6 +25,17 @@ def number(value: float, form: str) -> str:
     return "" if pd.isna(value) else f"{value:{form}}"
 
 
+def numbers(values: "pd.Series[float]", form: str) -> "pd.Series[str]":
+    """``number`` of each value."""
+    return values.map(lambda value: number(value, form)).astype(str)
+
+
+def spread(mean: "pd.Series[float]", deviation: "pd.Series[float]", form: str) -> "pd.Series[str]":
+    """Mean ± standard deviation as texts, the mean alone where there is no deviation."""
+    means = numbers(mean, form)
+    return (means + " ± " + numbers(deviation, form.replace("+", ""))).where(deviation.notna(), means)
+
+
 def p_value(value: float) -> str:
     """A p-value behind its p: ``= 0.012``."""
     return "< 0.001" if value < 0.001 else f"= {value:.3f}"
