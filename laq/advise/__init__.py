@@ -1,4 +1,4 @@
-"""Command ``advise``: the smallest network that keeps a wanted accuracy on the classes asked for."""
+"""Command ``advise``: finds the smallest network that keeps a given accuracy on given classes."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,14 +34,14 @@ PICTURE: Final = "pareto.png"
 
 @dataclass(frozen=True)
 class Advice:
-    """The outcome for a terminal, and in one line why no network was delivered; empty if one was."""
+    """The text for a terminal, and one line that says why no network was delivered (empty if one was)."""
 
     text: str
     refusal: str
 
 
 def stage_needed(question: Question) -> str:
-    """The stage up to which the pipeline must run first; empty where its outputs are there."""
+    """The stage up to which the pipeline must run first; empty if its outputs exist."""
     stage, last = ("subsets", SUBSETS) if question.subset else ("divergence", NAMES)
     return "" if all(path.exists() for path in (DATASET, NETWORK, DIVERGENCE, last)) else stage
 
@@ -49,12 +49,13 @@ def stage_needed(question: Question) -> str:
 def run(params: Params, question: Question, workers: Workers = Workers()) -> Advice:  # noqa: B008 (frozen)
     """Measure all candidates and write ``advice.md``, ``candidates.csv`` and ``pareto.png``.
 
-    And the smallest network that keeps the accuracy, if one does: ``network.safetensors``, packed and cut
-    to the classes, and ``network.json``. The run that `mlflow run` started, if it did, gets all of them.
+    If a candidate keeps the accuracy, the smallest such network is written too: ``network.safetensors``,
+    packed and cut to the classes, and ``network.json``. If `mlflow run` started this process, its run gets
+    all files as artifacts.
 
     Raises:
-        LaqError: a class or subset is unknown, an earlier stage's output is missing or another study's,
-            or measuring failed.
+        LaqError: a class or subset is unknown, an earlier stage's output is missing or belongs to another
+            study, or measuring failed.
     """
     check_dataset(params)
     measured = measure(params, question.subset_of(), workers)
@@ -72,7 +73,7 @@ def run(params: Params, question: Question, workers: Workers = Workers()) -> Adv
 
 
 def _found(measured: Candidates, question: Question, usual: float) -> Findings:
-    """The table judged by what the question asks for."""
+    """Judge the measured candidates by the accuracy and size that the question asks for."""
     table = measured.table
     original = float(table.top1_sub_percent[table.variant == "original"].iloc[0])
     wanted = Wanted(question.least(original, usual), question.max_bytes)
@@ -88,7 +89,7 @@ def _found(measured: Candidates, question: Question, usual: float) -> Findings:
 
 
 def _deliver(folder: Path, found: Findings, measured: Candidates) -> float | None:
-    """Write the chosen network; returns the restricted top-1 of what was written, if there is one."""
+    """Write the chosen network, if there is one; returns the restricted top-1 of the file in percent."""
     row = found.chosen
     if row is None:
         return None
@@ -99,7 +100,7 @@ def _deliver(folder: Path, found: Findings, measured: Candidates) -> float | Non
 
 
 def _provenance(measured: Candidates, folder: Path) -> dict[str, str]:
-    """What the networks were made from, and by which code."""
+    """Names and hashes of the data, the networks and the code that the result was made from."""
     inputs, subset, study = measured.inputs, measured.subset, measured.inputs.params
     tuned, made, code = inputs.finetuned.get(subset.name), folder / WEIGHTS, commit()
     told = {

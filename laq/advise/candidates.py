@@ -1,4 +1,4 @@
-"""Every candidate measured on the classes asked for, with the size of the file that it would be."""
+"""Measures every candidate on the given classes, with the size of the file that would be delivered."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -25,7 +25,7 @@ _SIZE: Final = "size.json"
 
 @dataclass(frozen=True)
 class Candidates:
-    """What was measured for a subset: a row per cell, and each cell's folder by its name."""
+    """The measurements for a subset: a row of ``table`` per cell, and the cells' folders by name."""
 
     subset: Subset
     table: pd.DataFrame
@@ -34,14 +34,14 @@ class Candidates:
 
 
 def measure(params: Params, subset: Subset, workers: Workers) -> Candidates:
-    """Fine-tune for the subset if candidates need it, quantize, and score; what is known is read.
+    """Fine-tune for the subset if candidates need it, quantize and score; cached results are read.
 
     Raises:
         LaqError: the bits of ``advise`` are out of range, or training or measuring failed.
     """
     study = as_study(params.study, params.advise)
     cells = planned(subset, study)
-    # One subset is one piece of work, for which no processes are started here.
+    # A single subset is a single task: it needs no worker processes on this machine.
     one = workers if workers.scheduler else Workers()
     tuned = finetune([subset], params.finetune, one) if study.fine_tunes else {}
     inputs = StudyInputs(study, finetuned={made.name: path for made, path in tuned.items()})
@@ -51,12 +51,12 @@ def measure(params: Params, subset: Subset, workers: Workers) -> Candidates:
 
 
 def as_study(study: Study, advise: Advise) -> Study:
-    """The study's recipe for the networks that ``advise`` chooses from, whose weights are kept."""
+    """The study with the bits, methods, bases, calibrations and seeds of ``advise``, keeping weights."""
     return study.restricted(**{name: getattr(advise, name) for name in Grid.model_fields})
 
 
 def planned(subset: Subset, study: Study) -> list[Cell]:
-    """All cells, the original network in float among them: what is lost is lost against it."""
+    """All cells to measure, with the original float network first, the reference for points lost."""
     try:
         return list(dict.fromkeys([Cell(subset, "original"), *plan([subset], study)]))
     except LaqError as error:
@@ -64,7 +64,7 @@ def planned(subset: Subset, study: Study) -> list[Cell]:
 
 
 def _rows(folders: dict[Cell, Path], inputs: StudyInputs) -> Iterator[dict[str, Any]]:
-    """What was measured; sizes are those of files that tell these classes apart and no others."""
+    """The table's rows; the sizes of quantized networks are those of files cut to the subset's classes."""
     export = SubsetExport(next(iter(folders)).subset)
     n = len(inputs.images("test").select(export.numbers))
     original = next(folder for cell, folder in folders.items() if cell.variant == "original")
@@ -95,7 +95,7 @@ def _rows(folders: dict[Cell, Path], inputs: StudyInputs) -> Iterator[dict[str, 
 
 
 def _exported_size(export: SubsetExport, cell: Cell, packed: Path, inputs: StudyInputs) -> int:
-    """Bytes of the quantized network's file once the classifier is cut."""
+    """The size in bytes of the quantized network's file after its classifier is cut to the classes."""
 
     def fill(place: Path) -> None:
         _, size = export.write(place / WEIGHTS, packed)
@@ -108,6 +108,6 @@ def _exported_size(export: SubsetExport, cell: Cell, packed: Path, inputs: Study
 
 
 def interval(correct: int, n: int) -> tuple[float, float]:
-    """Wilson's 95 % interval (1927) of the accuracy behind ``correct`` of ``n``, in percent."""
+    """Wilson's 95 % interval (1927) in percent of the accuracy, given ``correct`` of ``n`` images."""
     found = binomtest(correct, n).proportion_ci(CONFIDENCE, method="wilson")
     return 100 * float(found.low), 100 * float(found.high)

@@ -1,4 +1,4 @@
-"""The smallest network that keeps a wanted accuracy: plain rules on a table of candidates."""
+"""Chooses the smallest network that keeps a given accuracy, by rules on a table of candidates."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -10,30 +10,30 @@ import pandas as pd
 from numpy.typing import NDArray
 
 Row = Mapping[Any, Any]
-_ROUNDING: Final = 1e-9  # of percentages, in points
-# Files of the same codes differ by the digits in their headers, which must not decide.
+_ROUNDING: Final = 1e-9  # rounding error of percentages, in points
+# Files with equally many codes differ by a few bytes in their headers, which must not decide.
 _SAME_SIZE: Final = 0.005
 
 
 @dataclass(frozen=True)
 class Wanted:
-    """The least restricted top-1, in percent, and the most bytes."""
+    """The request: the least restricted top-1 in percent, and the largest file in bytes."""
 
     top1_percent: float
     max_bytes: float = inf
 
 
 def judged(table: pd.DataFrame, wanted: Wanted) -> pd.DataFrame:
-    """The table, smallest first and of equals the most accurate, with four columns more.
+    """The table sorted by size (of equal sizes, the most accurate first), with four more columns.
 
-    ``fits`` and ``keeps`` say whether a row is small and accurate enough, ``pareto`` whether no other
-    candidate is as small and as accurate and more of one, ``chosen`` which one it is, if any: the first
-    that fits and keeps. Sizes half a percent apart count as equal. Float networks, to compare with, are
-    never chosen.
+    ``fits`` says whether a network is small enough, ``keeps`` whether it is accurate enough. ``pareto`` says
+    whether no other candidate is at least as small and as accurate, and better in one of the two. ``chosen``
+    marks the first candidate that fits and keeps. Sizes within half a percent count as equal. Float networks
+    are listed for comparison and are no candidates.
 
     Args:
         table: a row per network, with ``method``, ``size_bytes`` and ``top1_sub_percent``.
-        wanted: what of it.
+        wanted: the request.
     """
     sizes = table.size_bytes.sort_values()
     about = sizes.groupby((sizes.pct_change() > _SAME_SIZE).cumsum()).transform("min")
@@ -52,7 +52,7 @@ def judged(table: pd.DataFrame, wanted: Wanted) -> pd.DataFrame:
 
 
 def _unbeaten(rows: pd.DataFrame) -> NDArray[np.bool_]:
-    """Whether no row is as small and as accurate, and more of one (n,)."""
+    """Whether no other row is at least as small and as accurate, and better in one of the two (n,)."""
     size, top1 = rows.about.to_numpy(), rows.top1_sub_percent.to_numpy()
     as_good = (size[:, None] <= size) & (top1[:, None] >= top1)
     better = as_good & ((size[:, None] < size) | (top1[:, None] > top1))
@@ -62,9 +62,10 @@ def _unbeaten(rows: pd.DataFrame) -> NDArray[np.bool_]:
 
 @dataclass(frozen=True)
 class Nearest:
-    """Where nothing will do: the most accurate small enough, and the smallest that is accurate enough.
+    """The candidates nearest to a request that none fulfils; None where there is no such candidate.
 
-    None where there is none.
+    ``most_accurate`` is the most accurate of those that are small enough, ``smallest`` the smallest of those
+    that are accurate enough.
     """
 
     most_accurate: Row | None
@@ -72,7 +73,7 @@ class Nearest:
 
 
 def nearest(table: pd.DataFrame) -> Nearest:
-    """What comes nearest in a table that ``judged`` made."""
+    """The nearest candidates in a table made by ``judged``."""
     candidates = table[table.method != "float"]
     small = candidates[candidates.fits].to_dict("records")
     accurate = candidates[candidates.keeps].to_dict("records")

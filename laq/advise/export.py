@@ -1,13 +1,11 @@
-"""The network that is handed over: packed, and with the classifier's rows of the classes asked for alone."""
+"""Writes the network that is delivered: packed, its classifier cut to the rows of the subset's classes."""
 
-from collections.abc import Sequence
 from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Final
 
 import torch
-from torch import Tensor
 
 from laq.architectures import classifier_head
 from laq.dataset import ImageSet
@@ -19,7 +17,7 @@ from laq.quantization import Cut, Recipe, load, load_quantized, save
 from laq.subsets import Subset
 
 ABOUT: Final = "network.json"
-# Lines that a test runs as they are.
+# A test runs these lines as they are.
 LOADING: Final = f"""\
 import json
 from laq.network import NetworkDesign, build
@@ -30,7 +28,10 @@ network = load("data/advise/{WEIGHTS}", build(NetworkDesign.from_json(about["des
 
 
 class SubsetExport:
-    """Cuts packed networks of the study's design to a subset; output i is its i-th class by number."""
+    """Cuts packed networks of the study's design to a subset.
+
+    Output i stands for the subset's i-th class in the order of class numbers.
+    """
 
     def __init__(self, subset: Subset) -> None:
         pairs = sorted(zip(subset.classes, subset.class_names, strict=True))
@@ -40,12 +41,12 @@ class SubsetExport:
 
     @cached_property
     def _network(self) -> Classifier:
-        """The whole network, its weights being of no account."""
+        """The whole network; its weights are replaced by those that are loaded."""
         return build(self.design)
 
     @cached_property
     def _cut(self) -> Cut:
-        """What stays of the classifier.
+        """The classifier's name, and its rows that stay.
 
         Raises:
             LaqError: the network's last Linear layer is not its classifier.
@@ -60,12 +61,12 @@ class SubsetExport:
         return Cut(name, self.numbers)
 
     def write(self, path: Path, packed: Path) -> tuple[Recipe, int]:
-        """Write what stays of the network in ``packed``; returns its recipe and the bytes written."""
+        """Cut the network in the file ``packed`` and write it; returns its recipe and the bytes written."""
         result = load_quantized(packed, self._network)
         return result.recipe, save(path, result, {"classes": self.names}, self._cut)
 
     def write_with_description(self, folder: Path, packed: Path, about: dict[str, Any]) -> None:
-        """Write the network, and beside it what it takes to build and to read it again."""
+        """Cut and write the network, and beside it the description that is needed to load it again."""
         recipe, size = self.write(folder / WEIGHTS, packed)
         write_json(
             folder / ABOUT,
@@ -80,11 +81,7 @@ class SubsetExport:
         )
 
     def top1(self, path: Path, test: ImageSet) -> float:
-        """Percent of the test images of these classes that the file at ``path`` names, read again."""
+        """Restricted top-1 in percent of the network in the file ``path``, on test images of its classes."""
         images = test.select(self.numbers)
-        return top_k(predict(load(path, self._network), images), _places(images.labels, self.numbers), 1)
-
-
-def _places(labels: Tensor, numbers: Sequence[int]) -> Tensor:
-    """The outputs (n,) that stand for ``labels`` (n,)."""
-    return torch.searchsorted(torch.tensor(numbers), labels)
+        outputs = torch.searchsorted(torch.tensor(self.numbers), images.labels)
+        return top_k(predict(load(path, self._network), images), outputs, 1)

@@ -1,4 +1,4 @@
-"""All candidates in one picture: accuracy against size, and where no other is smaller and more accurate."""
+"""Draws all candidates in one figure: accuracy against size, with the Pareto front and the chosen network."""
 
 from math import isfinite
 from pathlib import Path
@@ -26,14 +26,13 @@ _FAR: Final = 3
 
 
 def draw(path: Path, found: Findings) -> None:
-    """Restricted top-1 against the file's size, the Pareto front, what was wanted and chosen."""
+    """Draw restricted top-1 against the file's size, the Pareto front, the request and the chosen network."""
     figure = Figure(figsize=(9.6, 6.2), layout="constrained")
     axes = figure.subplots()
     candidates = found.table[found.table.method != "float"]
     _sizes(axes, candidates, found)
     _accuracies(axes, found)
-    _points(axes, candidates)
-    _front(axes, candidates)
+    _candidates(axes, candidates)
     _marks(axes, found)
     _choice(axes, found)
     axes.grid(alpha=0.25)
@@ -43,7 +42,7 @@ def draw(path: Path, found: Findings) -> None:
 
 
 def _sizes(axes: Axes, candidates: pd.DataFrame, found: Findings) -> None:
-    """A logarithmic axis; a limit far from all candidates is told in the legend alone."""
+    """Set up the logarithmic axis of sizes; it leaves out a size limit that is far from all candidates."""
     low, high = candidates.size_bytes.min() / _FAR, candidates.size_bytes.max() * _FAR
     limit = [found.wanted.max_bytes] if low <= found.wanted.max_bytes <= high else []
     sizes = [size / 1024 for size in (*candidates.size_bytes, *limit)]
@@ -56,7 +55,7 @@ def _sizes(axes: Axes, candidates: pd.DataFrame, found: Findings) -> None:
 
 
 def _accuracies(axes: Axes, found: Findings) -> None:
-    """An axis by the logarithm of the error, on which the best stand apart."""
+    """Set up the axis of accuracies, logarithmic in the error so that the best candidates stand apart."""
     shown = [*found.table.top1_sub_percent, found.wanted.top1_percent]
     low, high = _spread(np.array([min(shown), max(shown)]))
     room = 0.06 * max(high - low, 0.2)
@@ -65,11 +64,11 @@ def _accuracies(axes: Axes, found: Findings) -> None:
     axes.set_ylim(bottom, top)
     axes.set_yticks(_ticks(bottom, top))
     n = found.original["n"]
-    axes.set_ylabel(f"top-1 among these classes (%), n = {n}\n(spread by the logarithm of the error)")
+    axes.set_ylabel(f"top-1 among these classes (%), n = {n}\n(logarithmic in the error)")
 
 
 def _ticks(bottom: float, top: float) -> list[int]:
-    """Round numbers before others, as many as have room."""
+    """The percentages to label: as many as have room, round numbers first."""
     chosen: list[int] = []
     span = np.ptp(_spread(np.array([bottom, top])))
     for step in (50, 20, 10, 5, 2, 1):
@@ -81,33 +80,30 @@ def _ticks(bottom: float, top: float) -> list[int]:
 
 
 def _spread(top1: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Where on the axis accuracies in percent stand, one point below what they are: 100 must be finite."""
+    """Positions on the axis of accuracies in percent; the error is taken from 101, so that 100 is finite."""
     stands: NDArray[np.float64] = -np.log(np.maximum(101 - np.asarray(top1), 1e-3))
     return stands
 
 
 def _gathered(places: NDArray[np.float64]) -> NDArray[np.float64]:
-    """The opposite."""
+    """The inverse of ``_spread``."""
     top1: NDArray[np.float64] = 101 - np.exp(-np.asarray(places))
     return top1
 
 
 def _look(variant: str, method: str) -> dict[str, Any]:
-    """Colour and marker; round-to-nearest, which shares GPFQ's marker, is hollow."""
+    """Colour and marker; the baseline's marker is hollow, as it shares its shape with another method."""
     colour = COLOURS[variant]
     look = {"color": colour, "ls": "", "markeredgecolor": colour, "markeredgewidth": 1.2}
     face = "none" if method == BASELINE else colour
     return {**look, "marker": look_of(method).marker, "ms": 7, "markerfacecolor": face}
 
 
-def _points(axes: Axes, candidates: pd.DataFrame) -> None:
+def _candidates(axes: Axes, candidates: pd.DataFrame) -> None:
+    """Draw a point per candidate, and as steps the best accuracy up to each size."""
     for (variant, method), rows in candidates.groupby(["variant", "method"], sort=False):
         look = _look(str(variant), str(method))
         axes.plot(rows.size_bytes / 1024, rows.top1_sub_percent, alpha=0.85, zorder=3, **look)
-
-
-def _front(axes: Axes, candidates: pd.DataFrame) -> None:
-    """The best accuracy of any size, as steps."""
     front = candidates[candidates.pareto].sort_values(["size_bytes", "top1_sub_percent"])
     x = [*front.size_bytes / 1024, axes.get_xlim()[1]]
     y = np.maximum.accumulate([*front.top1_sub_percent, front.top1_sub_percent.max()])
@@ -115,7 +111,7 @@ def _front(axes: Axes, candidates: pd.DataFrame) -> None:
 
 
 def _marks(axes: Axes, found: Findings) -> None:
-    """Lines across: the networks in float, and what was wanted."""
+    """Draw lines across the axes for the float networks and for the request."""
     for row in found.table[found.table.method == "float"].to_dict("records"):
         axes.axhline(row["top1_sub_percent"], c=COLOURS[row["variant"]], zorder=1, **_FLOAT)
     axes.axhline(found.wanted.top1_percent, zorder=1, **_WANTED)
@@ -124,7 +120,7 @@ def _marks(axes: Axes, found: Findings) -> None:
 
 
 def _choice(axes: Axes, found: Findings) -> None:
-    """A ring around the chosen one, and its name in the corner of large networks that lose much."""
+    """Draw a ring around the chosen network, and name it in the lower right corner, which is mostly empty."""
     row = found.chosen
     if row is None:
         return
@@ -136,7 +132,7 @@ def _choice(axes: Axes, found: Findings) -> None:
 
 
 def _keys(found: Findings) -> list[Line2D]:
-    """The legend: colours for networks, markers for methods, lines."""
+    """The entries of the legend: colours for networks, markers for methods, and the lines."""
     table = found.table
     variants, methods = set(table.variant), set(table.method)
     networks = [
@@ -155,7 +151,7 @@ def _keys(found: Findings) -> list[Line2D]:
         if method != "float"
     ]
     lines = [
-        Line2D([], [], label="no other is smaller and as accurate", c="0.2", lw=1.2),
-        Line2D([], [], label=f"wanted: {wishes(found)}", **_WANTED),
+        Line2D([], [], label="Pareto front", c="0.2", lw=1.2),
+        Line2D([], [], label=f"request: {wishes(found)}", **_WANTED),
     ]
     return networks + floats + marks + lines

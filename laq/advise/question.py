@@ -1,4 +1,4 @@
-"""What is asked for: classes, how large a network may be, and how accurate it must be."""
+"""The question: for which classes, how large a network may be, and how accurate it must be."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -15,22 +15,23 @@ from laq.files import need
 from laq.subsets import Subset, describe, read_subsets
 
 NAMES: Final[Path] = DIVERGENCE / "class_names.npy"
-ASKED: Final = "asked"  # the name of a subset that is none of the study's, and its kind
+ASKED: Final = "asked"  # name and kind of a subset that is not one of the study's
 
 
 @dataclass(frozen=True)
 class Question:
-    """Which classes, and what is wanted of the network for them.
+    """The classes, and the requirements on a network for them.
 
     Attributes:
-        classes: names or numbers, by commas; or else
-        subset: the name of one of the study's.
-        max_kb: KiB of the file at most; 0 or none for any size.
-        lose: points of restricted top-1 below the original network's at most, or else
-        keep: percent of restricted top-1 at least; with neither, ``advise.lose`` of ``params.yaml``.
+        classes: Names or numbers of classes, separated by commas.
+        subset: Instead of ``classes``, the name of one of the study's subsets.
+        max_kb: The largest file in KiB; 0 or None allows any size.
+        lose: The largest loss of restricted top-1 in points, against the original float network.
+        keep: Instead of ``lose``, the least restricted top-1 in percent. Without either,
+            ``advise.lose`` of ``params.yaml`` holds.
 
     Raises:
-        LaqError: not just one of ``classes`` and ``subset`` is given, or both ``lose`` and ``keep``.
+        LaqError: both or neither of ``classes`` and ``subset`` are given, or both ``lose`` and ``keep``.
     """
 
     classes: str = ""
@@ -51,13 +52,15 @@ class Question:
 
     @property
     def max_bytes(self) -> float:
-        """The most that the file may take."""
+        """The largest size of the file in bytes."""
         return 1024 * self.max_kb if self.max_kb else inf
 
     def least(self, original: float, usual: float) -> float:
-        """The restricted top-1 wanted, in percent; ``original`` is the original network's in float.
+        """The least restricted top-1 in percent.
 
-        ``usual`` are the points that may be lost where the question does not say.
+        Args:
+            original: that of the original network in float, in percent.
+            usual: the points that may be lost if the question gives neither ``lose`` nor ``keep``.
         """
         if self.keep is not None:
             return self.keep
@@ -67,27 +70,23 @@ class Question:
         """The classes with the divergences of their pairs.
 
         Raises:
-            LaqError: the subset or a class is unknown, or there are not two different ones.
+            LaqError: the subset or a class is unknown, or fewer than two different classes are given.
         """
         if self.subset:
-            return _of_the_study(self.subset)
+            subsets = {subset.name: subset for subset in read_subsets()}
+            if self.subset not in subsets:
+                raise LaqError(f"--subset: {self.subset!r} is unknown; known: {', '.join(subsets)}")
+            return subsets[self.subset]
         matrix, names = np.load(need(DIVERGENCE / "matrix.npy")), [str(n) for n in np.load(need(NAMES))]
         classes = list(_numbers(self.classes, names))
         if len(set(classes)) < max(len(classes), 2):
             found = ", ".join(names[number] for number in classes)
-            raise LaqError(f"--classes: two or more different ones are needed, found {found}")
+            raise LaqError(f"--classes: found {found or 'none'}; give two or more different ones")
         return describe(matrix, names, ASKED, ASKED, classes)
 
 
-def _of_the_study(name: str) -> Subset:
-    subsets = {subset.name: subset for subset in read_subsets()}
-    if name not in subsets:
-        raise LaqError(f"--subset: {name!r} is unknown; known: {', '.join(subsets)}")
-    return subsets[name]
-
-
 def _numbers(classes: str, names: Sequence[str]) -> Iterator[int]:
-    """The classes' numbers; a name that is a number means the class of that name."""
+    """The numbers of the classes; an entry that is both a name and a number means the class of that name."""
     for entry in filter(None, map(str.strip, classes.split(","))):
         if entry in names:
             yield names.index(entry)
