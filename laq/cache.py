@@ -1,7 +1,8 @@
 """A cache of results by the hash of all that they depend on: a killed or extended run redoes nothing.
 
 It lies in ``.laq/`` at the project's root, outside of DVC's outputs (which DVC empties before a
-stage runs), and can be deleted at any time.
+stage runs), and can be deleted at any time. A result is never replaced: whoever makes it first renames it
+into its place, and whoever made the same at the same time takes that one.
 """
 
 from collections.abc import Callable
@@ -10,7 +11,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from laq.files import digest, folder_digest, md5, project_root, replacing_folder, write_json
+from laq.files import TAKEN, digest, folder_digest, md5, partial_folder, project_root, write_json
 
 _PACKAGE = Path(__file__).parent
 
@@ -27,9 +28,16 @@ def cached(kind: str, inputs: dict[str, Any], fill: Callable[[Path], None]) -> P
     """
     folder = place_of(kind, inputs)
     if not folder.exists():
-        with replacing_folder(folder) as partial:
+        # Beside all kinds: what a killed process has left is found without a look through the results.
+        with partial_folder(folder.parents[1], folder) as partial:
             fill(partial)
             write_json(partial / "inputs.json", inputs)
+            folder.parent.mkdir(exist_ok=True)
+            try:
+                partial.rename(folder)
+            except OSError as error:
+                if error.errno not in TAKEN:
+                    raise
     return folder
 
 

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import click
-from safetensors import SafetensorError
 
 from laq.errors import LaqError
 from laq.params import Compare, check_bits, load_params
@@ -36,9 +35,6 @@ class _Commands(click.Group):
             # A full disk, a folder that may not be written: the file and the reason say it all.
             where = f"{error.filename}: " if error.filename else ""
             click.echo(f"laq: {where}{error.strerror or error}", err=True)
-            ctx.exit(2)
-        except SafetensorError as error:  # likewise, of weights that were being written
-            click.echo(f"laq: weights cannot be written: {error}", err=True)
             ctx.exit(2)
 
 

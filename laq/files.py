@@ -1,16 +1,25 @@
 """Files: written whole or not at all, named by the hash of what is in them."""
 
+import ctypes
+import errno
+import fcntl
 import hashlib
 import json
 import os
 import shutil
-import tempfile
+import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from laq.errors import LaqError
+
+# What renaming a folder to a name says where a folder is that holds something.
+TAKEN: Final = (errno.ENOTEMPTY, errno.EEXIST)
+_PARTIAL: Final = ".laq-partial-"
+_AT_FDCWD: Final = -100
+_RENAME_EXCHANGE: Final = 2
 
 
 def project_root() -> Path:
@@ -24,40 +33,110 @@ def project_root() -> Path:
 
 @contextmanager
 def replacing_folder(target: Path) -> Iterator[Path]:
-    """Yield an empty folder that takes the place of ``target`` once the block ends well."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    partial = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
-    partial.chmod(0o755)  # mkdtemp's 0700 would make the result unreadable to others
-    try:
+    """Yield an empty folder that takes the place of ``target`` once the block ends well.
+
+    At no moment is there neither the old nor the new one, where the file system can swap two names.
+    """
+    with partial_folder(target.parent, target) as partial:
         yield partial
-        shutil.rmtree(target, ignore_errors=True)
-        partial.rename(target)
-    except OSError as error:
-        _name(target, error)
-        raise
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+        _put(partial, target)
 
 
 @contextmanager
 def replacing_file(target: Path) -> Iterator[Path]:
-    """Yield a temporary name beside ``target`` that is renamed to it once the block ends well."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    partial = target.with_name(f".{os.getpid()}-{target.name}")
+    """Yield a path that is renamed to ``target`` once the block ends well."""
+    with partial_folder(target.parent, target) as folder:
+        yield folder / target.name
+        (folder / target.name).rename(target)
+
+
+@contextmanager
+def partial_folder(parent: Path, target: Path) -> Iterator[Path]:
+    """Yield an empty folder below ``parent`` to write in; what is left in it at the end is removed.
+
+    A killed process leaves its own behind, which the next one that writes below ``parent`` removes. The lock
+    by which it tells these from those in use is the kernel's, and gone with the process that holds it.
+
+    Raises:
+        OSError: of what cannot be written, under the name that it would have had below ``target``.
+    """
+    folder, lock = parent, -1
     try:
-        yield partial
-        partial.rename(target)
+        parent.mkdir(parents=True, exist_ok=True)
+        _remove_left(parent)
+        folder, lock = _locked_folder(parent)
+        yield folder
     except OSError as error:
-        _name(target, error)
+        _name(error, target)
         raise
     finally:
-        partial.unlink(missing_ok=True)
+        if lock >= 0:
+            shutil.rmtree(folder, ignore_errors=True)
+            os.close(lock)
 
 
-def _name(target: Path, error: OSError) -> None:
-    """Give the error the name of what was being written, which a full disk's lacks."""
-    if error.filename is None:
-        error.filename = str(target)
+def _locked_folder(parent: Path) -> tuple[Path, int]:
+    """A new folder, and the descriptor that holds its lock."""
+    while True:
+        folder = parent / f"{_PARTIAL}{uuid.uuid4().hex[:12]}"
+        folder.mkdir()
+        with suppress(FileNotFoundError):  # another process took it for one that was left
+            lock = os.open(folder, os.O_RDONLY)
+            with suppress(OSError):  # a file system without locks, on which nothing is taken for left
+                fcntl.flock(lock, fcntl.LOCK_SH)
+            if folder.exists():
+                return folder, lock
+            os.close(lock)
+
+
+def _remove_left(parent: Path) -> None:
+    """Remove the partial folders that no process holds."""
+    for left in parent.glob(f"{_PARTIAL}*"):
+        with suppress(OSError):  # it is in use, another process was first, or it may not be removed
+            lock = os.open(left, os.O_RDONLY)
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(left)
+            finally:
+                os.close(lock)
+
+
+def _put(partial: Path, target: Path) -> None:
+    """Rename a folder to ``target``; what was there gets the folder's old name."""
+    while True:
+        try:
+            partial.rename(target)
+        except OSError as error:
+            if error.errno not in TAKEN:
+                raise
+        else:
+            return
+        with suppress(FileNotFoundError):  # deleted since, so that now it can be renamed
+            _swap(partial, target)
+            return
+
+
+def _swap(one: Path, other: Path) -> None:
+    """Swap the names of two folders: at once where the system can, else with a moment without ``other``."""
+    at_once = getattr(ctypes.CDLL(None), "renameat2", None)  # Linux
+    names = _AT_FDCWD, os.fsencode(one), _AT_FDCWD, os.fsencode(other)
+    if at_once is None or at_once(*names, _RENAME_EXCHANGE):
+        aside = one.with_name(f"{one.name}-aside")
+        other.rename(aside)
+        one.rename(other)
+        aside.rename(one)
+
+
+def _name(error: OSError, target: Path) -> None:
+    """Let the error name what was to be written: a full disk's names nothing, others the partial folder."""
+    if error.errno is None and "requested and" in str(error):  # NumPy tells how much was written, not why
+        error.errno, error.strerror = errno.ENOSPC, os.strerror(errno.ENOSPC)
+    name = error.filename2 or error.filename  # of a copy, where it goes
+    parts = Path(os.fsdecode(name)).parts if isinstance(name, str | bytes) else ()
+    places = [place for place, part in enumerate(parts) if part.startswith(_PARTIAL)]
+    below = list(parts[places[-1] + 1 :] if places else ())
+    if places or (error.errno is not None and not parts):
+        error.filename = str(target if below == [target.name] else target.joinpath(*below))
 
 
 def write_json(target: Path, content: Any) -> None:

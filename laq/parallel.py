@@ -3,13 +3,14 @@
 Each item is computed by one thread, so its result does not depend on where that was.
 """
 
+import errno
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Generic, TypeVar
+from typing import Final, Generic, TypeVar
 
 import joblib
 import torch
@@ -18,6 +19,8 @@ from joblib.externals.loky.process_executor import TerminatedWorkerError
 from laq.errors import LaqError
 from laq.files import project_root
 
+# What the disk has said to one piece of work it says to all.
+_OF_THE_DISK: Final = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES}
 _Item = TypeVar("_Item")
 _Result = TypeVar("_Result")
 
@@ -57,6 +60,7 @@ def run_all(
 
     Raises:
         LaqError: there is no scheduler at the address, or a process here was killed.
+        OSError: there is no room on the disk, or it may not be written.
     """
     if not items:
         return  # without processes or a scheduler, of which none is needed
@@ -117,7 +121,10 @@ def _attempt(
         return place, function(item), ""
     except LaqError as error:
         return place, None, str(error)
-    except Exception as error:  # noqa: BLE001 (whatever it is, it is the outcome, and the others go on)
+    except Exception as error:
+        if isinstance(error, OSError) and error.errno in _OF_THE_DISK:
+            raise
+        # Whatever else it is, it is the outcome, and the others go on.
         return place, None, f"{type(error).__name__}: {error}"
     finally:
         torch.set_num_threads(threads)

@@ -1,5 +1,6 @@
 """One training loop, for networks from scratch and for fine-tuning."""
 
+import io
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -115,14 +116,19 @@ class _State:
             return
         state = {"epoch": epoch, "network": self.network.state_dict()}
         state |= {"optimizer": self.optimizer.state_dict(), "schedule": self.schedule.state_dict()}
+        content = io.BytesIO()  # torch.save's errors of a full disk are none of the system's
+        torch.save(state, content)
         with replacing_file(path) as partial:
-            torch.save(state, partial)
+            partial.write_bytes(content.getbuffer())
 
     def resume(self, path: Path | None) -> int:
         """Load the state after the last epoch; returns the number of epochs done."""
-        if path is None or not path.exists():
+        try:
+            state = torch.load(path, map_location="cpu", weights_only=True) if path else None
+        except FileNotFoundError:  # perhaps since now: another process has trained the same to its end
+            state = None
+        if state is None:
             return 0
-        state = torch.load(path, map_location="cpu", weights_only=True)
         self.network.load_state_dict(state["network"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.schedule.load_state_dict(state["schedule"])

@@ -30,7 +30,8 @@ _NOT_WEIGHTS: Final = (
 def save_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
     """Write ``tensors`` as safetensors."""
     with replacing_file(path) as partial:
-        safetensors.torch.save_file({n: t.contiguous() for n, t in tensors.items()}, partial)
+        # Not save_file, whose errors of a full disk are none of the system's.
+        partial.write_bytes(safetensors.torch.save({n: t.contiguous() for n, t in tensors.items()}))
 
 
 def load_tensors(path: Path) -> dict[str, Tensor]:

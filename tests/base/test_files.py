@@ -1,0 +1,265 @@
+"""Results on disk under fire: processes that race, are killed, find a full or read-only disk, a wrong clock."""
+
+import errno
+import fcntl
+import os
+import re
+import resource
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from click.testing import CliRunner
+
+from laq import files
+from laq.cache import cached
+from laq.cli import main
+from laq.files import replacing_file, replacing_folder, write_json
+from tests.conftest import ROOT
+
+# Every program is a process of its own, and says a line when what it is for has begun.
+IMPORTS = """
+import sys, time
+from pathlib import Path
+from laq.cache import cached
+from laq.files import replacing_file, replacing_folder, write_json
+def say(word):
+    print(word, flush=True)
+"""
+HAMMER = """
+def fill(key, folder):
+    for name in "ab":
+        (folder / name).write_text(str(key) * 999)
+say("begun")
+sys.stdin.readline()
+for key in range(150):
+    found = cached("cells", {"key": key}, lambda folder: fill(key, folder))
+    assert {p.name: p.read_text() for p in found.iterdir() if len(p.name) == 1} == dict.fromkeys("ab", str(key) * 999)
+say("ended")
+"""
+STUCK_IN_A_CELL = """
+def fill(folder):
+    (folder / "half").write_text("half")
+    say("begun")
+    time.sleep(600)
+cached("cells", {"key": sys.argv[1]}, fill)
+"""
+REPLACE_FOR_EVER = """
+number = 0
+while True:
+    number += 1
+    with replacing_folder(Path("data/study")) as folder:
+        for name in "abcdefgh":
+            (folder / name).write_text(str(number))
+    with replacing_file(Path("data/table.csv")) as file:
+        file.write_text(f"{number}," * 9999)
+    if number == 1:
+        say("begun")
+"""
+
+
+@contextmanager
+def program(code: str, *arguments: str, **options: object) -> Iterator["subprocess.Popen[str]"]:
+    """A process that has begun what it is for; killed at the end of the block."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", IMPORTS + code, *arguments], text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+        env={**os.environ, "PYTHONPATH": str(ROOT)}, **options,
+    )  # fmt: skip
+    try:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "begun\n"
+        yield process
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def left(folder: Path) -> list[str]:
+    """What is there of results that are not whole."""
+    return sorted(p.relative_to(folder).as_posix() for p in folder.rglob(".?*") if p.name != ".laq")
+
+
+def filled(folder: Path) -> None:
+    (folder / "whole").write_text("whole", encoding="utf-8")
+
+
+def test_processes_that_make_the_same_results_at_once_all_have_them_whole(project: Path) -> None:
+    with program(HAMMER) as one, program(HAMMER) as two, program(HAMMER) as three:
+        for process in (one, two, three):
+            assert process.stdin is not None
+            process.stdin.write("go\n")
+            process.stdin.flush()
+        for process in (one, two, three):
+            assert process.communicate()[0] == "ended\n"
+    assert len(list((project / ".laq/cells").iterdir())) == 150
+    assert left(project / ".laq") == []
+
+
+def test_what_a_killed_process_has_left_is_removed_and_what_a_living_one_writes_is_not(project: Path) -> None:
+    with program(STUCK_IN_A_CELL, "dead") as dead, program(STUCK_IN_A_CELL, "alive"):
+        dead.kill()
+        dead.wait()
+        begun = list((project / ".laq").glob(".*"))
+        assert len(begun) == 2
+        for folder, moment in zip(begun, (0, 4e9), strict=True):  # a wrong clock says nothing of either
+            os.utime(folder, (moment, moment))
+        cached("other", {"key": 0}, filled)
+        assert len(left(project / ".laq")) == 1
+    cached("other", {"key": 1}, filled)
+    assert left(project / ".laq") == []
+    made = cached("cells", {"key": "dead"}, filled)
+    assert sorted(p.name for p in made.iterdir()) == ["inputs.json", "whole"]
+
+
+def test_a_kill_at_any_moment_leaves_the_old_result_or_the_new_one(project: Path) -> None:
+    for seconds in torch.rand(12, generator=torch.Generator().manual_seed(0)):
+        with program(REPLACE_FOR_EVER):
+            time.sleep(float(seconds) / 20)
+        found = {p.name: p.read_text() for p in (project / "data/study").iterdir()}
+        assert sorted(found) == list("abcdefgh")
+        assert len(set(found.values())) == 1
+        numbers = (project / "data/table.csv").read_text().split(",")
+        assert len(numbers) == 9999 + 1
+        assert len(set(numbers[:-1])) == 1
+    write_json(project / "data/one.json", 1)
+    assert left(project / "data") == []
+
+
+def test_readers_find_a_result_at_every_moment_of_its_replacement(project: Path) -> None:
+    with program(REPLACE_FOR_EVER):
+        seen = set()
+        while len(seen) < 30:
+            seen.add((project / "data/study/h").read_text())
+            assert len(set((project / "data/table.csv").read_text().split(",")[:-1])) == 1
+
+
+@pytest.mark.parametrize("missing", ["swap", "locks"])
+def test_a_file_system_that_lacks_swapping_or_locks_does_too(
+    project: Path, monkeypatch: pytest.MonkeyPatch, missing: str
+) -> None:
+    def no_locks(*_: object) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    if missing == "swap":
+        monkeypatch.setattr(files, "ctypes", SimpleNamespace(CDLL=lambda _: object()))
+    else:
+        monkeypatch.setattr(fcntl, "flock", no_locks)
+    for text in ("old", "new"):
+        with replacing_folder(project / "data/study") as folder:
+            (folder / text).write_text(text)
+        cached("cells", {"key": 0}, filled)
+    assert [p.name for p in (project / "data/study").iterdir()] == ["new"]
+    assert left(project) == []
+
+
+def too_large(limit: int) -> Callable[[], None]:
+    """Lets a process write no file of more bytes, as a disk that is full would."""
+    return lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
+
+
+def limited(code: str, limit: int) -> "subprocess.CompletedProcess[str]":
+    """A command line whose commands `dataset` is ``code``, with no room for files of more bytes."""
+    command = (
+        f"from laq import dataset; from laq.cli import main\ndef run(_):\n{code}\ndataset.run = run\nmain()"
+    )
+    return subprocess.run(
+        [sys.executable, "-c", IMPORTS + command, "dataset"], text=True, capture_output=True, check=False,
+        env={**os.environ, "PYTHONPATH": str(ROOT)}, preexec_fn=too_large(limit),
+    )  # fmt: skip
+
+
+FULL = {
+    "a cell": (
+        ' cached("cells", {"key": 0}, lambda f: (f / "w").write_bytes(bytes(9999)))',
+        "cells/[0-9a-f]{64}",
+    ),
+    "a folder": (
+        ' with replacing_folder(Path("data/x")) as f: (f / "w").write_bytes(bytes(9999))',
+        "data/x",
+    ),
+    "a copy": (
+        ' import shutil\n with replacing_folder(Path("data/x")) as f: shutil.copyfile("params.yaml", f / "w")',
+        "data/x/w",
+    ),
+    "a file": (' with replacing_file(Path("data/w")) as f: f.write_bytes(bytes(9999))', "data/w"),
+    "JSON": (' write_json(Path("data/w"), "0" * 9999)', "data/w"),
+    "a table": (
+        ' import pandas\n with replacing_file(Path("data/w")) as f: pandas.DataFrame([range(5000)]).to_csv(f)',
+        "data/w",
+    ),
+    "an array": (
+        ' import numpy\n with replacing_folder(Path("data/x")) as f: numpy.save(f / "w.npy", numpy.zeros(9999))',
+        "data/x",
+    ),
+    "weights": (
+        ' import torch; from laq.network import save_tensors\n save_tensors(Path("data/w"), {"w": torch.zeros(9999)})',
+        "data/w",
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", FULL)
+def test_a_full_disk_is_told_in_a_line_and_nothing_half_written_stays(project: Path, kind: str) -> None:
+    code, named = FULL[kind]
+    done = limited(code, 4000)
+    assert done.returncode == 2, done.stderr
+    assert len(done.stderr.splitlines()) == 1
+    why = "No space left on device" if kind == "an array" else "File too large"
+    assert re.fullmatch(rf"laq: \S*{named}: {why}", done.stderr.strip()), done.stderr
+    assert [p for p in project.rglob("*") if p.is_file() and p.name != "params.yaml"] == []
+    assert left(project) == []
+    assert limited(code, 10**6).returncode == 0
+
+
+def test_a_full_disk_in_one_of_many_processes_is_told_once(project: Path) -> None:
+    work = """
+
+ from laq.parallel import Workers, run_all
+ from tests.base.test_files import fill_a_cell
+ list(run_all(fill_a_cell, range(6), Workers(2)))"""
+    done = limited(work, 4000)
+    assert done.returncode == 2, done.stderr
+    assert re.fullmatch(r"laq: \S*cells/[0-9a-f]{64}: File too large", done.stderr.strip()), done.stderr
+    assert left(project) == []
+
+
+def fill_a_cell(key: int) -> None:
+    cached("cells", {"key": key}, lambda folder: (folder / "w").write_bytes(bytes(9999)))
+
+
+@contextmanager
+def read_only(folder: Path) -> Iterator[None]:
+    """The current folder may be read and no more, by root neither."""
+    folder.chmod(0o555)
+    user = os.geteuid()
+    try:
+        if user == 0:
+            os.seteuid(65534)
+        yield
+    finally:
+        os.seteuid(user)
+        folder.chmod(0o755)
+
+
+def test_a_read_only_folder_is_told_in_a_line(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def write(_: object) -> None:
+        with replacing_folder(Path("study")) as folder:
+            filled(folder)
+
+    (project / "study").mkdir()
+    (project / "study" / "old").write_text("old", encoding="utf-8")
+    monkeypatch.setattr("laq.dataset.run", write)
+    with read_only(project):
+        done = CliRunner().invoke(main, ["dataset"])
+        with pytest.raises(PermissionError) as caught, replacing_file(Path("table.csv")) as file:
+            filled(file)
+    assert (done.exit_code, done.stderr) == (2, "laq: study: Permission denied\n")
+    assert str(caught.value.filename) == "table.csv"
+    assert [p.name for p in (project / "study").iterdir()] == ["old"]
+    assert left(project) == []
