@@ -1,10 +1,11 @@
-"""Stage ``report``: the study's findings as numbers, tables and figures."""
+"""Stage ``report``: analyses the study and writes its numbers, tables, figures and page."""
 
 import gzip
 import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from laq.divergence import FOLDER as DIVERGENCE
@@ -20,7 +21,7 @@ from laq.report.correlations import DEPENDENCE
 from laq.report.divergences import read_divergences
 from laq.report.figures import draw_against_bits, draw_against_divergence
 from laq.report.markdown import answers_text, findings, markdown
-from laq.report.page import read_contents, write_page
+from laq.report.page import PageContents, write_page
 from laq.report.tables import main_rows
 from laq.study import FOLDER as STUDY
 from laq.study import INPUTS, read_measurements, study_code
@@ -49,15 +50,19 @@ SUMMARY = "summary.csv"
 TABLE = "measurements.csv"
 TEXT = "report.md"
 CORRELATIONS = "correlations.csv"
-# What the figures and DVC's plots show: one calibration, means over seeds.
+# The rows that the figures and DVC's plots show: one calibration, means over seeds.
 PLOTTED = "plotted.csv"
 PROVENANCE = "provenance.json"
-# Not published: a figure for each subset, and rows that the table has, too.
+# These are not published: the figure of each subset, and rows that the table of measurements repeats.
 _UNPUBLISHED = ("subsets", PLOTTED)
 
 
 def run(params: Report) -> None:
-    """Write ``metrics.json``, ``report.md``, the tables, the pictures and ``page.html``."""
+    """Write ``metrics.json``, ``report.md``, the tables, the figures and ``page.html``.
+
+    Raises:
+        LaqError: an earlier stage's output is missing or belongs to another study.
+    """
     measurements, subsets = read_measurements(), read_subsets()
     if unknown := sorted(set(measurements.subset) - {subset.name for subset in subsets}):
         raise LaqError(f"{SUBSETS}: has no subset {unknown[0]}, which the study measured; run `dvc repro`")
@@ -78,23 +83,33 @@ def _write(folder: Path, found: Analysis, params: Report) -> None:
         table.to_csv(folder / name, index=False)
     write_json(folder / METRICS, metrics(found.summary, found.correlations))
     (folder / TEXT).write_text(markdown(found, answered), encoding="utf-8")
-    texts = findings(found.summary), answered
-    write_page(folder / PAGE, read_contents(found.title, found.table, _on_page(found), *texts))
+    matrix, names = (np.load(need(DIVERGENCE / f"{name}.npy")) for name in ("matrix", "class_names"))
+    contents = PageContents(
+        title=found.title,
+        table=found.table,
+        subsets=read_subsets(),
+        matrix=matrix,
+        class_names=[str(name) for name in names],
+        tables=_page_tables(found),
+        text=findings(found.summary),
+        answers=answered,
+    )
+    write_page(folder / PAGE, contents)
 
 
-def _on_page(found: Analysis) -> dict[str, pd.DataFrame]:
-    """The tables to read there; correlations only of the restricted drop, to keep them few."""
+def _page_tables(found: Analysis) -> dict[str, pd.DataFrame]:
+    """The tables of the page by their headings; of the correlations, those of the restricted drop."""
     rho = found.correlations
     asked = rho[(rho.question == DEPENDENCE) & (rho.score == "drop_sub_points")] if len(rho) else rho
     return {
         "Means over subsets": found.summary,
-        "Divergence and drop": asked.dropna(axis=1, how="all"),
-        "In pairs": found.comparisons,
+        "Correlation of divergence and drop": asked.dropna(axis=1, how="all"),
+        "Paired comparisons": found.comparisons,
     }
 
 
 def subset_picture(subset: str) -> Path:
-    """Where in the report one subset's accuracies against bits are drawn."""
+    """The file in the report's folder with the figure of one subset's accuracies against bits."""
     return Path("subsets") / f"{subset}.png"
 
 
@@ -106,11 +121,12 @@ def _draw_subsets(folder: Path, table: pd.DataFrame) -> None:
 
 
 def metrics(summary: pd.DataFrame, correlations: pd.DataFrame) -> dict[str, Any]:
-    """The few numbers that a person compares between experiments, of the original network.
+    """The few numbers of the original network that people compare between experiments.
 
-    Those of the fewest bits, where methods differ most, and of the study's first calibration (``main_rows``):
-    ``bits``; ``top1``, the mean restricted top-1 in percent, in float and by method; ``rho``, the rank
-    correlation of its drop with the divergence, for every method but round-to-nearest.
+    They are taken at the fewest bits, where methods differ most, and for the study's first calibration
+    (``main_rows``). ``bits`` names these bits. ``top1`` is the mean restricted top-1 in percent, of the float
+    network and by method. ``rho`` is the rank correlation of the drop with the divergence, for every method
+    but round-to-nearest.
     """
     quantized = main_rows(summary[summary.variant == "quantized"])
     bits = quantized.sort_values("mean_bits", kind="stable").bits.iloc[0]
@@ -130,9 +146,9 @@ def metrics(summary: pd.DataFrame, correlations: pd.DataFrame) -> dict[str, Any]
 
 
 def headline(summary: pd.DataFrame) -> dict[str, float]:
-    """Mean restricted top-1 in percent of the original network, float and by method and bits.
+    """Mean restricted top-1 in percent of the original network: in float, and by method and bits.
 
-    Names of another calibration than the study's first one (``main_rows``) end in its name.
+    The name of a number ends in its calibration unless that is the study's first one (``main_rows``).
     """
     shown = summary[summary.variant.isin(["original", "quantized"])]
     first = set(main_rows(shown).calibration)

@@ -1,4 +1,4 @@
-"""The analysis of a study: all tables that the report's text, page and figures are made from."""
+"""The analysis of a study: the tables behind the report's text, page and figures."""
 
 from dataclasses import dataclass
 
@@ -13,11 +13,11 @@ from laq.report.tables import over_seeds, summarise, with_drops
 
 @dataclass(frozen=True)
 class Analysis:
-    """A study's tables.
+    """The tables of a study.
 
-    ``table`` has a row per cell and seed, with drops; ``cells`` their means over seeds; ``summary`` means
-    over subsets, ``by_size`` for each number of classes apart; ``correlations`` and ``comparisons`` answer
-    questions (``correlations.dependence``, ``comparisons.comparisons``).
+    ``table`` has a row per cell and seed, with drops, and ``cells`` the means over seeds. ``summary`` has
+    means over subsets, and ``by_size`` the same for each number of classes. ``correlations`` and
+    ``comparisons`` answer the study's questions (``correlations.dependence``, ``comparisons.comparisons``).
     """
 
     title: str
@@ -29,7 +29,7 @@ class Analysis:
     comparisons: pd.DataFrame
 
     def tables(self) -> dict[str, pd.DataFrame]:
-        """Those that are written, by the names of their files."""
+        """The tables that are written, by the names of their files."""
         names = ("summary", "by_size", "correlations", "comparisons")
         return {"measurements.csv": self.table} | {f"{name}.csv": getattr(self, name) for name in names}
 
@@ -50,7 +50,7 @@ def analyse(measurements: pd.DataFrame, divergences: SubsetDivergences, params: 
 
 
 def title_of(table: pd.DataFrame) -> str:
-    """Network, dataset, and the subsets' number and sizes."""
+    """The title of a study: network, dataset, and the number and sizes of the subsets."""
     first = table.iloc[0]
     sizes = "/".join(str(s) for s in sorted(table.subset_size_classes.unique()))
     return f"{first.network} on {first.dataset}: {table.subset.nunique()} subsets of {sizes} classes"

@@ -1,6 +1,6 @@
-"""The study's questions, each answered in words with its numbers, significant or not.
+"""Answers the study's questions in words, with the numbers behind them, whether significant or not.
 
-This module chooses the rows that an answer reports; its sentences are macros of ``templates/sentences.md``.
+This module chooses the rows that an answer reports; the sentences are macros of ``templates/sentences.md``.
 """
 
 from typing import Any, Final
@@ -27,7 +27,7 @@ QUESTIONS: Final = {
 
 
 def answers(analysis: Analysis, params: Report) -> dict[str, str]:
-    """The answer to every question that the study can be asked.
+    """The answer to every question that the study's data can answer.
 
     An answer reports the rows of the original network and of the study's first calibration, and ends with
     how many of all rows are significant.
@@ -47,11 +47,11 @@ def answers(analysis: Analysis, params: Report) -> dict[str, str]:
 
 
 def _with_evidence(table: pd.DataFrame, alpha: float) -> pd.DataFrame:
-    """The rows with what an effect is significant for, and with the interval to report.
+    """The rows with the scope of their significance, and with the interval to report.
 
-    ``holds_for`` is ``subsets`` if chance is ruled out for subsets of the study's classes, ``classes`` if
-    it is for other classes, too (as far as that is known), else empty. The interval is the one that knows
-    which classes subsets share, where there is one.
+    ``holds_for`` is ``subsets`` if the effect is significant for subsets of the study's classes, ``classes``
+    if it is also significant for other classes (or no such test was possible), and else empty. The interval
+    is that of the mixed model where there is one, as it accounts for classes that subsets share.
     """
     subsets = table.p_holm < alpha
     holds_for = np.select([subsets & ~(table.p_classes_holm >= alpha), subsets], ["classes", "subsets"], "")
@@ -64,21 +64,21 @@ def _with_evidence(table: pd.DataFrame, alpha: float) -> pd.DataFrame:
 
 
 def _first(rows: pd.DataFrame) -> pd.DataFrame:
-    """The original network's rows of the first calibration; round-to-nearest only where nothing else is."""
+    """The original network's rows of the first calibration; round-to-nearest only if there is no other."""
     original = main_rows(rows[rows.variant.isin(["quantized", ""])])
     without = original[original.method != BASELINE]
     return without if len(without) else original
 
 
 def _sentence(macro: str, **values: Any) -> str:
-    """What a macro of ``sentences.md`` says, on one line."""
+    """The text of a macro of ``sentences.md``, on one line."""
     sentences: Any = templates("laq.report").get_template("sentences.md").module
     text = " ".join(getattr(sentences, macro)(**values).split())
     return text[:1].upper() + text[1:]
 
 
 def _dependence(rows: pd.DataFrame) -> str:
-    """Rho and partial rho of the restricted drop, by method and bits."""
+    """The answer about the divergence: rho and partial rho of the restricted drop, by method and bits."""
     texts = []
     for measure in ("rho", "partial_rho"):
         of_measure = rows[(rows.score == "drop_sub_points") & (rows.measure == measure)]
@@ -89,7 +89,7 @@ def _dependence(rows: pd.DataFrame) -> str:
 
 
 def _predictors(rows: pd.DataFrame) -> str:
-    """Which divergence is first at the fewest bits, and how far the study's own is behind, by method."""
+    """The best predictor at the fewest bits by method, and how far the study's own divergence is behind."""
     first, texts = _first(rows[rows.measure == "rho"]), []
     for method, group in first[first.bits.isin(first.bits.head(1))].groupby("method", sort=False):
         ranked = group.sort_values("rank").to_dict("records")
@@ -101,7 +101,7 @@ def _predictors(rows: pd.DataFrame) -> str:
 
 
 def _comparison(rows: pd.DataFrame) -> str:
-    """Points gained or lost, by what is compared and bits."""
+    """The answer to a paired comparison: points gained or lost, by subject and bits."""
     texts = []
     for score, part in rows.groupby("score", sort=False):
         if len(first := _first(part)):
@@ -114,7 +114,7 @@ def _comparison(rows: pd.DataFrame) -> str:
 
 
 def _by_subject(rows: pd.DataFrame) -> dict[str, list[dict[Any, Any]]]:
-    """The rows by what each is said of."""
+    """The rows by the subject of the sentence about them."""
     subjects: dict[str, list[dict[Any, Any]]] = {}
     for row in rows.to_dict("records"):
         if row["question"] == METHOD:
@@ -128,7 +128,7 @@ def _by_subject(rows: pd.DataFrame) -> dict[str, list[dict[Any, Any]]]:
 
 
 def _count(rows: pd.DataFrame) -> dict[str, Any]:
-    """How many rows there are, and how many are significant, upwards and downwards, by what they hold for."""
+    """The number of rows, and of significant effects upwards and downwards, by their scope."""
     sides = (rows[rows.effect > 0].holds_for, rows[rows.effect < 0].holds_for)
     counts = {far: [int((side == far).sum()) for side in sides] for far in ("classes", "subsets")}
     return {"rows": len(rows), **counts}

@@ -33,7 +33,7 @@ _FINETUNED: Final = ("finetuned", "finetuned_quantized")
 
 @dataclass(frozen=True)
 class _Contrast:
-    """Two sides of a question: cells that differ in the column ``what`` and share the others of ``GROUP``."""
+    """The two sides of a question: cells that differ in ``what`` and agree in the rest of ``GROUP``."""
 
     question: str
     what: str
@@ -42,10 +42,10 @@ class _Contrast:
     score: str = _SCORE
 
     def pairs(self) -> pd.DataFrame:
-        """What both sides have, with the columns of the second side ending in ``_second``.
+        """The cells that both sides have, a row per pair; columns of the second side end in ``_second``.
 
-        Of the same seed, unless one side, such as round-to-nearest, uses no images and so has none: it is
-        then the partner of every calibration of the other.
+        Paired cells have the same seed. If one side uses no calibration images, as round-to-nearest does,
+        it has no seed either: its cells are then paired with every calibration and seed of the other side.
         """
         without_images = {bool((side.calibration == NO_IMAGES).all()) for side in (self.first, self.second)}
         apart = {self.what} if len(without_images) == 1 else {self.what, "calibration", "seed"}
@@ -65,18 +65,19 @@ def comparisons(table: pd.DataFrame, members: pd.DataFrame | None, params: Repor
         members: the subsets' classes, if they are known (``divergences.SubsetDivergences``).
         params: resamples, permutations, confidence and seed.
 
-    ``effect`` is the mean over n subsets of ``first`` - ``second`` in points of ``score``, each subset's
-    seeds averaged first; with an interval (bootstrap over subsets), d_z (mean / standard deviation of the
-    differences), a p-value (sign flips), and ``size_ratio``, the mean size of ``first`` / ``second``. These
-    take subsets for independent; what ends in ``_classes`` knows that they share classes
-    (``mixed_model.mixed_model``). Both p-values are corrected by Holm over all rows of a question and score.
-    What ``first`` and ``second`` name is left empty. Questions that the study has no two sides for have no
-    rows.
+    ``effect`` is the mean over n subsets of ``first`` - ``second`` in points of ``score``; each subset's
+    seeds are averaged first. Beside it stand an interval (bootstrap over subsets), d_z (mean / standard
+    deviation of the differences), a p-value (sign flips) and ``size_ratio``, the mean size of ``first``
+    divided by that of ``second``. These treat subsets as independent; columns that end in ``_classes``
+    account for the classes that subsets share (``mixed_model.mixed_model``). Both p-values are corrected by
+    Holm's method over all rows of a question and score. The column that ``first`` and ``second`` stand for is
+    empty. A question has no rows if the study lacks one of its sides.
 
-    - ``calibration``: images of the subset, or of all classes.
-    - ``finetuning``: on the subset first, or not; the score, and the drop against the own base.
-    - ``method``: every pair of methods, so that the best is not chosen by the numbers that it is tested on.
-    - ``allocation``: ``auto:N``, bits by layer for these classes, or N bits everywhere.
+    - ``calibration`` compares images of the subset with images of all classes.
+    - ``finetuning`` compares fine-tuning on the subset with the original network, by the score and by the
+      drop against the own network in float.
+    - ``method`` compares every pair of methods, so that no method is chosen by the numbers it is tested on.
+    - ``allocation`` compares ``auto:N``, bits by layer for these classes, with N bits everywhere.
     """
     rows = [row for contrast in _contrasts(table) for row in _rows(contrast, members, params)]
     return with_holm(rows, FAMILY).reindex(columns=COLUMNS)

@@ -1,4 +1,4 @@
-"""The table of correlations: does the accuracy lost depend on the divergence of a subset's classes?"""
+"""The table of correlations: does the loss of accuracy depend on the divergence of a subset's classes?"""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -29,14 +29,16 @@ COLUMNS: Final = [
     *FAMILY, *GROUP, "divergence", "statistic", "n", "effect", "low", "high",
     "p_value", "p_holm", "p_classes", "p_classes_holm", "rank", "gap", "gap_low", "gap_high",
 ]  # fmt: skip
+_RANKS: Final = ("rank", "gap", "gap_low", "gap_high")  # of a divergence among all
 _MAIN_DROP: Final = "drop_sub_points"
 
 
 @dataclass(frozen=True)
 class _Block:
-    """Cells of one variant that the same subsets have: ``drops`` (subsets, cells) in points.
+    """Cells of one variant that were measured on the same subsets.
 
-    ``covariates`` (subsets, 2) are the accuracy before quantization in percent, and the number of classes.
+    ``drops`` (subsets, cells) are in points; ``covariates`` (subsets, 2) are the accuracy before
+    quantization in percent and the number of classes.
     """
 
     score: str
@@ -44,7 +46,7 @@ class _Block:
     covariates: pd.DataFrame
 
     def covariates_of(self, measure: str) -> Floats:
-        """Those that ``measure`` holds fixed (c, subsets); the constant ones are left out."""
+        """The covariates (c, subsets) that ``measure`` holds fixed; constant ones are left out."""
         if measure == "rho":
             return np.zeros((0, len(self.drops)))
         both = self.covariates.T.to_numpy(dtype=np.float64)
@@ -56,19 +58,19 @@ def dependence(cells: pd.DataFrame, divergences: SubsetDivergences, params: Repo
 
     Args:
         cells: a row per subset and cell, with drops (``tables.over_seeds``).
-        divergences: how far apart each subset's classes are.
+        divergences: the divergences within each subset.
         params: resamples, permutations, confidence and seed.
 
-    ``rho`` is Spearman's of the drop with the divergence. ``partial_rho`` holds fixed the same network's
-    accuracy before quantization, and the subset's size: subsets that are easy in float are far apart,
-    and lose less, whatever the divergence does. Beside the interval (bootstrap over subsets) stand a
-    p-value by permutation of subsets, and ``p_classes``, by permutation of the names of the divergence
-    matrix's classes, which knows that subsets share classes. Both are corrected by Holm over a question's
-    rows of one measure and score.
+    ``rho`` is Spearman's rank correlation of the drop with the divergence. ``partial_rho`` holds the same
+    network's accuracy before quantization and the subset's size fixed: subsets with high accuracy in float
+    have distant classes and lose less, so the divergence may correlate with the drop without adding to it.
+    Beside the interval (bootstrap over subsets) stand a p-value by permutation of subsets, and
+    ``p_classes``, by permutation of the classes of the divergence matrix, which accounts for classes that
+    subsets share. Both are corrected by Holm's method over a question's rows of one measure and score.
 
-    Question ``dependence`` is asked of the study's own median divergence, ``predictor`` of all divergences:
-    ``rank`` puts them in order of |effect|; ``gap`` is how far one is behind the first in |effect|, its
-    interval from the same resamples of both.
+    Question ``dependence`` concerns the study's own median divergence, ``predictor`` all divergences:
+    ``rank`` orders them by |effect|, and ``gap`` is the distance to the first in |effect|, with an interval
+    from the same resamples of both.
     """
     blocks = [block for score in DROPS.values() for block in _blocks(cells, score)]
     rows = [row for block in blocks for row in _rows(block, divergences, params)]
@@ -76,7 +78,7 @@ def dependence(cells: pd.DataFrame, divergences: SubsetDivergences, params: Repo
 
 
 def _blocks(cells: pd.DataFrame, score: str) -> Iterator[_Block]:
-    """Cells of one variant that the same subsets have: one computation for all of them."""
+    """The cells of each variant, grouped by the subsets that they were measured on."""
     accuracy = {drop: top1 for top1, drop in DROPS.items()}[score]
     for _, group in cells[cells.variant.isin(BASE_OF)].groupby("variant", sort=False):
         wide = group.pivot_table(score, "subset", GROUP, sort=False)
@@ -100,8 +102,9 @@ def _rows(block: _Block, divergences: SubsetDivergences, params: Report) -> Iter
             yield {"question": DEPENDENCE, **about, **_divergence(values, 0), **found.row(0, cell)}
             if values.shape[1] > 1:
                 for x in range(values.shape[1]):
-                    estimates = found.row(x, cell) | found.comparison_row(x, cell)
-                    yield {"question": PREDICTOR, **about, **_divergence(values, x), **estimates}
+                    ranks = {name: getattr(found, name)[x, cell] for name in _RANKS}
+                    row = {**_divergence(values, x), **found.row(x, cell), **ranks, "p_classes": np.nan}
+                    yield {"question": PREDICTOR, **about, **row}
 
 
 def _divergence(values: pd.DataFrame, x: int) -> dict[str, str]:
@@ -110,7 +113,7 @@ def _divergence(values: pd.DataFrame, x: int) -> dict[str, str]:
 
 @dataclass(frozen=True)
 class _Estimates:
-    """Of every divergence with every cell's drops, (p, q) each; ``p_classes`` (q,) of the first alone."""
+    """Estimates for p divergences with q cells' drops, (p, q) each; ``p_classes`` (q,) is of the first."""
 
     n: int
     effect: Floats
@@ -124,16 +127,11 @@ class _Estimates:
     gap_high: Floats
 
     def row(self, x: int, cell: int) -> dict[str, float]:
-        """What a row says of one divergence."""
+        """The row's estimates of one divergence."""
         names = ("effect", "low", "high", "p_value")
         return {"n": self.n, **{name: getattr(self, name)[x, cell] for name in names}} | (
             {"p_classes": self.p_classes[cell]} if x == 0 else {}
         )
-
-    def comparison_row(self, x: int, cell: int) -> dict[str, float]:
-        """What a row says of one divergence beside the others."""
-        places = {name: getattr(self, name)[x, cell] for name in ("rank", "gap", "gap_low", "gap_high")}
-        return {**places, "p_classes": np.nan}
 
 
 def _estimate(variables: Variables, null: Floats | None, params: Report) -> _Estimates:

@@ -1,4 +1,4 @@
-"""The divergence within each subset: medians and means over its pairs of classes, by every divergence."""
+"""The divergences within each subset: the median and mean over its pairs of classes, for each estimator."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,17 +16,18 @@ from laq.subsets import Subset
 Floats = NDArray[np.float64]
 MAIN: Final = "main"
 RELABELLINGS: Final = 9999
-_CHUNK: Final = 50  # relabellings worked on at once: memory, not results
+_CHUNK: Final = 50  # relabellings per batch; it limits memory and changes no result
 _STATISTICS: Final = {"median": "median_divergence_nats", "mean": "mean_divergence_nats"}
 
 
 @dataclass(frozen=True)
 class SubsetDivergences:
-    """Per subset: ``nats``, with columns (divergence, statistic), of which the first is the study's own.
+    """The divergences within each subset.
 
-    ``members`` (subsets, classes) is 1 for the classes that a subset has, else 0; None where these are not
-    known. ``relabelled`` (k, subsets) are medians of the study's own with the names of its classes permuted;
-    None where there is no matrix.
+    ``nats`` has a row per subset and columns (divergence, statistic), of which the first is the study's own.
+    ``members`` (subsets, classes) is 1 for the classes of a subset and else 0; None if these are unknown.
+    ``relabelled`` (k, subsets) are medians of the study's own divergence after permuting the classes of its
+    matrix; None if there is no matrix.
     """
 
     nats: pd.DataFrame
@@ -35,14 +36,14 @@ class SubsetDivergences:
 
 
 def divergences_in(table: pd.DataFrame, members: pd.DataFrame | None = None) -> SubsetDivergences:
-    """Those in the study's ``table``, of the study's own divergence; there is no matrix to permute."""
+    """The study's own divergence, read from its ``table``, where there is no matrix to permute."""
     nats = table.groupby("subset")[list(_STATISTICS.values())].first()
     nats.columns = pd.MultiIndex.from_product([[MAIN], _STATISTICS])
     return SubsetDivergences(nats, members)
 
 
 def read_divergences(subsets: Sequence[Subset], seed: int, folder: Path = FOLDER) -> SubsetDivergences:
-    """The divergences within ``subsets`` by all matrices that the stage ``divergence`` wrote.
+    """The divergences within ``subsets`` from all matrices that the stage ``divergence`` wrote.
 
     Raises:
         LaqError: the stage has not run.
@@ -56,15 +57,15 @@ def read_divergences(subsets: Sequence[Subset], seed: int, folder: Path = FOLDER
 def subset_divergences(
     matrices: Mapping[str, Floats], subsets: Sequence[Subset], seed: int
 ) -> SubsetDivergences:
-    """The divergences within ``subsets`` by ``matrices`` (C, C) in nats, the study's own first."""
+    """The divergences within ``subsets`` from ``matrices`` (C, C) in nats, the study's own first."""
+    names = [subset.name for subset in subsets]
+    classes = [subset.classes for subset in subsets]
     columns = {
-        (name, statistic): [float(how(_pairs(matrix, s.classes))) for s in subsets]
+        (name, statistic): [float(how(matrix[np.ix_(c, c)][np.triu_indices(len(c), 1)])) for c in classes]
         for name, matrix in matrices.items()
         for statistic, how in (("median", np.median), ("mean", np.mean))
     }
     own = next(iter(matrices.values()))
-    names = [subset.name for subset in subsets]
-    classes = [subset.classes for subset in subsets]
     members = [np.isin(np.arange(len(own)), chosen) for chosen in classes]
     null = relabelled_medians(own, classes, RELABELLINGS, seed)
     return SubsetDivergences(
@@ -75,11 +76,11 @@ def subset_divergences(
 
 
 def relabelled_medians(matrix: Floats, subsets: Sequence[Sequence[int]], count: int, seed: int) -> Floats:
-    """Every subset's median divergence (count, subsets), had the matrix's classes other names.
+    """Every subset's median divergence (count, subsets) after permuting the classes of the matrix.
 
-    One permutation of the names for all subsets: those that share classes go on sharing them. As in
-    Mantel's test (1967), what is permuted are the classes, which are the independent things, and not
-    the subsets, which are not.
+    A permutation is the same for all subsets, so those that share classes go on sharing them. As in
+    Mantel's test (1967) the classes are permuted, which are independent, and not the subsets, which are
+    not.
     """
     rng, medians = np.random.default_rng(seed), np.empty((count, len(subsets)))
     groups = list(_by_size(subsets))
@@ -100,7 +101,3 @@ def _by_size(
         classes = np.array([subsets[place] for place in places])
         first, second = np.triu_indices(size, 1)
         yield places, classes[:, first], classes[:, second]
-
-
-def _pairs(matrix: Floats, classes: Sequence[int]) -> Floats:
-    return np.asarray(matrix[np.ix_(classes, classes)][np.triu_indices(len(classes), 1)])

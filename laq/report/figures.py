@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from laq.quantization.methods.registry import label_of, look_of, sort_methods
-from laq.report.tables import BASE_OF, log_curve
+from laq.report.tables import BASE_OF
 
 COLOURS: Final = {
     "original": "0.45",
@@ -34,7 +34,7 @@ _WIDEST: Final = 1700  # pixels
 
 
 def draw_against_divergence(path: Path, table: pd.DataFrame, title: str) -> None:
-    """A panel per method and bit-width: restricted top-1 of every subset, and a fitted logarithm."""
+    """Draw restricted top-1 of every subset with a fitted logarithm, in a panel per method and bit-width."""
     quantized = table[table.method != "float"]
     methods, bits = list(quantized.method.unique()), in_order(quantized)
     figure = Figure(figsize=(max(6.4, 3.3 * len(bits) + 0.6), 3.1 * len(methods) + 1.3), layout="constrained")
@@ -54,17 +54,17 @@ def draw_against_divergence(path: Path, table: pd.DataFrame, title: str) -> None
 
 
 def in_order(quantized: pd.DataFrame) -> list[str]:
-    """What bits there are, from few to many."""
+    """The bits of the table, from few to many."""
     return list(quantized.groupby("bits").mean_bits.mean().sort_values(kind="stable").index)
 
 
 def wrapped(label: str, width: int) -> str:
-    """In lines so wide, of which a few: a list of bits may be as long as the network is deep."""
+    """The label in at most four lines of ``width`` characters; a list of bits by layer may be very long."""
     return "\n".join(textwrap.wrap(label, width, max_lines=4, placeholder="…", break_on_hyphens=False))
 
 
 def _scatter(axes: Axes, rows: pd.DataFrame) -> None:
-    size = np.clip(1000 / rows.subset.nunique(), 9, 24)  # many points would hide each other
+    size = np.clip(1000 / rows.subset.nunique(), 9, 24)  # the more points, the smaller
     axes.set_xscale("log")
     axes.grid(alpha=0.25)
     for variant, group in rows.groupby("variant", sort=False):
@@ -79,13 +79,14 @@ def _curve(axes: Axes, group: pd.DataFrame, colour: str) -> None:
     x, y = group.median_divergence_nats.to_numpy(), group.top1_sub_percent.to_numpy()
     if len(np.unique(x)) < 3 or x.min() <= 0:
         return
-    slope, intercept = log_curve(x, y)
+    # The predecessor fits a ln(b x) + c, which is the same family of curves: b only moves c.
+    slope, intercept = np.polyfit(np.log(x), y, 1)
     ends = np.array([x.min(), x.max()])
     axes.plot(ends, slope * np.log(ends) + intercept, c=colour, lw=1.2)
 
 
 def _keys(table: pd.DataFrame) -> list[Line2D]:
-    """The legend: colours for variants, markers for kinds."""
+    """The entries of the legend: colours for variants, markers for kinds of subsets."""
     variants = [v for v in COLOURS if v in set(table.variant)]
     kinds = [k for k in _MARKERS if k in set(table.kind)]
     lines = [
@@ -97,7 +98,7 @@ def _keys(table: pd.DataFrame) -> list[Line2D]:
 
 
 def draw_against_bits(path: Path, table: pd.DataFrame, title: str) -> None:
-    """Mean ± standard deviation over subsets, over all classes and restricted to the subset."""
+    """Draw mean ± standard deviation of top-1 over subsets, among the subset's classes and among all."""
     quantized = table[table.method != "float"]
     lines = quantized.groupby(["variant", "method"]).ngroups
     crowd = lines * quantized.bits.nunique()
@@ -122,7 +123,7 @@ def draw_against_bits(path: Path, table: pd.DataFrame, title: str) -> None:
 
 
 def _line_keys(table: pd.DataFrame) -> list[Line2D]:
-    """The legend: colours for variants, dotted where nothing is quantized, then lines for methods."""
+    """The entries of the legend: colours for variants (float networks are dotted), lines for methods."""
     looks = {b: (":", f"{b}, float") for b in BASE_OF.values()}
     looks |= {v: ("-", v.replace("_", " + ")) for v in BASE_OF}
     there = set(table.variant)
@@ -135,7 +136,7 @@ def _line_keys(table: pd.DataFrame) -> list[Line2D]:
 
 
 def method_keys(methods: Collection[str]) -> list[Line2D]:
-    """The legend of lines and markers, for those of the methods that are drawn."""
+    """The entries of the legend for the methods that are drawn: lines and markers."""
     return [
         Line2D([], [], color="0.3", ms=4, lw=1.4, label=label_of(method), **method_style(method))
         for method in sort_methods(methods)
@@ -144,7 +145,7 @@ def method_keys(methods: Collection[str]) -> list[Line2D]:
 
 
 def method_style(method: str) -> dict[str, Any]:
-    """Line and marker of a method, as keywords of matplotlib's."""
+    """The line and the marker of a method, as keyword arguments of matplotlib."""
     look = look_of(method)
     return {"ls": (0, look.dash) if look.dash else "-", "marker": look.marker}
 

@@ -9,7 +9,7 @@ from laq.params import Report
 from laq.quantization.methods.registry import BASELINE, label_of
 from laq.report.analysis import Analysis
 from laq.report.correlations import DEPENDENCE
-from laq.report.rendering import markdown_table, number, plain, templates
+from laq.report.rendering import markdown_table, number, numbers, plain, spread, templates
 from laq.report.tables import BASE_OF, SEED_SPREAD, main_rows
 from laq.study import NO_IMAGES
 
@@ -18,7 +18,7 @@ _TEMPLATES: Final = "laq.report"
 
 
 def markdown(analysis: Analysis, answered: str) -> str:
-    """The whole report: what each bit-width costs, the answers, and the tables that they are from."""
+    """The whole report: findings by bit-width, answers, and the tables behind them."""
     text = templates(_TEMPLATES).get_template("report.md")
     rho, pairs = _correlations(analysis.correlations), _comparisons(analysis.comparisons)
     return (
@@ -35,7 +35,7 @@ def markdown(analysis: Analysis, answered: str) -> str:
 
 
 def answers_text(answers: Mapping[str, str], params: Report) -> str:
-    """Each question with its answer, below what their numbers mean; nothing where nothing was asked."""
+    """Each question with its answer, after an explanation of the numbers; empty if there are no questions."""
     if not answers:
         return ""
     text = templates(_TEMPLATES).get_template("answers.md")
@@ -44,9 +44,11 @@ def answers_text(answers: Mapping[str, str], params: Report) -> str:
 
 
 def findings(summary: pd.DataFrame) -> str:
-    """A line per bit-width: the method that keeps most of the original network, beside round-to-nearest."""
+    """A line per bit-width: the points that the best method loses, beside those of round-to-nearest."""
     quantized = main_rows(summary[summary.variant == "quantized"])
-    rows = quantized.assign(lost=_spread(quantized, "drop_sub_points"), method=quantized.method.map(label_of))
+    rows = quantized.assign(
+        lost=_mean_and_deviation(quantized, "drop_sub_points"), method=quantized.method.map(label_of)
+    )
     found = []
     for bits, group in rows.groupby("bits", sort=False):
         best = max(group.to_dict("records"), key=lambda row: row["top1_sub_percent_mean"])
@@ -56,7 +58,7 @@ def findings(summary: pd.DataFrame) -> str:
 
 
 def accuracies(summary: pd.DataFrame) -> str:
-    """The table of accuracies, and what is in it."""
+    """The table of accuracies, after an explanation of its columns."""
     repeated = bool(summary[SEED_SPREAD].notna().any())
     table = pd.DataFrame(
         {
@@ -66,9 +68,11 @@ def accuracies(summary: pd.DataFrame) -> str:
             "levels": summary.levels,
             "n": summary.n,
             "images": summary.calibration.map(IMAGES),
-            "subset": _spread(summary, "top1_sub_percent"),
-            "all": _spread(summary, "top1_all_percent"),
-            "drop (subset)": _spread(summary, "drop_sub_points").where(summary.method != "float", ""),
+            "subset": _mean_and_deviation(summary, "top1_sub_percent"),
+            "all": _mean_and_deviation(summary, "top1_all_percent"),
+            "drop (subset)": _mean_and_deviation(summary, "drop_sub_points").where(
+                summary.method != "float", ""
+            ),
         }
     )
     if repeated:
@@ -87,12 +91,12 @@ def _correlations(correlations: pd.DataFrame) -> pd.DataFrame:
             "images": rows.calibration.map(IMAGES),
             "n": rows.n,
             "measure": rows.measure.map({"rho": "rho", "partial_rho": "partial rho"}),
-            "value": _numbers(rows.effect, "+z.2f").replace("", "undefined"),
+            "value": numbers(rows.effect, "+z.2f").replace("", "undefined"),
             "interval": _intervals(rows.low, rows.high),
-            "p": _numbers(rows.p_value, ".4f"),
-            "p_holm": _numbers(rows.p_holm, ".4f"),
-            "p (classes)": _numbers(rows.p_classes, ".4f"),
-            "p_holm (classes)": _numbers(rows.p_classes_holm, ".4f"),
+            "p": numbers(rows.p_value, ".4f"),
+            "p_holm": numbers(rows.p_holm, ".4f"),
+            "p (classes)": numbers(rows.p_classes, ".4f"),
+            "p_holm (classes)": numbers(rows.p_classes_holm, ".4f"),
         }
     )
 
@@ -109,31 +113,25 @@ def _comparisons(rows: pd.DataFrame) -> pd.DataFrame:
             "bits": rows.bits,
             "images": rows.calibration.map(IMAGES),
             "n": rows.n,
-            "difference": _numbers(rows.effect, "+z.2f"),
+            "difference": numbers(rows.effect, "+z.2f"),
             "interval": _intervals(rows.low, rows.high),
-            "d_z": _numbers(rows.d_z, "+z.2f"),
-            "p": _numbers(rows.p_value, ".4f"),
-            "p_holm": _numbers(rows.p_holm, ".4f"),
+            "d_z": numbers(rows.d_z, "+z.2f"),
+            "p": numbers(rows.p_value, ".4f"),
+            "p_holm": numbers(rows.p_holm, ".4f"),
             "interval (classes)": _intervals(rows.low_classes, rows.high_classes),
-            "p_holm (classes)": _numbers(rows.p_classes_holm, ".4f"),
+            "p_holm (classes)": numbers(rows.p_classes_holm, ".4f"),
         }
     )
 
 
-def _numbers(values: "pd.Series[float]", form: str) -> "pd.Series[str]":
-    return values.map(lambda value: number(value, form)).astype(str)
-
-
 def _intervals(low: "pd.Series[float]", high: "pd.Series[float]") -> "pd.Series[str]":
-    return (_numbers(low, "+z.2f") + " to " + _numbers(high, "+z.2f")).where(low.notna(), "")
+    return (numbers(low, "+z.2f") + " to " + numbers(high, "+z.2f")).where(low.notna(), "")
 
 
-def _spread(rows: pd.DataFrame, name: str) -> "pd.Series[str]":
-    """Mean ± standard deviation, of one subset the mean alone."""
-    mean, deviation = _numbers(rows[f"{name}_mean"], "z.1f"), rows[f"{name}_std"]
-    return (mean + " ± " + _numbers(deviation, ".1f")).where(deviation.notna(), mean)
+def _mean_and_deviation(rows: pd.DataFrame, name: str) -> "pd.Series[str]":
+    return spread(rows[f"{name}_mean"], rows[f"{name}_std"], "z.1f")
 
 
 def line(*cells: object) -> str:
-    """A row of a table."""
+    """A row of a Markdown table."""
     return f"| {' | '.join(map(plain, cells))} |"

@@ -1,7 +1,7 @@
 """The mean of paired differences in a mixed model with a random effect of every class.
 
-Subsets share classes, so their differences are not independent: the interval and the p-value here also hold
-for other classes than the study's.
+Subsets share classes, so their differences are not independent. The interval and the p-value of this model
+also hold for other classes than the study's.
 """
 
 from dataclasses import dataclass
@@ -16,31 +16,32 @@ from laq.params import Report
 from laq.report.paired_tests import varies
 
 Floats = NDArray[np.float64]
-_SHARES: Final = (np.arange(40) + 0.5) / 40  # of the variance that is the classes', all as likely beforehand
+_SHARES: Final = (np.arange(40) + 0.5) / 40  # the classes' share of the variance, uniform a priori
 
 
 @dataclass(frozen=True)
 class MixedModelEstimates:
-    """Of q rows of differences: their mean's interval and p-value, each (q,); NaN where all are the same."""
+    """The interval and p-value of the mean of q rows of differences, (q,) each; NaN for constant rows."""
 
     low: Floats
     high: Floats
     p_value: Floats
 
     def row(self, row: int) -> dict[str, float]:
-        """What a table says of one row."""
+        """The estimates of one row, by the columns of the table."""
         low, high, p_value = (values[row] for values in (self.low, self.high, self.p_value))
         return {"low_classes": low, "high_classes": high, "p_classes": p_value}
 
 
 def mixed_model(differences: Floats, members: Floats, params: Report) -> MixedModelEstimates:
-    """How sure the means of ``differences`` (q, n) are, of n subsets of the classes in ``members`` (n, C).
+    """Intervals and p-values for the means of ``differences`` (q, n) over n subsets.
 
-    Many subsets of few classes are not as many independent ones: if a class likes a method, all subsets
-    that it is in do. The multiple-membership model (Browne, Goldstein and Rasbash 2001) says so: a
-    difference is the mean, plus the mean of its classes' random effects, plus its own error. How much of
-    the variance is the classes' is not known; the restricted likelihood of each share of it weighs the
-    t-distribution, of n - 1 degrees, that the mean then has.
+    ``members`` (n, C) says which of C classes each subset has. Subsets that share classes are not
+    independent: if a method suits a class, it suits all subsets with that class. The multiple-membership
+    model (Browne, Goldstein and Rasbash 2001) describes this: a difference is the mean, plus the mean of
+    the random effects of the subset's classes, plus an error. The classes' share of the variance is not
+    known; for each share, the mean has a t-distribution of n - 1 degrees of freedom, and these are mixed
+    with the restricted likelihood of the share as weight.
     """
     n = differences.shape[1]
     nothing = np.full(len(differences), np.nan)
@@ -55,7 +56,7 @@ def mixed_model(differences: Floats, members: Floats, params: Report) -> MixedMo
 
 
 def _covariances(members: Floats) -> Floats:
-    """Of the subsets' differences (k, n, n) by the classes' share of a mean variance of 1."""
+    """The covariances (k, n, n) of the differences for each share of the classes; the mean variance is 1."""
     part = members / members.sum(1, keepdims=True)
     classes = part @ part.T
     classes /= np.diag(classes).mean()
@@ -64,7 +65,7 @@ def _covariances(members: Floats) -> Floats:
 
 
 def _errors(differences: Floats, covariances: Floats) -> tuple[Floats, Floats]:
-    """The mean's standard error and its weight (k, q), by share."""
+    """The mean's standard error and its weight, (k, q) each, for each share."""
     n = differences.shape[1]
     root = np.linalg.cholesky(covariances)
     ones, white = np.linalg.solve(root, np.ones((n, 1))), np.linalg.solve(root, differences.T)
@@ -78,12 +79,12 @@ def _errors(differences: Floats, covariances: Floats) -> tuple[Floats, Floats]:
 
 
 def _tail(distance: Floats, errors: Floats, weights: Floats, n: int) -> Floats:
-    """How likely a mean of nothing is as far from 0 as ``distance`` (q,), either way."""
+    """The two-sided probability (q,) of a mean beyond ``distance`` (q,) if the true mean is 0."""
     return np.asarray((weights * 2 * stats.t.sf(distance / errors, n - 1)).sum(0))
 
 
 def _half_width(errors: Floats, weights: Floats, n: int, alpha: float) -> Floats:
-    """The distance (q,) that the tail is ``alpha`` of: there is no closed form of a mixture's quantile."""
+    """The distance (q,) whose tail is ``alpha``, found numerically: mixtures have no closed-form quantile."""
 
     def excess(distance: Floats, row: NDArray[np.intp]) -> Floats:
         return _tail(distance, errors[:, row], weights[:, row], n) - alpha

@@ -1,4 +1,4 @@
-"""Paired differences of many cells at once: means, intervals, sign-flip tests, and Holm's correction."""
+"""Tests of paired differences for many cells at once: means, intervals, sign flips, Holm's correction."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -13,14 +13,14 @@ from laq.params import Report
 from laq.report.rank_correlation import interval
 
 Floats = NDArray[np.float64]
-_EXACT: Final = 12  # subsets up to which all 2^n signs are tried
-_NOTHING: Final = 1e-12  # what rounding leaves of a deviation
-_CHUNK: Final = 2000  # signs tried at once: memory, not results
+_EXACT: Final = 12  # up to so many subsets all 2^n signs are tried
+_NOTHING: Final = 1e-12  # a standard deviation below this is rounding error
+_CHUNK: Final = 2000  # signs per batch; it limits memory and changes no result
 
 
 @dataclass(frozen=True)
 class Effects:
-    """Of q rows of n differences: mean, interval, mean / standard deviation (d_z), p-value; each (q,)."""
+    """The effects of q rows of n differences, (q,) each; d_z is mean / standard deviation."""
 
     n: int
     effect: Floats
@@ -30,15 +30,15 @@ class Effects:
     p_value: Floats
 
     def row(self, row: int) -> dict[str, float]:
-        """What a table says of one row."""
+        """The estimates of one row, by the columns of the table."""
         return {name: getattr(self, name)[row] for name in ("effect", "low", "high", "d_z", "p_value")}
 
 
 def paired_effects(differences: Floats, params: Report) -> Effects:
     """The effects of ``differences`` (q, n), a column per subset.
 
-    The interval is the bootstrap's percentiles over subsets; below two subsets it is undefined, as are
-    d_z and the p-value. d_z is undefined too where all differences are the same.
+    The interval is the percentile bootstrap over subsets. With fewer than two subsets the interval, d_z and
+    the p-value are NaN; d_z is also NaN if all differences are equal.
     """
     rows, n = differences.shape
     nothing = np.full(rows, np.nan)
@@ -54,17 +54,18 @@ def paired_effects(differences: Floats, params: Report) -> Effects:
 
 
 def varies(differences: Floats) -> NDArray[np.bool_]:
-    """Which rows (q,) of ``differences`` (q, n), of at least two, are not the same all along."""
+    """Which rows (q,) of ``differences`` (q, n), n ≥ 2, are not constant."""
     return np.asarray(differences.std(1, ddof=1) > _NOTHING * (1 + np.abs(differences.mean(1))))
 
 
 def sign_flip(differences: Floats, params: Report) -> Floats:
-    """Two-sided p-values (q,) that differences (q, n) are as likely upwards as downwards.
+    """Two-sided p-values (q,) of the hypothesis that differences (q, n) are symmetric about 0.
 
-    The permutation test of a paired design: were the two sides alike, every difference might as well
-    have had the other sign. Unlike Wilcoxon's, its statistic is the mean, which is also the effect that
-    is reported, and zeros need no rule. All 2^n signs up to n = 12, else ``params.permutations`` of
-    them, drawn; the smallest p-value is then 1 / (1 + permutations).
+    This is the permutation test of a paired design: if the two sides are equivalent, every difference is
+    equally likely with the opposite sign. Unlike in Wilcoxon's test, the statistic is the mean, which is
+    also the effect that is reported, and zeros need no special rule. Up to n = 12 all 2^n signs are
+    tried; beyond that ``params.permutations`` of them are drawn, and the smallest possible p-value is
+    1 / (1 + permutations).
     """
     n = differences.shape[1]
     total = np.abs(differences.sum(1))
@@ -81,7 +82,7 @@ def sign_flip(differences: Floats, params: Report) -> Floats:
 
 
 def holm(p_values: Floats) -> Floats:
-    """P-values (m,) corrected for being m together (Holm 1979); undefined ones are not counted."""
+    """P-values (m,) corrected for multiple testing (Holm 1979); NaN are not counted and stay."""
     adjusted = np.full(p_values.shape, np.nan)
     asked = np.flatnonzero(~np.isnan(p_values))
     order = asked[np.argsort(p_values[asked], kind="stable")]
@@ -91,9 +92,10 @@ def holm(p_values: Floats) -> Floats:
 
 
 def with_holm(rows: Sequence[Mapping[str, Any]], family: Sequence[str]) -> pd.DataFrame:
-    """The table of ``rows``, p-values corrected by Holm over the rows that share what ``family`` names.
+    """The table of ``rows`` with p-values corrected by Holm's method over rows of the same ``family``.
 
-    ``p_value`` becomes ``p_holm``, and ``p_classes``, where there is one, ``p_classes_holm``.
+    ``family`` names columns. ``p_holm`` is the correction of ``p_value``, and ``p_classes_holm`` that of
+    ``p_classes``, if the table has it.
     """
     table = pd.DataFrame(list(rows))
     for name, to in (("p_value", "p_holm"), ("p_classes", "p_classes_holm")):

@@ -1,7 +1,8 @@
-"""Spearman's rank correlations, plain and partial, of many pairs of variables at once.
+"""Spearman's rank correlations, plain and partial, for many pairs of variables at once.
 
-Each has an interval (bootstrap) and a p-value (permutation). A bootstrap sample is a weight for every subset,
-how often it was drawn: the ranks of all samples are then one matrix product, without sorting any of them.
+Each has an interval (bootstrap) and a p-value (permutation). A bootstrap sample is given as weights, the
+number of times that each subset was drawn. The ranks of all samples then follow from one matrix product
+without sorting.
 """
 
 from collections.abc import Iterator
@@ -15,16 +16,16 @@ from scipy import stats
 from laq.params import Report
 
 Floats = NDArray[np.float64]
-_CHUNK: Final = 500  # resamples or permutations worked on at once: memory, not results
-_NOTHING: Final = 1e-9  # what is left of a constant's ranks, or of ranks that others explain
-_FREEDOM: Final = 3  # subsets that a correlation needs, and one more for each covariate
+_CHUNK: Final = 500  # resamples or permutations per batch; it limits memory and changes no result
+_NOTHING: Final = 1e-9  # residuals of ranks below this are rounding error
+_FREEDOM: Final = 3  # the fewest subsets for a correlation without covariates
 
 
 @dataclass(frozen=True)
 class Variables:
-    """Each of ``x`` (p, n) is correlated with each of ``y`` (q, n) over n subsets.
+    """The variables ``x`` (p, n) and ``y`` (q, n) over n subsets; each x is correlated with each y.
 
-    Partial correlations hold ``covariates`` (c, n) fixed; with none, c = 0.
+    Partial correlations hold ``covariates`` (c, n) fixed; c = 0 stands for plain ones.
     """
 
     x: Floats
@@ -33,7 +34,7 @@ class Variables:
 
     @property
     def n(self) -> int:
-        """How many subsets."""
+        """The number of subsets."""
         return int(self.x.shape[1])
 
     @property
@@ -43,11 +44,11 @@ class Variables:
 
 
 def correlate(variables: Variables, weights: Floats | None = None) -> Floats:
-    """Spearman's rho (b, p, q) with every subset taken ``weights`` (b, n) times, by default once.
+    """Spearman's rho (b, p, q), where subset i counts ``weights[:, i]`` times; by default each counts once.
 
-    With covariates it is the partial one: the ranks of both variables are replaced by their residuals from a
-    linear regression on the ranks of the covariates (Conover, Practical Nonparametric Statistics, 5.4). It
-    is NaN where a variable is constant, or is explained by the covariates.
+    With covariates it is the partial correlation: the ranks of both variables are replaced by their residuals
+    from a linear regression on the ranks of the covariates (Conover, Practical Nonparametric Statistics,
+    5.4). It is NaN if a variable is constant or fully explained by the covariates.
     """
     weights = np.ones((1, variables.n)) if weights is None else weights
     if variables.few:
@@ -57,7 +58,7 @@ def correlate(variables: Variables, weights: Floats | None = None) -> Floats:
 
 
 def bootstrap_samples(variables: Variables, params: Report) -> Floats:
-    """``correlate`` of bootstrap samples of the subsets (b, p, q), the same ones for all pairs."""
+    """Correlations (b, p, q) in bootstrap samples of the subsets, which are the same for all pairs."""
     rng = np.random.default_rng(params.seed)
     shares = np.full(variables.n, 1 / variables.n)
     counts = [rng.multinomial(variables.n, shares, size) for size in _chunks(params.bootstrap_samples)]
@@ -65,7 +66,7 @@ def bootstrap_samples(variables: Variables, params: Report) -> Floats:
 
 
 def interval(samples: Floats, params: Report) -> tuple[Floats, Floats]:
-    """The percentile interval of bootstrap samples (b, …); those that are undefined are left out."""
+    """The percentile interval of bootstrap samples (b, …); samples that are NaN are left out."""
     tail = (1 - params.confidence) / 2
     flat = samples.reshape(len(samples), -1)
     low, high = np.full((2, flat.shape[1]), np.nan)
@@ -78,9 +79,9 @@ def interval(samples: Floats, params: Report) -> tuple[Floats, Floats]:
 def permutation_p_values(variables: Variables, params: Report) -> Floats:
     """Two-sided p-values (p, q) by permutation of the subsets.
 
-    Freedman and Lane (1983): the residuals of y, given the covariates, are shuffled over the subsets, added
-    back and regressed on the covariates once more. Without covariates this is the ordinary permutation test
-    of Spearman's rho.
+    By Freedman and Lane's method (1983) the residuals of y, given the covariates, are shuffled over the
+    subsets, added back and regressed on the covariates again. Without covariates this is the ordinary
+    permutation test of Spearman's rho.
     """
     observed: Floats = correlate(variables)[0]
     if variables.few:
@@ -89,7 +90,7 @@ def permutation_p_values(variables: Variables, params: Report) -> Floats:
     basis = _basis(variables.covariates, np.ones((1, variables.n)))[:, 0]
     rng, extreme = np.random.default_rng(params.seed), np.zeros(observed.shape)
     for size in _chunks(params.permutations):
-        # Shuffling x and the covariates alike is shuffling y the other way round: no copy for each y.
+        # Shuffling x and the covariates by a permutation equals shuffling y by its inverse, and copies less.
         order = rng.permuted(np.broadcast_to(np.arange(variables.n), (size, variables.n)), axis=1)
         left = np.sqrt(1 - (np.tensordot(basis[:, order], y, (2, 1)) ** 2).sum(0).clip(max=1))
         shuffled = np.abs(np.tensordot(x[:, order], y, (2, 1)))
@@ -98,7 +99,7 @@ def permutation_p_values(variables: Variables, params: Report) -> Floats:
 
 
 def relabelling_p_values(variables: Variables, null: Floats) -> Floats:
-    """Two-sided p-values (q,) of the first x against ``null`` (k, n), its values had classes other names."""
+    """Two-sided p-values (q,) of the first x against ``null`` (k, n), its values after permuting classes."""
     observed: Floats = correlate(variables)[0, 0]
     if variables.few:
         return observed
@@ -111,7 +112,7 @@ def relabelling_p_values(variables: Variables, null: Floats) -> Floats:
 
 
 def _residuals(variables: Variables, weights: Floats) -> tuple[Floats, Floats]:
-    """The ranks of x (p, b, n) and y (q, b, n) without the covariates', of length 1: rho is their product."""
+    """The residuals of the ranks of x (p, b, n) and y (q, b, n), scaled to length 1: rho is their product."""
     basis = _basis(variables.covariates, weights)
     x, y = (
         _normalised(_project_out(_ranks(values, weights), basis)) for values in (variables.x, variables.y)
@@ -120,16 +121,16 @@ def _residuals(variables: Variables, weights: Floats) -> tuple[Floats, Floats]:
 
 
 def _ranks(values: Floats, weights: Floats) -> Floats:
-    """Mid-ranks about their mean (v, b, n) of ``values`` (v, n), times the root of the weight."""
+    """Centred mid-ranks (v, b, n) of ``values`` (v, n), times the square root of the weights."""
     below = values[:, :, None] < values[:, None, :]
     same = values[:, :, None] == values[:, None, :]
     return np.asarray(np.sqrt(weights) * (weights @ (below + same / 2) - values.shape[1] / 2))
 
 
 def _basis(covariates: Floats, weights: Floats) -> Floats:
-    """The covariates' ranks made orthonormal (c, b, n) by Gram and Schmidt.
+    """The covariates' ranks, made orthonormal (c, b, n) by the Gram-Schmidt process.
 
-    Zeros where one is constant or explained by the others.
+    A covariate that is constant or explained by the others becomes zeros.
     """
     found: list[Floats] = []
     for ranks in _ranks(covariates, weights) if len(covariates) else ():
@@ -138,14 +139,14 @@ def _basis(covariates: Floats, weights: Floats) -> Floats:
 
 
 def _project_out(ranks: Floats, basis: Floats) -> Floats:
-    """What remains of ``ranks`` (…, b, n) once each of ``basis`` (c, b, n) is taken out."""
+    """``ranks`` (…, b, n) without their projections on ``basis`` (c, b, n)."""
     for direction in basis:
         ranks = ranks - (ranks * direction).sum(-1, keepdims=True) * direction
     return ranks
 
 
 def _normalised(ranks: Floats) -> Floats:
-    """Of length 1; NaN where nothing is left."""
+    """The ranks scaled to length 1; NaN if their length is 0 up to rounding."""
     length = np.linalg.norm(ranks, axis=-1, keepdims=True)
     nothing = length <= _NOTHING * ranks.shape[-1] ** 1.5
     return np.where(nothing, np.nan, ranks / np.where(nothing, 1, length))

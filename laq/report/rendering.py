@@ -1,4 +1,4 @@
-"""Texts and pages from Jinja templates: sentences and frames that are edited without touching Python."""
+"""Renders texts and pages from Jinja templates, so that wording is edited apart from Python."""
 
 from functools import cache
 
@@ -8,7 +8,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescap
 
 @cache
 def templates(room: str, folder: str = "templates") -> Environment:
-    """The templates in a room's ``folder``; those of HTML escape what is put into them."""
+    """The templates in ``folder`` of the package ``room``; HTML templates escape the values they insert."""
     made = Environment(
         loader=PackageLoader(room, folder),
         autoescape=select_autoescape(["html"]),
@@ -21,7 +21,7 @@ def templates(room: str, folder: str = "templates") -> Environment:
 
 
 def number(value: float, form: str) -> str:
-    """``value`` as the format specification ``form`` writes it; nothing where it is missing."""
+    """``value`` in the format specification ``form``; empty if it is missing."""
     return "" if pd.isna(value) else f"{value:{form}}"
 
 
@@ -37,16 +37,16 @@ def spread(mean: "pd.Series[float]", deviation: "pd.Series[float]", form: str) -
 
 
 def p_value(value: float) -> str:
-    """A p-value behind its p: ``= 0.012``."""
+    """A p-value as it follows the letter p: ``= 0.012`` or ``< 0.001``."""
     return "< 0.001" if value < 0.001 else f"= {value:.3f}"
 
 
 def plain(text: object) -> str:
-    """``text`` that Markdown takes as it is: patterns of layers' names may have stars and bars."""
+    """``text`` with the characters escaped that Markdown would interpret; patterns of layers contain them."""
     return str(text).replace("*", r"\*").replace("|", r"\|")
 
 
 def markdown_table(rows: pd.DataFrame) -> str:
-    """``rows`` as a table of Markdown, missing cells empty."""
+    """``rows`` as a Markdown table; missing cells are empty."""
     texts = rows.map(lambda cell: "" if pd.isna(cell) else plain(cell))
     return str(texts.to_markdown(index=False, disable_numparse=True))

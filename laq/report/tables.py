@@ -13,7 +13,12 @@ Floats = NDArray[np.float64]
 BASE_OF: Final = {"quantized": "original", "finetuned_quantized": "finetuned"}
 SCORES: Final = ("top1_all_percent", "top1_sub_percent", "top5_all_percent", "top5_sub_percent")
 DROPS: Final = {"top1_all_percent": "drop_all_points", "top1_sub_percent": "drop_sub_points"}
-GROUP: Final = ["variant", "method", "bits", "calibration"]  # cells that differ by subset and seed alone
+GROUP: Final = [
+    "variant",
+    "method",
+    "bits",
+    "calibration",
+]  # cells of one group differ in subset and seed only
 SEED_SPREAD: Final = "top1_sub_seed_sd"
 _MEASURED: Final = [
     *SCORES, *DROPS.values(), "sparsity_percent", "relative_error_mean", "relative_error_logits",
@@ -21,7 +26,7 @@ _MEASURED: Final = [
 
 
 def with_drops(measurements: pd.DataFrame) -> pd.DataFrame:
-    """Add the percentage points of top-1 that each quantized row lost against its own base."""
+    """Add the points of top-1 that each quantized network lost against the same network in float."""
     floats = measurements[measurements.method == "float"]
     bases = floats.set_index(["subset", "variant"])[list(DROPS)]
     keys = [(s, BASE_OF.get(v, v)) for s, v in zip(measurements.subset, measurements.variant, strict=True)]
@@ -31,10 +36,11 @@ def with_drops(measurements: pd.DataFrame) -> pd.DataFrame:
 
 
 def over_seeds(table: pd.DataFrame) -> pd.DataFrame:
-    """A row per subset, variant, method, bits and calibration: means over the seeds, which are no subjects.
+    """Means over seeds, a row per subset, variant, method, bits and calibration.
 
-    ``seeds`` says how many there were, ``top1_sub_seed_sd`` is the standard deviation of the restricted
-    top-1 over them, in points; missing where there is one.
+    Seeds are averaged before any statistics because they are repeated measurements of one subset. ``seeds``
+    is their number, ``top1_sub_seed_sd`` the standard deviation of restricted top-1 over them in points,
+    which is missing if there is only one.
     """
     grouped = table.groupby(["subset", *GROUP], sort=False)
     means = grouped[[c for c in table.select_dtypes("number") if c not in {"levels", "seed"}]].mean()
@@ -46,10 +52,10 @@ def over_seeds(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def summarise(table: pd.DataFrame, by: tuple[str, ...] = ()) -> pd.DataFrame:
-    """Per variant, method, bits and calibration: mean and standard deviation over n subsets.
+    """Mean and standard deviation over n subsets, a row per variant, method, bits and calibration.
 
     Each subset's seeds are averaged first; ``top1_sub_seed_sd`` is the mean over subsets of the standard
-    deviation over seeds. ``by`` names columns to tell subsets apart by, such as ``subset_size_classes``.
+    deviation over seeds. ``by`` names further columns to group by, such as ``subset_size_classes``.
     """
     grouped = over_seeds(table).groupby([*by, *GROUP], sort=False)
     numbers = grouped[_MEASURED].agg(["mean", "std"])
@@ -65,32 +71,23 @@ def summarise(table: pd.DataFrame, by: tuple[str, ...] = ()) -> pd.DataFrame:
 
 
 def complete(wide: pd.DataFrame) -> Iterator[pd.DataFrame]:
-    """The columns of a table (subsets, cells) by the subsets that they have, each time without the others."""
+    """Split a table (subsets, cells) into tables without gaps, by the subsets that cells were measured on."""
     there = wide.notna().T.apply(tuple, axis=1)
     for _, columns in wide.T.groupby(there, sort=False):
         yield columns.T.dropna()
 
 
 def _common(values: "pd.Series[int]") -> object:
-    """The value that all rows have; none where one has none, as bits that differ by subset may do."""
+    """The value that all rows share; missing if they differ, as levels may between subsets."""
     found = values.unique()
     return found[0] if len(found) == 1 else pd.NA
 
 
 def main_rows(rows: pd.DataFrame) -> pd.DataFrame:
-    """The rows of a study's first calibration, by their column ``calibration``.
+    """The rows of a study's first calibration, and those that use no calibration images.
 
-    What used images of the subset, or of all classes where a study has nothing else; and what used none.
+    The first calibration is on images of the subset, or on images of all classes if the study has no other.
     """
     used = set(rows.calibration) - {NO_IMAGES}
     first = {NO_IMAGES, "subset"} if "subset" in used else {NO_IMAGES, *used}
     return rows[rows.calibration.isin(first)]
-
-
-def log_curve(x: Floats, y: Floats) -> tuple[float, float]:
-    """The least-squares a and c of y = a ln x + c.
-
-    The predecessor's a ln(b x) + c is the same family: b only moves c.
-    """
-    slope, intercept = np.polyfit(np.log(x), y, 1)
-    return float(slope), float(intercept)

@@ -21,7 +21,7 @@ from laq.report.answers import answers
 from laq.report.divergences import divergences_in
 from laq.report.figures import draw_against_bits, draw_against_divergence
 from laq.report.markdown import answers_text, findings, markdown
-from laq.report.tables import log_curve, main_rows, over_seeds, summarise, with_drops
+from laq.report.tables import main_rows, over_seeds, summarise, with_drops
 from laq.study import FOLDER as STUDY
 from laq.subsets import FILE as SUBSETS
 from tests.studies import Planted, made_up_matrix, made_up_study, made_up_subsets
@@ -134,11 +134,6 @@ def test_images_of_the_subset_are_told_first() -> None:
     assert set(few["rho"]) == {"gpfq"}
     assert "with GPFQ calibrated on images of all classes" in findings(summarise(without))
     assert "images of all" not in findings(summarise(table))
-
-
-def test_the_fitted_curve_is_found_again() -> None:
-    x = np.array([0.5, 1, 2, 4, 8])
-    assert log_curve(x, 3 * np.log(2 * x) + 1) == pytest.approx((3, 1 + 3 * np.log(2)))
 
 
 def test_metrics_text_and_tables_say_the_same() -> None:

@@ -1,6 +1,6 @@
-"""The study's findings as one page to look into: no server, no request, every number inside.
+"""The study as one interactive HTML page, which holds all its numbers and needs no server and no network.
 
-The folder holds its parts: the frame (``page.html``), its looks and what it does (JavaScript).
+This folder holds the parts of the page: its template (``page.html``), its style and its scripts.
 """
 
 from collections.abc import Mapping, Sequence
@@ -9,35 +9,33 @@ from importlib import resources
 from pathlib import Path
 from typing import Final
 
-import numpy as np
 import pandas as pd
 from markdown_it import MarkdownIt
 
 from laq.dataset.registry import DATASETS
-from laq.divergence import FOLDER as DIVERGENCE
-from laq.files import need, replacing_file
+from laq.files import replacing_file
 from laq.report.page.columns import columns_of
 from laq.report.page.data import Floats, page_data
 from laq.report.rendering import templates
-from laq.subsets import Subset, read_subsets
+from laq.subsets import Subset
 
 _SCRIPTS: Final = ("state.js", "plot.js", "panel.js", "map.js", "page.js")
 
 
 @dataclass(frozen=True)
 class PageContents:
-    """What the page shows.
+    """The contents of the page.
 
     Attributes:
-        title: Its heading.
+        title: The heading.
         table: The study's table with drops, a row per cell.
-        subsets: At least those of the table.
+        subsets: The study's subsets; those of the table must be among them.
         matrix: Divergence (C, C) of the classes in nats.
-        class_names: Their names, by number.
-        tables: Tables to read and sort, by their headings. Of two columns ``x_mean`` and ``x_std`` one
-            column mean ± standard deviation is made.
+        class_names: The names of the classes, in the order of their numbers.
+        tables: Tables to read and sort, by their headings. Two columns ``x_mean`` and ``x_std`` are shown
+            as one column, mean ± standard deviation.
         text: The findings as Markdown.
-        answers: Likewise the answers to the study's questions; empty if none can be asked.
+        answers: The answers to the study's questions as Markdown; empty if there are none.
     """
 
     title: str
@@ -50,26 +48,13 @@ class PageContents:
     answers: str
 
 
-def read_contents(
-    title: str, table: pd.DataFrame, tables: Mapping[str, pd.DataFrame], text: str, answers: str
-) -> PageContents:
-    """A page's contents, with the subsets and the divergences that the pipeline made.
-
-    Raises:
-        LaqError: one of their files is missing.
-    """
-    matrix, names = (np.load(need(DIVERGENCE / f"{name}.npy")) for name in ("matrix", "class_names"))
-    classes = [str(name) for name in names]
-    return PageContents(title, table, read_subsets(), matrix, classes, tables, text, answers)
-
-
 def write_page(path: Path, contents: PageContents) -> None:
-    """Write the page: one HTML file that asks for nothing else.
+    """Write the page as one HTML file that loads no other.
 
     Raises:
-        LaqError: the table has a subset that is not among the subsets, or matrix and names do not fit.
+        LaqError: the table has a subset that is not among the subsets, or the matrix does not fit the names.
     """
-    # HTML in the texts is shown, not followed.
+    # HTML in the texts is escaped.
     prose = MarkdownIt("commonmark", {"html": False})
     sizes = " or ".join(str(size) for size in sorted(contents.table.subset_size_classes.unique()))
     first = contents.table.iloc[0]

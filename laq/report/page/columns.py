@@ -1,4 +1,4 @@
-"""Data frames as the columns of a page's tables."""
+"""Turns data frames into the columns of the page's tables."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ HEADS: Final = {
 
 @dataclass(frozen=True)
 class Column:
-    """A column's heading, what its cells show, and the numbers that it is sorted by; None for texts."""
+    """A column's heading, the texts of its cells, and the numbers to sort it by (None: it holds texts)."""
 
     head: str
     shown: list[str]
@@ -28,7 +28,7 @@ class Column:
 
 
 def columns_of(table: pd.DataFrame) -> Iterator[Column]:
-    """The columns of ``table``; of ``x_mean`` and ``x_std`` one is made, mean ± standard deviation."""
+    """The columns of ``table``; ``x_mean`` and ``x_std`` become one column, mean ± standard deviation."""
     for name in map(str, table.columns):
         stem = name.removesuffix("_mean")
         if name.endswith("_std") and f"{name.removesuffix('_std')}_mean" in table:
@@ -44,7 +44,7 @@ def columns_of(table: pd.DataFrame) -> Iterator[Column]:
 
 
 def _numbers(values: "pd.Series[float]", deviations: "pd.Series[float] | None") -> list[str]:
-    """Numbers with as many digits after the point as the largest needs: none for whole numbers."""
+    """The numbers as texts; the largest decides the digits after the point, whole numbers have none."""
     known = values.dropna().astype(np.float64)
     largest = known.abs().max()
     whole = bool((known == known.round()).all())

@@ -1,12 +1,12 @@
-"""The numbers in a page, as JSON in its element ``#data``.
+"""The numbers of the page as JSON, for its element ``#data``.
 
-Its fields::
+The fields are::
 
 classes: names, by number;  order: of the classes in the map;  matrix: nats, C x C
 subsets: {name, kind, classes, divergence}, columns of equal length
 settings: [{bits, method, variant, calibration, base}], base the number of the float setting
 scores: {top1_sub_percent: [setting][subset], ...}, means over seeds; null where nothing was measured
-choices: {bits: [[value, label], ...], ...};  start: the number of the setting shown first
+choices: {bits: [[value, label], ...], ...};  start: the number of the setting that is shown first
 """
 
 import json
@@ -30,7 +30,7 @@ Floats = NDArray[np.float64]
 
 
 class Setting(NamedTuple):
-    """What the controls choose: a network (``variant`` before quantization) and how it is quantized."""
+    """A choice of the controls: a network (its ``variant`` before quantization), and how it is quantized."""
 
     bits: str
     method: str
@@ -40,7 +40,6 @@ class Setting(NamedTuple):
 
 _LABELS: Final[Mapping[str, Mapping[str, str]]] = {
     "bits": {"32": "32 (float)"},
-    "method": {"float": "none (float)"},
     "variant": {"finetuned": "fine-tuned"},
     "calibration": {NO_IMAGES: "no images", **IMAGES_OF},
 }
@@ -49,12 +48,13 @@ _LABELS: Final[Mapping[str, Mapping[str, str]]] = {
 def page_data(
     table: pd.DataFrame, subsets: Sequence[Subset], matrix: Floats, class_names: Sequence[str]
 ) -> str:
-    """The JSON of a study's ``table`` with drops, of those of ``subsets`` in it, and of the divergences.
+    """The JSON of a study's ``table`` with drops, its subsets and the divergences.
 
-    It ends no HTML element and begins none, whatever the names in it.
+    The text is safe inside an HTML element, whatever names it contains. Subsets without rows in the table
+    are left out.
 
     Raises:
-        LaqError: the table has a subset that is not among the subsets, or matrix and names do not fit.
+        LaqError: the table has a subset that is not among the subsets, or the matrix does not fit the names.
     """
     measured, classes = set(table.subset), len(class_names)
     if unknown := measured - {subset.name for subset in subsets}:
@@ -81,7 +81,7 @@ def page_data(
 
 
 def _measured(table: pd.DataFrame, names: list[str]) -> dict[str, Any]:
-    """The settings and each one's scores, by the subsets' ``names``."""
+    """The settings, and the scores of each for the subsets in the order of ``names``."""
     fields = list(Setting._fields)
     rows = table.assign(
         variant=table.variant.replace(BASE_OF),
@@ -92,31 +92,26 @@ def _measured(table: pd.DataFrame, names: list[str]) -> dict[str, Any]:
         {Setting(*row) for row in rows[fields].itertuples(index=False)},
         key=lambda setting: [values[f].index(value) for f, value in zip(fields, setting, strict=True)],
     )
+    scores = {}
+    for score in (*DROPS, *DROPS.values()):
+        means = rows.pivot_table(values=score, index=fields, columns="subset")
+        grid = means.reindex(index=pd.MultiIndex.from_tuples(settings), columns=names).to_numpy()
+        scores[score] = [[None if np.isnan(v) else round(float(v), 2) for v in line] for line in grid]
+    labels = {
+        **_LABELS,
+        "method": {method: label_of(method) for method in rows.method} | {"float": "none (float)"},
+    }
     bases = {s.variant: number for number, s in enumerate(settings) if s.method == "float"}
     return {
         "settings": [{**s._asdict(), "base": bases[s.variant]} for s in settings],
-        "choices": {f: [[value, _label(f, value)] for value in values[f]] for f in fields},
+        "choices": {f: [[value, labels[f].get(value, value)] for value in values[f]] for f in fields},
         "start": settings.index(_shown_first(settings, rows)),
-        "scores": {score: _means(rows, score, settings, names) for score in (*DROPS, *DROPS.values())},
+        "scores": scores,
     }
 
 
-def _label(field: str, value: str) -> str:
-    """What the page calls a value of a field."""
-    return _LABELS[field].get(value, label_of(value) if field == "method" else value)
-
-
-def _means(
-    rows: pd.DataFrame, score: str, settings: Sequence[Setting], names: list[str]
-) -> list[list[float | None]]:
-    """Means over seeds, by setting and subset; None where nothing was measured."""
-    means = rows.pivot_table(values=score, index=list(Setting._fields), columns="subset")
-    grid = means.reindex(index=pd.MultiIndex.from_tuples(settings), columns=names).to_numpy()
-    return [[None if np.isnan(value) else round(float(value), 2) for value in line] for line in grid]
-
-
 def _shown_first(settings: Sequence[Setting], rows: pd.DataFrame) -> Setting:
-    """The fewest bits, and what keeps the most of the first network there."""
+    """The most accurate setting at the fewest bits, for the first network."""
     mean = rows.groupby(list(Setting._fields)).top1_sub_percent.mean()
     quantized = [setting for setting in settings if setting.method != "float"] or list(settings)
     first = quantized[0]
