@@ -11,9 +11,11 @@ from typing import Any
 import click
 
 from laq.errors import LaqError
-from laq.params import Compare, check_bits, load_params
+from laq.params import load_params
 from laq.provenance import in_git
 from laq.quantization.methods.registry import METHODS, find_method
+from laq.sections.commands import Compare
+from laq.sections.study import check_bits
 
 # Each command imports its own room: importing them all takes seconds that `--help` should not.
 # ruff: noqa: PLC0415
@@ -153,7 +155,8 @@ def finetune(jobs: int | None, scheduler: str) -> None:
     from laq import finetune as room
     from laq.parallel import workers
 
-    room.run(load_params(), workers(jobs, scheduler))
+    params = load_params()
+    room.run(params.finetune, workers(jobs, scheduler), wanted=params.study.fine_tunes)
 
 
 @main.command()
@@ -177,10 +180,11 @@ def report(publish: Path | None) -> None:
     """Write the findings: numbers, tables and pictures."""
     from laq import report as room
 
+    params = load_params()
     if publish is None:
-        room.run(load_params().report)
+        room.run(params.report)
     else:
-        room.publish(publish)
+        room.publish(publish, params.study)
 
 
 @main.command()

@@ -13,8 +13,8 @@ from laq.errors import LaqError
 from laq.files import replacing_folder
 from laq.network import Classifier, collecting_features, load_network
 from laq.network.evaluation import BATCH
-from laq.params import Embeddings
 from laq.progress import progress
+from laq.sections.embeddings import Embeddings
 
 FOLDER = Path("data/embeddings")
 OWN = "own"

@@ -13,20 +13,20 @@ from laq.files import md5, replacing_folder
 from laq.network import FOLDER as NETWORK
 from laq.network import WEIGHTS, fit, load_network, read_design, save_tensors
 from laq.parallel import Workers, run_all
-from laq.params import Params, Training
 from laq.progress import progress
+from laq.sections.network import Training
 from laq.subsets import Subset, read_subsets
 
 FOLDER = Path("data/finetune")
 
 
-def run(params: Params, workers: Workers = Workers()) -> None:  # noqa: B008 (frozen)
-    """Write the weights of each subset's network, ``<subset>.safetensors``; none if the study asks for none.
+def run(params: Training, workers: Workers, *, wanted: bool) -> None:
+    """Write the weights of each subset's network, ``<subset>.safetensors``; none unless they are ``wanted``.
 
     Raises:
         LaqError: training failed for some; the others are kept.
     """
-    made = finetune(read_subsets() if params.study.fine_tunes else [], params.finetune, workers)
+    made = finetune(read_subsets() if wanted else [], params, workers)
     with replacing_folder(FOLDER) as folder:
         for subset, weights in made.items():
             shutil.copyfile(weights, weights_of(folder, subset))

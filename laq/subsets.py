@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from laq.divergence import FOLDER as DIVERGENCE
 from laq.errors import LaqError
 from laq.files import need, project_root, read_json, write_json
-from laq.params import Band, Subsets
+from laq.sections.subsets import Band, Subsets
 
 FILE = Path("data/subsets.json")
 Matrix = NDArray[np.float64]

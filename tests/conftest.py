@@ -115,7 +115,7 @@ def empty_database(once: Once) -> Path:
 def cifar100(once: Once) -> Path:
     """The folder that the stage ``dataset`` writes of the archive, which takes long to unpack."""
     from laq import dataset
-    from laq.params import Dataset
+    from laq.dataset.registry import Dataset
 
     def make(folder: Path) -> None:
         with pytest.MonkeyPatch.context() as patch:

@@ -15,7 +15,9 @@ from laq.files import read_json, write_json
 from laq.finetune import finetune
 from laq.network import WEIGHTS
 from laq.parallel import Workers
-from laq.params import Advise, Grid, Params, Study
+from laq.params import Params
+from laq.sections.commands import Advise
+from laq.sections.study import Grid, Study
 from laq.study import NO_IMAGES, Cell, StudyInputs, measure_all, plan, read_measurement
 from laq.subsets import Subset
 

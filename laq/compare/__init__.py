@@ -7,7 +7,8 @@ from laq.compare.pairing import Comparison, match
 from laq.compare.text import markdown
 from laq.errors import LaqError
 from laq.files import replacing_folder
-from laq.params import Compare, Params
+from laq.params import Params
+from laq.sections.commands import Compare
 from laq.track.own_run import annotate
 from laq.track.store import Store
 from laq.track.studies import TrackedStudies

@@ -12,7 +12,7 @@ from laq.divergence.reduction import pca, reduce
 from laq.embeddings import FOLDER as EMBEDDINGS
 from laq.errors import LaqError
 from laq.files import need, project_root, read_json, replacing_folder, write_json
-from laq.params import Divergence, Given
+from laq.sections.divergence import Divergence, Given
 
 FOLDER = Path("data/divergence")
 MATRIX = "matrix.npy"

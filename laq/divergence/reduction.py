@@ -3,8 +3,8 @@
 import numpy as np
 from numpy.typing import NDArray
 
-from laq.params import Divergence
 from laq.progress import bar_options
+from laq.sections.divergence import Divergence
 
 
 def reduce(features: NDArray[np.float32], params: Divergence) -> NDArray[np.float64]:

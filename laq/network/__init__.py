@@ -14,7 +14,7 @@ from laq.files import digest, project_root, read_json, replacing_folder, write_j
 from laq.network.evaluation import Scores, collecting_features, evaluate, predict, score
 from laq.network.training import fit, training_device
 from laq.network.weights import load_foreign_weights, load_tensors, save_tensors
-from laq.params import Network
+from laq.sections.network import Network
 
 __all__ = [
     "FOLDER",

@@ -18,8 +18,8 @@ from laq.architectures import seeded
 from laq.dataset import ImageSet
 from laq.errors import LaqError
 from laq.files import replacing_file
-from laq.params import Training
 from laq.progress import progress
+from laq.sections.network import Training
 
 
 def fit(

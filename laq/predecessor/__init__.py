@@ -12,7 +12,6 @@ import pandas as pd
 
 from laq.errors import LaqError
 from laq.files import replacing_file, replacing_folder
-from laq.params import Report
 from laq.predecessor.logs import column_of, log_table, members_of, read_rows
 from laq.report.analysis import Analysis, analyse
 from laq.report.answers import answers
@@ -21,6 +20,7 @@ from laq.report.divergences import divergences_in
 from laq.report.markdown import answers_text, markdown
 from laq.report.paired_tests import paired_effects
 from laq.report.rendering import markdown_table, number, templates
+from laq.sections.report import Report
 
 FOLDER: Final = Path("data/predecessor")
 TEXT: Final = "report.md"

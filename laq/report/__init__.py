@@ -11,8 +11,6 @@ import pandas as pd
 from laq.divergence import FOLDER as DIVERGENCE
 from laq.errors import LaqError
 from laq.files import need, read_json, replacing_folder, write_json
-from laq.params import FILE as PARAMS
-from laq.params import Report, bits_name, load_params
 from laq.provenance import commit
 from laq.quantization.methods.registry import BASELINE
 from laq.report.analysis import Analysis, analyse, title_of
@@ -23,6 +21,9 @@ from laq.report.figures import draw_against_bits, draw_against_divergence
 from laq.report.markdown import answers_text, findings, markdown
 from laq.report.page import PageContents, write_page
 from laq.report.tables import main_rows
+from laq.sections.base import FILE as PARAMS
+from laq.sections.report import Report
+from laq.sections.study import Study, bits_name
 from laq.study import FOLDER as STUDY
 from laq.study import INPUTS, read_measurements, study_code
 from laq.subsets import FILE as SUBSETS
@@ -160,7 +161,7 @@ def headline(summary: pd.DataFrame) -> dict[str, float]:
     return found
 
 
-def publish(target: Path) -> None:
+def publish(target: Path, params: Study) -> None:
     """Copy the report to ``target`` with all that it takes to place it: parameters, hashes, commit.
 
     The table of measurements is compressed: it belongs in git and is large.
@@ -174,7 +175,7 @@ def publish(target: Path) -> None:
         )
     inputs = read_json(STUDY / INPUTS)
     need(FOLDER / METRICS)
-    if inputs != {**inputs, "code": study_code(), "params": load_params().study.model_dump(mode="json")}:
+    if inputs != {**inputs, "code": study_code(), "params": params.model_dump(mode="json")}:
         raise LaqError(f"{STUDY}: made by other code or parameters than are here now; run `dvc repro`")
     with replacing_folder(target) as folder:
         shutil.copytree(FOLDER, folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns(*_UNPUBLISHED))

@@ -4,11 +4,11 @@ from dataclasses import dataclass
 
 import pandas as pd
 
-from laq.params import Report
 from laq.report.comparisons import comparisons
 from laq.report.correlations import dependence
 from laq.report.divergences import SubsetDivergences
 from laq.report.tables import over_seeds, summarise, with_drops
+from laq.sections.report import Report
 
 
 @dataclass(frozen=True)

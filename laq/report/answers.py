@@ -8,13 +8,13 @@ from typing import Any, Final
 import numpy as np
 import pandas as pd
 
-from laq.params import Report
 from laq.quantization.methods.registry import BASELINE, label_of
 from laq.report.analysis import Analysis
 from laq.report.comparisons import ALLOCATION, CALIBRATION, FINETUNING, METHOD
 from laq.report.correlations import DEPENDENCE, PREDICTOR
 from laq.report.rendering import templates
 from laq.report.tables import main_rows
+from laq.sections.report import Report
 
 QUESTIONS: Final = {
     DEPENDENCE: "Does a subset lose more the nearer its classes are?",

@@ -8,11 +8,11 @@ from typing import Any, Final
 
 import pandas as pd
 
-from laq.params import Report
 from laq.quantization.methods.registry import sort_methods
 from laq.report.mixed_model import mixed_model
 from laq.report.paired_tests import paired_effects, with_holm
 from laq.report.tables import GROUP, complete
+from laq.sections.report import Report
 from laq.study import NO_IMAGES
 
 CALIBRATION: Final = "calibration"

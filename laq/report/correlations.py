@@ -7,7 +7,6 @@ from typing import Any, Final
 import numpy as np
 import pandas as pd
 
-from laq.params import Report
 from laq.report.divergences import SubsetDivergences
 from laq.report.paired_tests import with_holm
 from laq.report.rank_correlation import (
@@ -20,6 +19,7 @@ from laq.report.rank_correlation import (
     relabelling_p_values,
 )
 from laq.report.tables import BASE_OF, DROPS, GROUP, complete
+from laq.sections.report import Report
 
 DEPENDENCE: Final = "dependence"
 PREDICTOR: Final = "predictor"

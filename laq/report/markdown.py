@@ -5,12 +5,12 @@ from typing import Final
 
 import pandas as pd
 
-from laq.params import Report
 from laq.quantization.methods.registry import BASELINE, label_of
 from laq.report.analysis import Analysis
 from laq.report.correlations import DEPENDENCE
 from laq.report.rendering import markdown_table, number, numbers, plain, spread, templates
 from laq.report.tables import BASE_OF, SEED_SPREAD, main_rows
+from laq.sections.report import Report
 from laq.study import NO_IMAGES
 
 IMAGES: Final = {NO_IMAGES: "", "subset": "subset", "all": "all classes"}

@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from scipy import stats
 from scipy.optimize.elementwise import find_root
 
-from laq.params import Report
 from laq.report.paired_tests import varies
+from laq.sections.report import Report
 
 Floats = NDArray[np.float64]
 _SHARES: Final = (np.arange(40) + 0.5) / 40  # the classes' share of the variance, uniform a priori

@@ -9,8 +9,8 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from laq.params import Report
 from laq.report.rank_correlation import interval
+from laq.sections.report import Report
 
 Floats = NDArray[np.float64]
 _EXACT: Final = 12  # up to so many subsets all 2^n signs are tried

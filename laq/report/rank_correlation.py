@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
-from laq.params import Report
+from laq.sections.report import Report
 
 Floats = NDArray[np.float64]
 _CHUNK: Final = 500  # resamples or permutations per batch; it limits memory and changes no result

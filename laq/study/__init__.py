@@ -13,7 +13,7 @@ from laq.files import md5, need, project_root, replacing_file, replacing_folder,
 from laq.network import FOLDER as NETWORK
 from laq.network import WEIGHTS, read_design
 from laq.parallel import Workers
-from laq.params import Study
+from laq.sections.study import Study
 from laq.study.cells import Cell, plan
 from laq.study.inputs import StudyInputs, study_code
 from laq.study.measure import measure_all

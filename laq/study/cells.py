@@ -6,9 +6,9 @@ from itertools import product
 from typing import get_args
 
 from laq.errors import LaqError
-from laq.params import Base, Calibration, Grid, Study, bits_name
 from laq.quantization import METHODS, QuantizationError, Recipe, parse_bits
 from laq.quantization.bits.spec import Budget
+from laq.sections.study import Base, Calibration, Grid, Study, bits_name
 from laq.subsets import Subset
 
 FLOAT_BITS = 32

@@ -17,8 +17,8 @@ from laq.finetune import FOLDER as FINETUNE
 from laq.finetune import weights_of
 from laq.network import FOLDER as NETWORK
 from laq.network import WEIGHTS, read_design
-from laq.params import Calibration, Study
 from laq.quantization import METHODS
+from laq.sections.study import Calibration, Study
 from laq.study.cells import Cell
 
 

@@ -12,9 +12,9 @@ from laq.cache import cached
 from laq.errors import LaqError
 from laq.network import Classifier, load_network, predict, score
 from laq.parallel import Workers, run_all
-from laq.params import Base, Calibration
 from laq.progress import progress
 from laq.quantization import QuantizedNetwork, Recipe, choose_bits_each, parse_bits, quantize_each
+from laq.sections.study import Base, Calibration
 from laq.study.cells import Cell, is_label_aware
 from laq.study.inputs import StudyInputs, study_code
 from laq.study.results import write_results

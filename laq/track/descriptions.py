@@ -5,10 +5,10 @@ from typing import Final
 
 import pandas as pd
 
-from laq.params import Track
 from laq.quantization.methods.registry import label_of
 from laq.report.markdown import accuracies, findings, line
 from laq.report.tables import BASE_OF
+from laq.sections.track import Track
 from laq.subsets import Subset
 from laq.track.results import Results, Row
 from laq.track.runs import rank

@@ -11,9 +11,10 @@ from laq.dataset import FOLDER as DATASET
 from laq.dataset import read_manifest
 from laq.errors import LaqError
 from laq.files import digest, read_json
-from laq.params import Grid, Params, bits_name
+from laq.params import Params
 from laq.report import subset_picture
 from laq.report.tables import BASE_OF
+from laq.sections.study import Grid, bits_name
 from laq.study import FOLDER as STUDY
 from laq.study import INPUTS
 from laq.subsets import Subset

@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from laq import params
 from laq.errors import LaqError
 from laq.params import load_params
 from laq.quantization import QuantizationError, Recipe, parse_bits
+from laq.sections.study import Study, bits_name, check_bits
 from tests.conftest import ROOT, tiny_params, write_params
 
 
@@ -160,14 +160,14 @@ def test_reading_parameters_imports_neither_torch_nor_numba() -> None:
     [(3, "3bit"), ("12", "12bit"), ("auto:2.5", "auto_2.5"), ("3 first:8", "3_first_8"), ("8,4,4", "8_4_4")],
 )
 def test_bits_are_numbers_or_texts_with_names_for_files(bits: int | str, name: str) -> None:
-    checked = params.check_bits(bits)
-    assert params.bits_name(checked) == name
+    checked = check_bits(bits)
+    assert bits_name(checked) == name
     parse_bits(checked)
 
 
 def test_names_of_long_bits_are_short_and_different() -> None:
     lists = ["8," + "4," * 99 + last for last in "48"]
-    names = [params.bits_name(bits) for bits in lists]
+    names = [bits_name(bits) for bits in lists]
     assert len(set(names)) == 2
     assert all(len(name) < 80 and name.startswith("8_4_4_4") for name in names)
 
@@ -176,5 +176,5 @@ def test_the_study_offers_the_whole_recipe() -> None:
     left_to_the_engine = {"method", "memory_gib"}
     of_a_cell = {"seed"}
     assert {field.name for field in fields(Recipe)} - left_to_the_engine - of_a_cell <= set(
-        params.Study.model_fields
+        Study.model_fields
     )

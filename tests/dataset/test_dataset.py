@@ -15,10 +15,10 @@ from torchvision.datasets import CIFAR100
 from laq import dataset
 from laq.dataset import glyphs, read_images, registry
 from laq.dataset.images import ImageSet
-from laq.dataset.registry import DatasetSource
+from laq.dataset.registry import Dataset, DatasetSource
 from laq.errors import LaqError
 from laq.files import read_json, write_json
-from laq.params import Dataset, load_params
+from laq.params import load_params
 from laq.quantization.options import whole_number
 from tests.conftest import CIFAR100 as ARCHIVE
 from tests.conftest import needs, tiny_params, write_params

@@ -13,7 +13,7 @@ from laq.divergence import class_divergence, read_matrix
 from laq.divergence.estimators import gaussian_divergence, knn_divergence, symmetrised
 from laq.divergence.reduction import reduce
 from laq.errors import LaqError
-from laq.params import Divergence, Given
+from laq.sections.divergence import Divergence, Given
 from tests.conftest import PREDECESSOR, needs
 
 PARAMS = Divergence(

@@ -19,7 +19,7 @@ from laq.files import md5, read_json
 from laq.network import WEIGHTS, evaluate, fit, make_network
 from laq.network.training import augment, has_bfloat16, training_device
 from laq.network.weights import load_foreign_weights, load_tensors, save_tensors
-from laq.params import Network, Training
+from laq.sections.network import Network, Training
 from tests.conftest import ROOT
 
 DESIGN = NetworkDesign("resnet20", 10, 32, (0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
@@ -334,7 +334,7 @@ def unreachable(*_: object, **__: object) -> None:
 
 def test_the_stage_writes_weights_design_and_scores(project: Path) -> None:
     from laq import dataset
-    from laq.params import Dataset
+    from laq.dataset.registry import Dataset
 
     dataset.run(Dataset(name="glyphs", train_per_class=1, test_per_class=1, seed=0))
     stage.run(

@@ -2,6 +2,7 @@
 
 import ast
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +18,9 @@ from tests.conftest import ROOT
 
 # A room imports those before it.
 ORDER = [
-    "errors", "progress", "provenance", "files", "cache", "parallel", "quantization", "architectures", "serving",
-    "dataset", "params", "network", "embeddings", "divergence", "subsets", "finetune", "study", "report", "predecessor",
-    "track", "quantize", "compare", "advise", "cli", "__main__", "environment",
+    "errors", "progress", "provenance", "files", "cache", "parallel", "quantization", "sections", "architectures",
+    "serving", "dataset", "network", "embeddings", "divergence", "subsets", "finetune", "study", "report", "params",
+    "predecessor", "track", "quantize", "compare", "advise", "cli", "__main__", "environment",
 ]  # fmt: skip
 # Options of whoever runs a command, not of what comes out: no launcher passes them on, variables do.
 WHO_WORKS = {"jobs", "scheduler"}
@@ -56,6 +57,55 @@ def test_imports_run_one_way(path: Path) -> None:
         assert not any(name.split(".")[0] in {"mlflow", "dvc", "pathlib", "yaml"} for name in imported(path))
     if path.stem not in {"environment", "models", "registry", "sending", "store"}:
         assert not any(name.split(".")[0] == "mlflow" for name in imported(path))
+
+
+def source_of(module: str) -> Path | None:
+    """The file of a module or package of laq."""
+    path = ROOT.joinpath(*module.split("."))
+    return next((f for f in (path.with_suffix(".py"), path / "__init__.py") if f.exists()), None)
+
+
+@cache
+def what_is_imported(path: Path, *, lazily: bool = False) -> dict[str, str]:
+    """The names that a file imports from laq, and from which modules; or those that it offers lazily."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    for_types = [
+        n for n in ast.walk(tree) if isinstance(n, ast.If) and ast.unparse(n.test) == "TYPE_CHECKING"
+    ]
+    lazy = [node for block in for_types for node in ast.walk(block)]
+    nodes = [n for n in (lazy if lazily else ast.walk(tree)) if isinstance(n, ast.ImportFrom) and n.module]
+    chosen = [n for n in nodes if str(n.module).startswith("laq") and (lazily or n not in lazy)]
+    return {alias.name: str(node.module) for node in chosen for alias in node.names}
+
+
+def closure(own: str) -> set[str]:
+    """The files that a room's code can import, directly or by others, packages' lazy names included."""
+    waiting, found = [path for path in MODULES if room(path) == own], set[Path]()
+    while waiting:
+        path = waiting.pop()
+        if path in found:
+            continue
+        found.add(path)
+        for name, module in what_is_imported(path).items():
+            source = source_of(module)
+            assert source is not None
+            where = what_is_imported(source, lazily=True).get(name, f"{module}.{name}")
+            parts = where.split(".")
+            files = [source_of(".".join(parts[:n])) for n in range(1, len(parts) + 1)]
+            waiting += [source, *(file for file in files if file)]
+    return {path.relative_to(ROOT / "laq").as_posix() for path in found}
+
+
+@pytest.mark.parametrize("own", ["dataset", "network", "embeddings", "divergence", "subsets"])
+def test_a_stage_before_the_study_depends_neither_on_other_sections_nor_on_methods(own: str) -> None:
+    files = closure(own)
+    assert not files & {"params.py", "quantization/methods/registry.py"}
+    earlier = {f"sections/{stage}.py" for stage in ORDER[: ORDER.index(own) + 1]}
+    assert {name for name in files if name.startswith("sections/")} <= {
+        *earlier,
+        "sections/__init__.py",
+        "sections/base.py",
+    }
 
 
 def read(name: str) -> dict[str, Any]:

@@ -12,9 +12,9 @@ from click.testing import CliRunner
 from laq import predecessor
 from laq.cli import main
 from laq.errors import LaqError
-from laq.params import Report
 from laq.predecessor import describe, read_log
 from laq.predecessor.logs import log_table, read_rows
+from laq.sections.report import Report
 from tests.conftest import PREDECESSOR, needs
 
 PARAMS = Report(bootstrap_samples=200, permutations=499, confidence=0.95, seed=0)

@@ -8,13 +8,13 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from laq.params import Report
 from laq.report.analysis import Analysis, analyse
 from laq.report.answers import QUESTIONS, answers
 from laq.report.comparisons import comparisons
 from laq.report.correlations import dependence
 from laq.report.divergences import divergences_in, subset_divergences
 from laq.report.tables import over_seeds, with_drops
+from laq.sections.report import Report
 from laq.subsets import Subset
 from tests.studies import Planted, made_up_matrix, made_up_study, made_up_subsets
 

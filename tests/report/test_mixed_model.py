@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from laq.params import Report
 from laq.report.mixed_model import mixed_model
 from laq.report.paired_tests import paired_effects
+from laq.sections.report import Report
 
 PARAMS = Report(bootstrap_samples=200, permutations=199, confidence=0.95, seed=0)
 

@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from laq.params import Report
 from laq.report.divergences import relabelled_medians
 from laq.report.paired_tests import holm, paired_effects, sign_flip, with_holm
 from laq.report.rank_correlation import (
@@ -15,6 +14,7 @@ from laq.report.rank_correlation import (
     permutation_p_values,
     relabelling_p_values,
 )
+from laq.sections.report import Report
 from tests.studies import made_up_matrix
 
 PARAMS = Report(bootstrap_samples=500, permutations=999, confidence=0.95, seed=0)

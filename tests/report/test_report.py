@@ -13,7 +13,6 @@ from laq.divergence import ALTERNATIVES
 from laq.divergence import FOLDER as DIVERGENCE
 from laq.errors import LaqError
 from laq.files import read_json, write_json
-from laq.params import Report
 from laq.quantization import METHODS
 from laq.report import headline, metrics, read_summary
 from laq.report.analysis import Analysis, analyse
@@ -22,6 +21,7 @@ from laq.report.divergences import divergences_in
 from laq.report.figures import draw_against_bits, draw_against_divergence
 from laq.report.markdown import answers_text, findings, markdown
 from laq.report.tables import main_rows, over_seeds, summarise, with_drops
+from laq.sections.report import Report
 from laq.study import FOLDER as STUDY
 from laq.subsets import FILE as SUBSETS
 from tests.studies import Planted, made_up_matrix, made_up_study, made_up_subsets

@@ -15,8 +15,9 @@ from laq import study as room
 from laq.errors import LaqError
 from laq.files import write_json
 from laq.parallel import Workers
-from laq.params import Further, Params, Study, load_params
+from laq.params import Params, load_params
 from laq.quantization import QuantizedNetwork, Recipe, choose_bits_each, quantize_each
+from laq.sections.study import Further, Study
 from laq.study import plan, read_measurements
 from laq.study.measure import cost, groups_of
 from laq.subsets import Subset
@@ -122,7 +123,7 @@ def ready_for_a_study(folder: Path) -> Params:
     dataset.run(read.dataset)
     network.run(read.network)
     write_json(subsets.FILE, [asdict(SUBSET), asdict(OTHER)])
-    finetune.run(read)
+    finetune.run(read.finetune, Workers(), wanted=read.study.fine_tunes)
     return read
 
 
@@ -132,7 +133,7 @@ def test_nothing_is_fine_tuned_that_no_cell_asks_for(project: Path) -> None:
     original = params.study.model_copy(update={"bases": ("original",)})
     further = original.model_copy(update={"also": (Further(bases=("finetuned",)),)})
     for study, expected in ((original, []), (further, tuned), (params.study, tuned)):
-        finetune.run(params.model_copy(update={"study": study}))
+        finetune.run(params.finetune, Workers(), wanted=study.fine_tunes)
         assert sorted(file.name for file in finetune.FOLDER.iterdir()) == sorted(expected)
 
 

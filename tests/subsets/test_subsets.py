@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from laq.errors import LaqError
-from laq.params import Band, Subsets
+from laq.sections.subsets import Band, Subsets
 from laq.subsets import choose_subsets, describe, greedy, in_band, nearest_to, read_log
 from tests.conftest import PREDECESSOR, needs
 
