@@ -1,6 +1,6 @@
-"""Command ``predecessor``: the study's questions, asked of logs of the predecessor, LabelAwareQuantization.
+"""Command ``predecessor``: analyses logs of the predecessor, LabelAwareQuantization, like a study.
 
-It answers what of the predecessor's claim holds, and what that is due to.
+The report says how far the predecessor's claim holds, and why.
 """
 
 from collections.abc import Hashable, Mapping, Sequence
@@ -24,19 +24,19 @@ from laq.sections.report import Report
 
 FOLDER: Final = Path("data/predecessor")
 TEXT: Final = "report.md"
-CLAIM: Final = -0.9  # Spearman's rho of drop and median divergence, as the predecessor gives it
+CLAIM: Final = -0.9  # Spearman's rho of drop and median divergence that the predecessor reports
 _VARIANTS: Final = {
     "original": "original",
     "quantized": "quantized",
     "finetuned": "fine-tuned",
     "finetuned_quantized": "both",
 }
-_FINE: Final = 16  # bits from which on rounding has nothing left to lose
+_FINE: Final = 16  # from so many bits on, rounding costs nothing
 
 
 @dataclass(frozen=True)
 class Log:
-    """One of the predecessor's logs: its name, its rows as they are, and what our analysis makes of them."""
+    """One of the predecessor's logs: its name, its unchanged rows, and our analysis of them."""
 
     name: str
     rows: pd.DataFrame
@@ -44,49 +44,49 @@ class Log:
 
     @property
     def bits(self) -> int:
-        """The bits that the log gives; the mean ones where they differ by layer."""
+        """The bits as logged; their mean if they differ by layer."""
         return int(self.rows.Bits.iloc[0])
 
     def accuracy(self, variant: str, side: str) -> float:
-        """Mean top-1 in percent over all rows as logged, which count a repeated subset twice."""
+        """Mean top-1 in percent over all logged rows; a subset that was logged twice counts twice."""
         return 100 * float(self.rows[column_of(variant, f"top1_{side}_percent")].mean())
 
     def drops(self, side: str) -> pd.Series:
-        """Points of top-1 lost by every row as logged."""
+        """The points of top-1 lost in every logged row."""
         before, after = (self.rows[column_of(v, f"top1_{side}_percent")] for v in ("original", "quantized"))
         return 100 * (before - after)
 
     def rho(self, side: str) -> float:
-        """Spearman's rho of drop and median divergence over all rows as logged; NaN where one is constant."""
+        """Spearman's rho of drop and median divergence over all logged rows; NaN if one is constant."""
         return float(self.rows.Median_KL.rank().corr(self.drops(side).rank()))
 
     def losses(self) -> pd.Series:
-        """Points of restricted top-1 lost by every different subset, by its classes."""
+        """The points of restricted top-1 lost on every different subset, by its classes."""
         return self.drops("sub").groupby(self.rows.classes).mean()
 
     def more_than(self, other: "Log") -> pd.Series:
-        """The points that every subset of both logs loses more in this one."""
+        """The points that this log loses more than ``other``, for every subset of both."""
         return (self.losses() - other.losses()).dropna()
 
     def found(self, score: str, measure: str) -> Mapping[Hashable, Any]:
-        """The original network's row of the table of correlations."""
+        """The original network's row in the table of correlations, by its score and measure."""
         rows = self.analysis.correlations
         asked = {"question": DEPENDENCE, "variant": "quantized", "score": score, "measure": measure}
         return rows[(rows[list(asked)] == pd.Series(asked)).all(axis=1)].to_dict("records")[0]
 
 
 def run(paths: Sequence[Path], params: Report) -> str:
-    """Analyse the predecessor's logs; returns what was found as Markdown, which is also written.
+    """Analyse the predecessor's logs and write the results to ``data/predecessor``; returns the report.
 
-    Into ``data/predecessor``: ``report.md`` of all logs beside each other, and a folder for each with its own
-    and its tables.
+    The folder gets ``report.md``, which compares all logs, and a folder for each log with its own report and
+    tables.
 
     Raises:
-        LaqError: a log is missing, is no such log, or two have the same name.
+        LaqError: a file is missing or is no log of the predecessor's, or two have the same name.
     """
     names = [path.stem for path in paths]
     if twice := sorted({name for name in names if names.count(name) > 1}):
-        raise LaqError(f"{', '.join(twice)} is given more than once; give each log once")
+        raise LaqError(f"LOG: {', '.join(twice)} is given more than once; give each log once")
     logs = [read_log(path, params) for path in paths]
     for log in logs:
         with replacing_folder(FOLDER / log.name) as folder:
@@ -101,10 +101,10 @@ def run(paths: Sequence[Path], params: Report) -> str:
 
 
 def read_log(path: Path, params: Report) -> Log:
-    """One log, analysed like a study: a subset that was logged twice is one subset with two seeds.
+    """Read and analyse one log; a subset that was logged twice counts as one subset with two seeds.
 
     Raises:
-        LaqError: the file is missing, or is no log of the predecessor's.
+        LaqError: the file is missing or is no log of the predecessor's.
     """
     rows = read_rows(path)
     table = log_table(rows)
@@ -113,7 +113,7 @@ def read_log(path: Path, params: Report) -> Log:
 
 
 def describe(logs: Sequence[Log], params: Report) -> str:
-    """All logs beside each other, as logged and as analysed, and what the predecessor's claim comes to."""
+    """The report on all logs: their logged means, and how the predecessor's claim fares."""
     fine = [log for log in logs if log.bits >= _FINE]
     text = templates("laq.predecessor").get_template("summary.md")
     return text.render(
@@ -129,7 +129,7 @@ def describe(logs: Sequence[Log], params: Report) -> str:
 
 
 def _as_logged(log: Log) -> dict[str, object]:
-    """The log's row of the table."""
+    """The log's row in the table of logged means."""
     drop = " / ".join(f"{log.drops(side).mean():z.1f}" for side in ("all", "sub"))
     rhos = {f"rho ({name})": log.rho(side) for name, side in (("all", "all"), ("subset", "sub"))}
     accuracies = {

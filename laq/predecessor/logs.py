@@ -1,4 +1,4 @@
-"""The predecessor's logs as tables of ours."""
+"""Reads the predecessor's logs, and turns them into tables like those of a study."""
 
 import ast
 from collections.abc import Iterator
@@ -23,15 +23,15 @@ _SCORES: Final = {
 _DIVERGENCES: Final = {"max": "Max_KL", "min": "Min_KL", "mean": "Avg_KL", "median": "Median_KL"}
 _ALWAYS: Final = ["Model Name", "Dataset", "Bits", "Subset_Classes", *_DIVERGENCES.values()]
 _LARGEST: Final = np.finfo(np.float64).max
-_BETWEEN: Final = ", "  # classes of a subset
+_BETWEEN: Final = ", "  # separates the classes of a subset
 _REGULARIZERS: Final = {"L0": "gpfq_l0", "L1": "gpfq_l1"}
 
 
 def read_rows(path: Path) -> pd.DataFrame:
-    """The log's rows as they are, and ``classes``, which names each subset whatever order it was chosen in.
+    """The log's rows, with a column ``classes`` more: the subset's classes in alphabetical order.
 
     Raises:
-        LaqError: the file is missing, or is no log of the predecessor's.
+        LaqError: the file is missing or is no log of the predecessor's.
     """
     try:
         rows = pd.read_csv(path)
@@ -41,15 +41,17 @@ def read_rows(path: Path) -> pd.DataFrame:
         raise LaqError(f"{path}: not a CSV table ({' '.join(str(error).split())})") from error
     needed = [*_ALWAYS, *(column_of(v, s) for v in ("original", "quantized") for s in _SCORES)]
     if missing := [name for name in needed if name not in rows]:
-        raise LaqError(f"{path}: has no column {missing[0]}; a log of the predecessor's has {len(needed)}")
+        raise LaqError(
+            f"{path}: has no column {missing[0]}; a log of the predecessor's has {len(needed)} columns"
+        )
     if rows.empty:
-        raise LaqError(f"{path}: has no rows; a log has one for each subset")
+        raise LaqError(f"{path}: has no rows; give a log with a row for each subset")
     _check(rows, path)
     return rows.assign(classes=[_classes(text, path) for text in rows.Subset_Classes])
 
 
 def _check(rows: pd.DataFrame, path: Path) -> None:
-    """Accuracies must be fractions, divergences and bits numbers; one log has one number of bits."""
+    """Refuse accuracies that are no fractions, divergences and bits that are no numbers, and several bits."""
     scores = [column_of(v, s) for v in VARIANTS for s in _SCORES if column_of(v, s) in rows]
     for name in [*scores, *_DIVERGENCES.values(), "Bits"]:
         most, allowed = (1.0, "from 0 to 1") if name in scores else (_LARGEST, "of at least 0")
@@ -62,7 +64,7 @@ def _check(rows: pd.DataFrame, path: Path) -> None:
 
 
 def _classes(text: Any, path: Path) -> str:
-    """The subset's classes, whatever order they were chosen in."""
+    """The subset's classes in alphabetical order, as one text."""
     try:
         return _BETWEEN.join(sorted(str(name) for name in ast.literal_eval(text)))
     except (ValueError, SyntaxError, TypeError) as error:
@@ -70,7 +72,7 @@ def _classes(text: Any, path: Path) -> str:
 
 
 def log_table(rows: pd.DataFrame) -> pd.DataFrame:
-    """The study's table (``laq.study.read_measurements``) from a log's rows; what was not logged is empty."""
+    """The rows of a log as a study's table (``laq.study.read_measurements``); what it lacks is empty."""
     names = _names(rows)
     numbered = rows.assign(
         subset=[names[classes] for classes in rows.classes],
@@ -83,19 +85,19 @@ def log_table(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def members_of(rows: pd.DataFrame) -> pd.DataFrame:
-    """Which classes a log's subsets have: 1 or 0, by the names that ``log_table`` gives them."""
+    """A table of 1 or 0: which classes (columns) the subsets have (rows, named as by ``log_table``)."""
     names = _names(rows)
     found = pd.Series(list(names), index=list(names.values()))
     return found.str.get_dummies(_BETWEEN).astype(np.float64)
 
 
 def _names(rows: pd.DataFrame) -> dict[str, str]:
-    """A name for each different subset, by its classes."""
+    """A name for each different subset, by the text of its classes."""
     return {classes: f"log-{number}" for number, classes in enumerate(dict.fromkeys(rows.classes), 1)}
 
 
 def _cells(row: dict[Any, Any]) -> Iterator[dict[str, Any]]:
-    """A row's variants, as rows of our table."""
+    """The variants of one logged row, as rows of the study's table."""
     about = {
         "dataset": row["Dataset"],
         "network": row["Model Name"],
@@ -116,7 +118,7 @@ def _cells(row: dict[Any, Any]) -> Iterator[dict[str, Any]]:
 
 
 def _key(row: dict[Any, Any], variant: str, *, floating: bool) -> dict[str, Any]:
-    """Which cell this is; 2^b + 1 levels are the predecessor's alphabet."""
+    """The columns that identify a cell; the predecessor's alphabet has 2^b + 1 levels."""
     bits = 32 if floating else int(row["Bits"])
     stochastic = row.get("Stochastic Quantization") is True
     method = "sgpfq" if stochastic else _REGULARIZERS.get(str(row.get("Regularizer")), "gpfq")
@@ -133,6 +135,6 @@ def _key(row: dict[Any, Any], variant: str, *, floating: bool) -> dict[str, Any]
 
 
 def column_of(variant: str, score: str) -> str:
-    """What the predecessor calls a score of ours."""
+    """The predecessor's name of a column for a score of ours."""
     k, end = _SCORES[score]
     return f"{VARIANTS[variant]} Top{k} Accuracy{end}"

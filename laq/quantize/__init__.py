@@ -1,4 +1,4 @@
-"""Command ``quantize``: one method and bit-width for one subset or all, measured and kept as MLflow runs."""
+"""Command ``quantize``: measures one method and bit-width for one subset or all, and keeps MLflow runs."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -31,7 +31,7 @@ ALL = "all"
 
 @dataclass(frozen=True)
 class Request:
-    """What to quantize for (a subset's name, or ``all``), to how many bits, and by which method."""
+    """The request: a subset's name or ``all``, the bits, and the method."""
 
     subset: str
     bits: int | str
@@ -39,18 +39,18 @@ class Request:
 
 
 def inputs_exist() -> bool:
-    """Whether the pipeline has written what the command starts from."""
+    """Whether the outputs of the pipeline that the command needs exist."""
     return all(path.exists() for path in (DATASET, NETWORK, SUBSETS, FINETUNE))
 
 
 def run(params: Params, request: Request, workers: Workers = Workers()) -> str:  # noqa: B008 (frozen)
-    """Quantize by the method and by round-to-nearest, measure, and keep the runs to be sent.
+    """Quantize by the method and by round-to-nearest, measure, and store the runs for sending.
 
     Returns:
         A table with a line per subset, variant of the network and method.
 
     Raises:
-        LaqError: the subset is unknown, or an earlier stage's output is missing or another study's.
+        LaqError: the subset is unknown, or an earlier stage's output is missing or belongs to another study.
     """
     check_dataset(params)
     subsets = _requested_subsets(request.subset)
@@ -91,12 +91,12 @@ def _requested_subsets(name: str) -> list[Subset]:
     if name == ALL:
         return list(subsets.values())
     if name not in subsets:
-        raise LaqError(f"subset {name!r} is unknown; known: {', '.join(subsets)}, {ALL}")
+        raise LaqError(f"--subset: {name!r} is unknown; known: {', '.join(subsets)}, {ALL}")
     return [subsets[name]]
 
 
 def _measure(params: Params, subsets: Sequence[Subset], workers: Workers) -> Results:
-    """Measure every cell; each is kept as soon as it is done."""
+    """Measure every cell and keep each as soon as it is done."""
     done = measure_all(plan(subsets, params.study), StudyInputs(params.study), workers)
     table = pd.DataFrame(
         {**measurement_row(cell, folder), "seconds": read_seconds(folder)} for cell, folder in done.items()
@@ -109,7 +109,7 @@ def _measure(params: Params, subsets: Sequence[Subset], workers: Workers) -> Res
 
 
 def _root(results: Results, request: Request) -> RunSpec:
-    """The parent run of those of all subsets."""
+    """The parent of the subsets' runs."""
     summary = summarise(pd.DataFrame(results.rows))
     title = f"{request.method} at {request.bits} bits for {request.subset}"
     return RunSpec(

@@ -1,4 +1,4 @@
-"""Stage ``study``: every subset x bit-width x method, on the original and the fine-tuned network."""
+"""Stage ``study``: measures every subset, bit-width and method, on the original and fine-tuned networks."""
 
 import shutil
 from collections.abc import Iterable
@@ -17,7 +17,7 @@ from laq.sections.study import Study
 from laq.study.cells import Cell, plan
 from laq.study.inputs import StudyInputs, study_code
 from laq.study.measure import measure_all
-from laq.study.results import read_layers, read_measurement, read_seconds
+from laq.study.results import layer_rows, read_measurement, read_seconds
 from laq.subsets import FILE as SUBSETS
 from laq.subsets import read_subsets
 
@@ -47,7 +47,7 @@ FOLDER = Path("data/study")
 MEASUREMENTS = "measurements.csv"
 LAYERS = "layers.csv"
 INPUTS = "inputs.json"
-# The calibration of methods that learn from no images.
+# The entry in column ``calibration`` for networks that were made without calibration images.
 NO_IMAGES = "none"
 IMAGES_OF = {"subset": "the subset", "all": "all classes"}
 
@@ -55,8 +55,11 @@ IMAGES_OF = {"subset": "the subset", "all": "all classes"}
 def run(params: Study, workers: Workers = Workers()) -> None:  # noqa: B008 (frozen)
     """Write ``measurements.csv`` (a row per cell), ``layers.csv``, weights and the inputs' hashes.
 
-    What choosing codes took is no result, and lies where ``seconds_file`` says. Each cell is kept as soon as
-    it is done: a killed run continues where it stopped.
+    The seconds that quantization took are no result and go to ``seconds_file``. Each cell is kept as soon as
+    it is done, so that a killed run continues where it stopped.
+
+    Raises:
+        LaqError: the bits are out of range, an earlier stage's output is missing, or cells failed.
     """
     inputs = StudyInputs(params)
     folders = measure_all(plan(read_subsets(), params), inputs, workers)
@@ -81,26 +84,30 @@ def run(params: Study, workers: Workers = Workers()) -> None:  # noqa: B008 (fro
 
 
 def read_measurements(path: Path = FOLDER / MEASUREMENTS) -> pd.DataFrame:
-    """The table of all cells; ``bits`` are what was asked for, as texts."""
+    """The table of all cells; column ``bits`` has the bits as requested, as texts.
+
+    Raises:
+        LaqError: the stage has not run.
+    """
     types: dict[Any, Any] = {"levels": "Int64", "seed": "Int64", "bits": str}
     return pd.read_csv(need(path), dtype=types)
 
 
 def seconds_file() -> Path:
-    """Where the seconds lie that the cells of ``measurements.csv`` took on this machine.
+    """The file with the seconds that the cells of ``measurements.csv`` took on this machine.
 
-    DVC does not version them: what it does is the same bytes whenever it is made.
+    DVC does not version it, because the outputs of a stage must be the same bytes in every run.
     """
     return project_root() / ".laq" / "seconds" / f"{md5(FOLDER / MEASUREMENTS)}.csv"
 
 
 def weights_file(folder: Path, cell_name: str) -> Path:
-    """Where a cell's quantized weights lie."""
+    """The file with a cell's quantized weights."""
     return folder / "networks" / cell_name / WEIGHTS
 
 
 def measurement_row(cell: Cell, source: Path) -> dict[str, Any]:
-    """The cell's row of the table: what it is of, then what was measured."""
+    """The cell's row of the table: its setting, then its measurements."""
     s = cell.subset
     return {
         "dataset": read_manifest(DATASET)["name"],
@@ -120,11 +127,6 @@ def measurement_row(cell: Cell, source: Path) -> dict[str, Any]:
         "max_divergence_nats": s.max_divergence,
         **read_measurement(source),
     }
-
-
-def layer_rows(cell: Cell, source: Path) -> list[dict[str, Any]]:
-    """The rows of the cell's layers; none for a network that is not quantized."""
-    return [{"cell": cell.name, **layer} for layer in read_layers(source)]
 
 
 def _write_table(path: Path, rows: Iterable[dict[str, Any]]) -> None:

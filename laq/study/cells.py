@@ -1,4 +1,4 @@
-"""What the study measures: cells, each a network, a subset and a recipe."""
+"""The cells of a study: each is a network, a subset and a recipe to measure together."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, replace
@@ -16,22 +16,16 @@ BASES: tuple[Base, ...] = get_args(Base)
 
 
 def is_label_aware(bits: int | str) -> bool:
-    """Whether bits are spent where the subset's classes need them."""
+    """Whether the bits are allocated to layers by a budget, which depends on the subset's classes."""
     return isinstance(bits, str) and isinstance(parse_bits(bits).plan, Budget)
-
-
-def learns(recipe: Recipe) -> bool:
-    """Whether the outcome depends on calibration images."""
-    learning = METHODS[recipe.method].learns_from != "nothing"
-    return learning or recipe.radius == "error" or recipe.bias_correction
 
 
 @dataclass(frozen=True)
 class Cell:
-    """What to measure: the network ``base`` on ``subset``, as it is or quantized by ``recipe``.
+    """A measurement to make: the network ``base`` on ``subset``, in float or quantized by ``recipe``.
 
-    ``bits`` are those of the recipe, or say what each layer gets, perhaps for this subset alone.
-    ``calibration`` says whose images the quantization learns from, if it learns from any; ``seed``, which.
+    ``bits`` are those of the recipe, or a text that gives each layer its bits, perhaps for this subset only.
+    ``calibration`` says from which classes calibration images are drawn; None if none are used.
     """
 
     subset: Subset
@@ -49,31 +43,34 @@ class Cell:
 
     @property
     def method(self) -> str:
-        """The recipe's, or ``float``."""
+        """The recipe's method, or ``float``."""
         return "float" if self.recipe is None else self.recipe.method
 
     @property
     def seed(self) -> int | None:
-        """What drew the calibration images."""
+        """The seed that draws the calibration images, if any are used."""
         return self.recipe.seed if self.recipe and self.calibration else None
 
     @property
     def name(self) -> str:
-        """The cell's name among all of a study's."""
+        """The cell's name, unique within a study."""
         bits = "" if self.recipe is None else f"-{bits_name(self.bits)}"
         images = f".{self.calibration}-{self.seed}" if self.calibration else ""
         return f"{self.subset.name}.{self.variant}.{self.method}{bits}{images}"
 
 
 def plan(subsets: Sequence[Subset], params: Study) -> list[Cell]:
-    """Every cell of the study once: per subset the networks as they are, then by recipe and calibration.
+    """Every cell of the study once: for each subset the float networks, then recipes and calibrations.
 
     Raises:
-        LaqError: the bits are out of range, or two of them would have the same name.
+        LaqError: the bits are out of range, or two of them would share a file name.
     """
     every = list(dict.fromkeys(bits for grid in params.grids for bits in grid.bits))
     if len({bits_name(bits) for bits in every}) < len(every):
-        raise LaqError(f"study.bits: some of {every} differ in signs alone; name them apart")
+        raise LaqError(
+            f"study.bits: found {every}, some of which differ only in punctuation, so that their files would "
+            "share a name; write them so that letters or digits differ"
+        )
     for bits in every:
         try:
             parse_bits(bits)
@@ -84,7 +81,7 @@ def plan(subsets: Sequence[Subset], params: Study) -> list[Cell]:
 
 
 def _cells_of(subset: Subset, params: Study) -> Iterator[Cell]:
-    """A subset's cells, those that several grids ask for several times."""
+    """The cells of a subset; a cell that several grids ask for appears several times."""
     for base in BASES:
         for grid in params.grids:
             if base in grid.bases:
@@ -97,7 +94,11 @@ def _quantized(subset: Subset, base: Base, grid: Grid, params: Study) -> Iterato
     for bits, method in product(grid.bits, grid.methods):
         known = {"bits": bits} if isinstance(bits, int) else {"bits": Recipe.bits}
         recipe = Recipe(**{**shared, **known, "method": method, "options": params.options.get(method, {})})
-        if not (learns(recipe) or is_label_aware(bits)):
+        learns = (
+            METHODS[method].learns_from != "nothing" or recipe.radius == "error" or recipe.bias_correction
+        )
+        if not (learns or is_label_aware(bits)):
+            # Without calibration images, all calibrations and seeds give the same network.
             yield Cell(subset, base, recipe, bits)
             continue
         for calibration, seed in product(grid.calibrations, grid.seeds):

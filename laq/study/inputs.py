@@ -1,4 +1,4 @@
-"""What a study is measured on: the images and the networks, as they lie in ``data/``."""
+"""The inputs of a study: the images and the networks in ``data/``."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -23,7 +23,7 @@ from laq.study.cells import Cell
 
 
 def study_code() -> str:
-    """The hash of the code that a measurement depends on; how networks are trained is not part of it."""
+    """The hash of the code that a measurement depends on, which leaves out the training of networks."""
     network = ("architectures", "network/evaluation", "network/weights")
     study = (f"study/{name}" for name in ("cells", "inputs", "measure", "results"))
     return code_digest("dataset", *network, "quantization", *study)
@@ -31,10 +31,10 @@ def study_code() -> str:
 
 @dataclass(frozen=True)
 class StudyInputs:
-    """The study's parameters, images and networks, by their hashes.
+    """The study's parameters, images and networks, identified by their hashes.
 
-    ``finetuned`` are weights that lie elsewhere than in ``data/``, by their subset's name. Hashes are read
-    once, here, and go along to other processes.
+    ``finetuned`` are files of weights outside ``data/``, by the name of their subset. Hashes are computed
+    once, here, and are handed to other processes.
     """
 
     params: Study
@@ -45,11 +45,11 @@ class StudyInputs:
     _hashes: dict[Path, str] = field(default_factory=dict, repr=False)
 
     def folder(self, cell: Cell) -> Path:
-        """Where the cell's results lie, once it is measured."""
+        """The folder of the cell's results; it exists once the cell is measured."""
         return place_of("cells", self.dependencies(cell))
 
     def dependencies(self, cell: Cell) -> dict[str, Any]:
-        """Everything that the cell's results depend on."""
+        """The hashes and settings that the cell's results depend on."""
         weights = self.weights(cell)
         if weights not in self._hashes:
             self._hashes[weights] = md5(weights)
@@ -71,17 +71,17 @@ class StudyInputs:
         }
 
     def weights(self, cell: Cell) -> Path:
-        """Those of the cell's network before quantization."""
+        """The file with the weights of the cell's network before quantization."""
         if cell.base == "original":
             return NETWORK / WEIGHTS
         return self.finetuned.get(cell.subset.name) or weights_of(FINETUNE, cell.subset)
 
     def images(self, split: str) -> ImageSet:
-        """The training images, which calibration draws from, or the test images, which are scored."""
+        """The images of ``split``: ``train``, from which calibration draws, or ``test``, for the scores."""
         return _images(split, self.dataset[split])
 
     def calibration_images(self, cell: Cell) -> torch.Tensor:
-        """The images (n, 3, h, w) that quantization learns from, or measures its errors on at least."""
+        """The images (n, 3, h, w) that quantization learns from, or at least measures its errors on."""
         train = self.images("train")
         pool = train.select(cell.subset.classes) if _calibration(cell) == "subset" else train
         generator = torch.Generator().manual_seed(cell.recipe.seed if cell.recipe else 0)
@@ -89,13 +89,13 @@ class StudyInputs:
 
 
 def _calibration(cell: Cell) -> Calibration:
-    """Whose images a quantization runs on; one that learns from none measures its errors on them."""
+    """The classes of the calibration images; a method that needs none still measures its errors on them."""
     return cell.calibration or ("all" if cell.base == "original" else "subset")
 
 
 @cache
 def _images(split: str, hashed: str) -> ImageSet:
-    """The dataset's images with this hash, read once in a process."""
+    """The dataset's images of ``split`` with this hash; each process reads them once."""
     images = read_images(DATASET, split)
     if md5(DATASET / split) != hashed:
         raise LaqError(f"{DATASET / split}: changed while the study read it; run the command again")

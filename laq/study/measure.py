@@ -1,4 +1,4 @@
-"""How cells are measured: those that share a network and calibration images together, and each once."""
+"""Measures cells: those that share a network and calibration images are measured together, each once."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -19,8 +19,8 @@ from laq.study.cells import Cell, is_label_aware
 from laq.study.inputs import StudyInputs, study_code
 from laq.study.results import write_results
 
-# Quantizing takes so many times what running the network on the image does; choosing bits for the layers of
-# a network takes so many more.
+# Costs per calibration image, in runs of the network on one image: of quantizing a network, and of choosing
+# the bits of its layers.
 _QUANTIZING: Final = 9
 _CHOOSING: Final = 120
 _BAR: Final = "{desc}: {percentage:3.0f}%|{bar}| [{elapsed}<{remaining}{postfix}]"
@@ -29,13 +29,13 @@ _MOST_NAMED: Final = 5
 
 @dataclass(frozen=True)
 class CellGroup:
-    """Cells of one network before quantization and, if they learn from images, of one set of these."""
+    """Cells with the same network before quantization and, if they need any, the same calibration images."""
 
     cells: tuple[Cell, ...]
 
     @property
     def networks(self) -> list[list[Cell]]:
-        """The cells of each network to make: those with the same recipe and bits."""
+        """The cells of each quantized network to make: those with the same recipe and bits."""
         made: dict[object, list[Cell]] = {}
         for cell in self.cells:
             made.setdefault((cell.recipe, cell.bits), []).append(cell)
@@ -43,15 +43,15 @@ class CellGroup:
 
     @property
     def classes(self) -> list[int]:
-        """Those of all the group's subsets, whose images each network is scored on, once for all."""
+        """The classes of all the group's subsets; each network is run once on their test images."""
         return sorted({number for cell in self.cells for number in cell.subset.classes})
 
 
 @dataclass(frozen=True)
 class _Shared:
-    """What the cells of a group have in common.
+    """The properties that the cells of a group have in common.
 
-    ``subset`` is the one that their network is made for; None if it would be the same for any.
+    ``subset`` is the one that their network is made for; None if the network is the same for all subsets.
     """
 
     base: Base
@@ -81,7 +81,7 @@ def groups_of(cells: Sequence[Cell]) -> list[CellGroup]:
 
 
 def cost(group: CellGroup, inputs: StudyInputs) -> float:
-    """How long the group takes, in runs of the network on an image."""
+    """The estimated cost of measuring the group, in runs of the network on one image."""
     images, first = inputs.params.calibration_images, group.cells[0]
     scored = len(inputs.images("test").labels) * len(group.classes) / float(inputs.design["classes"])
     learned = _QUANTIZING * images * (first.recipe is not None)
@@ -90,12 +90,12 @@ def cost(group: CellGroup, inputs: StudyInputs) -> float:
 
 
 def measure_all(cells: Sequence[Cell], inputs: StudyInputs, workers: Workers) -> dict[Cell, Path]:
-    """Measure what is not yet, and keep each cell as soon as it is done; returns all cells' folders.
+    """Measure the cells that are missing, and keep each as soon as it is done; returns all cells' folders.
 
     Groups that fail are tried once more, cell by cell.
 
     Raises:
-        LaqError: cells failed, even alone; the others are kept.
+        LaqError: cells failed even when measured alone; the others are kept.
     """
     folders = {cell: inputs.folder(cell) for cell in cells}
     missing = [cell for cell, folder in folders.items() if not folder.exists()]
@@ -109,10 +109,10 @@ def measure_all(cells: Sequence[Cell], inputs: StudyInputs, workers: Workers) ->
 
 
 class _Progress:
-    """A bar of the study's work, of which cells have very different shares; it counts cells beside that."""
+    """A progress bar of the study's estimated cost, which differs between cells, and a count of cells."""
 
     def __init__(self, cells: Sequence[Cell], missing: Sequence[Cell], inputs: StudyInputs) -> None:
-        # Whole numbers, whose sum is exact: the bar ends at its end.
+        # The sum of whole numbers is exact, so that the bar ends at 100 %.
         self.shares: dict[Cell, int] = {}
         for group in groups_of(cells):
             self.shares |= dict.fromkeys(group.cells, round(cost(group, inputs) / len(group.cells)))
@@ -128,7 +128,7 @@ class _Progress:
         self.bar.close()
 
     def advance(self, group: CellGroup) -> None:
-        """The group's cells are measured."""
+        """Count the group's cells as measured."""
         self.measured += len(group.cells)
         self.bar.set_postfix_str(self._counted(), refresh=False)
         self.bar.update(sum(self.shares[cell] for cell in group.cells))
@@ -140,7 +140,7 @@ class _Progress:
 def _measure_groups(
     inputs: StudyInputs, workers: Workers, bar: _Progress, groups: Sequence[CellGroup]
 ) -> dict[CellGroup, str]:
-    """Measure the groups; returns those that failed, and why."""
+    """Measure the groups; returns those that failed, with the reason."""
     failures = {}
     for outcome in run_all(partial(measure_group, inputs), groups, workers):
         if outcome.failure:
@@ -151,8 +151,8 @@ def _measure_groups(
 
 
 def _failures(reasons: Mapping[CellGroup, str], cells: int) -> Iterator[str]:
-    """Which cells failed and why, in lines."""
-    yield f"{len(reasons)} of {cells} cells failed, twice each; the others are kept, so run it again"
+    """The lines of the error message: which cells failed, and why."""
+    yield f"{len(reasons)} of {cells} cells failed twice; the others are kept; run the command again to retry"
     for group, reason in list(reasons.items())[:_MOST_NAMED]:
         yield f"{group.cells[0].name}: {reason}"
     if len(reasons) > _MOST_NAMED:
@@ -163,10 +163,12 @@ def measure_group(inputs: StudyInputs, group: CellGroup) -> None:
     """Measure the cells of a group and keep each.
 
     Raises:
-        LaqError: this process has other code than the one that asks.
+        LaqError: this process runs other code than the one that started the study.
     """
     if study_code() != inputs.code:
-        raise LaqError("the worker's laq, or its torch, is another one than here; install the same on both")
+        raise LaqError(
+            "worker: its laq or torch differs from that of this study; install the same versions everywhere"
+        )
     network = load_network(weights=inputs.weights(group.cells[0]))
     scored = inputs.images("test").select(group.classes)
     for cells, result in _networks(inputs, group, network):
@@ -186,7 +188,7 @@ def measure_group(inputs: StudyInputs, group: CellGroup) -> None:
 def _networks(
     inputs: StudyInputs, group: CellGroup, network: Classifier
 ) -> Iterator[tuple[list[Cell], QuantizedNetwork | None]]:
-    """The group's networks, all quantized in one pass over the images, each with its cells."""
+    """The group's networks, each with its cells; one pass over the images quantizes all of them."""
     networks = group.networks
     if group.cells[0].recipe is None:
         yield networks[0], None
@@ -197,7 +199,7 @@ def _networks(
 
 
 def _recipes(cells: Sequence[Cell], network: Classifier, images: torch.Tensor) -> list[Recipe]:
-    """The recipes, the bits of each layer chosen; what alike recipes need for that is measured once."""
+    """The cells' recipes with the bits of each layer chosen; equal recipes share what that measures."""
     chosen: dict[str, Recipe] = {}
     mixed = [cell for cell in cells if isinstance(cell.bits, str)]
     for recipe in dict.fromkeys(cell.recipe for cell in mixed if cell.recipe):

@@ -1,4 +1,4 @@
-"""The folder of a measured cell: scores, layers, seconds and the quantized weights."""
+"""Writes and reads the folder of a measured cell: scores, layers, seconds and the quantized weights."""
 
 from dataclasses import asdict
 from pathlib import Path
@@ -18,7 +18,7 @@ LAYERS: Final = "layers.json"
 def write_results(
     folder: Path, cell: Cell, scores: Scores, made: QuantizedNetwork | Classifier, *, keep_network: bool
 ) -> None:
-    """Write what was measured of the cell's network, and its weights if they are quantized and to be kept."""
+    """Write the measurements of the cell's network, and its quantized weights if ``keep_network``."""
     if isinstance(made, QuantizedNetwork):
         write_json(folder / SECONDS, round(sum(layer.seconds for layer in made.layers), 3))
         outcome = _write_quantized(folder, made, cell.subset)
@@ -31,8 +31,8 @@ def write_results(
 
 
 def _of_float(network: Classifier) -> dict[str, Any]:
-    """A network that is not quantized, measured like those that are."""
-    weights = [w for w in network.parameters() if w.dim() > 1]  # not biases, and not those of batch norms
+    """The measurements of a float network, by the same names as those of quantized ones."""
+    weights = [w for w in network.parameters() if w.dim() > 1]  # leaves out biases and batch norms
     zeros = sum(w.numel() - int(w.count_nonzero()) for w in weights) / sum(w.numel() for w in weights)
     return {
         "mean_bits": float(FLOAT_BITS),
@@ -44,7 +44,7 @@ def _of_float(network: Classifier) -> dict[str, Any]:
 
 
 def _write_quantized(folder: Path, result: QuantizedNetwork, subset: Subset) -> dict[str, Any]:
-    """Write the quantized weights and the layers' records; returns the whole network's."""
+    """Write the quantized weights and the layers' measurements; returns those of the whole network."""
     classes = [name for _, name in sorted(zip(subset.classes, subset.class_names, strict=True))]
     size = save(folder / WEIGHTS, result, {"classes": classes})
     layers = [
@@ -59,7 +59,7 @@ def _write_quantized(folder: Path, result: QuantizedNetwork, subset: Subset) -> 
         for layer in result.layers
     ]
     write_json(folder / LAYERS, layers)
-    # Of a network that is quantized whole there is nothing to tell, and no column in the table.
+    # The column exists only in tables of networks that keep some weights in float.
     kept = "; ".join(f"{o.name} ({o.weights} weights): {o.reason}" for o in result.not_quantized)
     return {
         **({"not_quantized": kept} if kept else {}),
@@ -74,18 +74,18 @@ def _write_quantized(folder: Path, result: QuantizedNetwork, subset: Subset) -> 
 
 
 def read_measurement(folder: Path) -> dict[str, Any]:
-    """The cell's scores and what else was measured of the whole network."""
+    """The cell's scores and the other measurements of the whole network."""
     measurement: dict[str, Any] = read_json(folder / MEASUREMENT)
     return measurement
 
 
 def read_seconds(folder: Path) -> float | None:
-    """What choosing the cell's codes took; nothing for a network that is not quantized."""
+    """The seconds that choosing the cell's codes took; None for a float network."""
     path = folder / SECONDS
     return float(read_json(path)) if path.exists() else None
 
 
-def read_layers(folder: Path) -> list[dict[str, Any]]:
-    """What was measured layer by layer; nothing for a network that is not quantized."""
+def layer_rows(cell: Cell, folder: Path) -> list[dict[str, Any]]:
+    """The measurements of the cell's layers, a row each; empty for a float network."""
     path = folder / LAYERS
-    return list(read_json(path)) if path.exists() else []
+    return [{"cell": cell.name, **layer} for layer in read_json(path)] if path.exists() else []

@@ -114,7 +114,9 @@ def test_what_is_lost_at_many_bits_is_not_laid_on_rounding(project: Path) -> Non
 def test_a_claim_is_agreed_with_or_not(project: Path) -> None:
     agreeing = read_log(write(logged(30)), PARAMS)
     assert agreeing.found("drop_all_points", "rho")["effect"] == pytest.approx(-1, abs=0.01)
-    assert "it does not agree: the 95 % interval misses -0.9" in describe([agreeing], PARAMS)
+    assert "this contradicts the claim: the 95 % interval does not contain -0.9" in describe(
+        [agreeing], PARAMS
+    )
     mixed = logged(30)
     rng = np.random.default_rng(0)
     mixed["Quantized Top1 Accuracy"] = (
@@ -123,7 +125,9 @@ def test_a_claim_is_agreed_with_or_not(project: Path) -> None:
         + 0.05 * np.log(mixed.Median_KL) / 3
         + rng.normal(scale=0.006, size=31)
     )
-    assert "(it agrees: the 95 % interval holds -0.9)" in describe([read_log(write(mixed), PARAMS)], PARAMS)
+    assert "(this agrees with the claim: the 95 % interval contains -0.9)" in describe(
+        [read_log(write(mixed), PARAMS)], PARAMS
+    )
 
 
 def test_the_command_prints_what_it_writes(project: Path) -> None:
@@ -213,5 +217,5 @@ def test_the_predecessor_loses_as_much_where_rounding_costs_nothing() -> None:
     assert [log.drops("sub").mean() for log in logs] == pytest.approx([7.7, 7.0, 7.4], abs=0.06)
     text = describe(logs, PARAMS)
     assert text.count("this is clipping") == 2
-    assert text.count("among all classes (it agrees: the 95 % interval holds -0.9)") == 3
-    assert "16bit, 3.2 points are gained among all classes, not lost" in text
+    assert text.count("among all classes (this agrees with the claim: the 95 % interval contains -0.9)") == 3
+    assert "16bit, quantization gains 3.2 points among all classes" in text

@@ -102,7 +102,7 @@ def test_recipes_are_what_the_parameters_say() -> None:
     [
         (("asc:2",), "study.bits: bits: found 1; must be a whole number from 2 to 24"),
         (("4 first:30",), "study.bits: bits: found 30; must be a whole number from 2 to 24"),
-        (("a.b=3 *=4", "a_b=3 *=4", "a.b=3 *=4 "), "study.bits: some of"),
+        (("a.b=3 *=4", "a_b=3 *=4", "a.b=3 *=4 "), "study.bits: found ['a.b=3"),
     ],
 )
 def test_bits_out_of_range_or_with_one_name_are_told_before_any_work(
@@ -211,7 +211,7 @@ def test_a_cell_that_raises_is_told_and_tried_again_while_the_others_are_kept(
     with pytest.raises(LaqError) as caught:
         room.run(params)
     lines = str(caught.value).splitlines()
-    assert lines[0].startswith("4 of 20 cells failed, twice each; the others are kept")
+    assert lines[0].startswith("4 of 20 cells failed twice; the others are kept")
     assert sorted(lines[1:]) == [
         f"random-{number}.{variant}.gpfq-2bit.subset-0: RuntimeError: no memory"
         for number in (1, 2)
