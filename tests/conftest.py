@@ -22,7 +22,9 @@ pytest_plugins = ("tests.project",)
 SHARED = Path(os.environ.get("LAQ_SHARED", ROOT.parent / "shared"))
 CIFAR100 = SHARED / "cifar100" / "cifar-100-python.tar.xz"
 PREDECESSOR = SHARED / "predecessor"
-LONGEST = ("pipeline/test_pipeline.py", "track/test_servers.py", "pipeline/test_teamwork.py")
+LONGEST = (
+    "pipeline/test_pipeline.py", "track/test_servers.py", "pipeline/test_teamwork.py", "serving/test_server.py",
+)  # fmt: skip
 
 
 def needs(path: Path) -> pytest.MarkDecorator:

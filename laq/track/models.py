@@ -18,7 +18,8 @@ from mlflow.types.schema import AnyType, Map
 
 from laq.architectures import packages_of
 from laq.files import write_json
-from laq.serving import COLUMN, DESCRIPTION, WEIGHTS, SubsetClassifier
+from laq.serving import COLUMN, DESCRIPTION, WEIGHTS, Limits
+from laq.serving.pyfunc import ServedClassifier
 from laq.track.runs import ModelSpec
 
 _DATA: Final = "network"  # the folder of a model's own files
@@ -67,8 +68,9 @@ def _frame(examples: tuple[str, ...], packages: tuple[str, ...]) -> tuple[Model,
         data.mkdir()
         mlflow.pyfunc.save_model(
             str(folder),
-            loader_module=SubsetClassifier.__module__,
+            loader_module=ServedClassifier.__module__,
             data_path=str(data),
+            model_config=Limits().model_dump(),  # MLflow lets those be changed that stand here
             mlflow_model=model,
             signature=_SIGNATURE,
             input_example=pd.DataFrame({COLUMN: list(examples)}),

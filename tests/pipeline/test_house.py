@@ -19,7 +19,7 @@ from tests.conftest import ROOT
 # A room imports those before it.
 ORDER = [
     "errors", "progress", "provenance", "files", "cache", "parallel", "quantization", "sections", "architectures",
-    "serving", "dataset", "network", "embeddings", "divergence", "subsets", "finetune", "study", "report", "params",
+    "pictures", "serving", "dataset", "network", "embeddings", "divergence", "subsets", "finetune", "study", "report", "params",
     "predecessor", "track", "quantize", "compare", "advise", "cli", "__main__", "environment",
 ]  # fmt: skip
 # Options of whoever runs a command, not of what comes out: no launcher passes them on, variables do.
@@ -55,7 +55,7 @@ def test_imports_run_one_way(path: Path) -> None:
     if own == "quantization":
         assert used <= {"quantization"}
         assert not any(name.split(".")[0] in {"mlflow", "dvc", "pathlib", "yaml"} for name in imported(path))
-    if path.stem not in {"environment", "models", "registry", "sending", "store"}:
+    if path.stem not in {"environment", "models", "pyfunc", "registry", "sending", "store"}:
         assert not any(name.split(".")[0] == "mlflow" for name in imported(path))
 
 

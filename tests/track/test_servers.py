@@ -1,6 +1,5 @@
-"""Real programs on one store: processes at once, servers that die or say nothing, kill -9, and serving."""
+"""Real programs on one store: processes at once, servers that die or say nothing, and kill -9."""
 
-import json
 import os
 import signal
 import subprocess
@@ -11,7 +10,6 @@ from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
 
 import pytest
-import requests
 from mlflow import MlflowClient
 
 from laq.track.runs import ResultRuns
@@ -23,12 +21,10 @@ from tests.servers import (
     kill,
     mlflow_server,
     postgresql,
-    running,
     silent_server,
-    wait_for,
 )
-from tests.track.test_track import champion, check_once, lone, models_of, runs_of
-from tests.trees import CLASSES, make_tree, network
+from tests.track.test_track import champion, check_once, runs_of
+from tests.trees import make_tree
 
 needs_postgresql = pytest.mark.skipif(POSTGRESQL is None, reason="PostgreSQL is not installed")
 
@@ -175,33 +171,3 @@ def test_a_killed_process_goes_on_where_it_was_and_nothing_is_there_twice(
         assert ended(process)[0] == 0
     check_once(MlflowClient(store), tree)
     assert len(MlflowClient(store).search_model_versions()) == 6
-
-
-def test_a_model_is_served_and_answers_pixels_base64_and_rubbish(tmp_path: Path, weights: Path) -> None:
-    store = f"sqlite:///{tmp_path / 'mlflow.db'}"
-    with delivering(tmp_path, store, saved(lone(network(weights)), tmp_path)) as process:
-        assert ended(process)[0] == 0
-    port, name = free_port(), "models:/laq-test-random-1@champion"
-    command = ["models", "serve", "-m", name, "--env-manager", "local", "--port", str(port), "--workers", "1"]
-    known = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
-    variables = {"MLFLOW_TRACKING_URI": store, "PYTHONPATH": known}
-    with running([sys.executable, "-m", "mlflow", *command], tmp_path, **variables) as server:
-        url = f"http://127.0.0.1:{port}"
-        wait_for(f"{url}/ping", server, tmp_path)
-        image = json.loads((folder_of(store) / "serving_input_example.json").read_text())
-        answer = requests.post(f"{url}/invocations", json=image, timeout=60)
-        assert answer.status_code == 200, answer.text
-        first, second = answer.json()["predictions"]
-        assert first["class"] in CLASSES.values()
-        assert first == second
-        pixels = [[[200, 30, 30]] * 32] * 32
-        answer = requests.post(f"{url}/invocations", json={"inputs": {"image": [pixels]}}, timeout=60)
-        assert answer.json()["predictions"][0]["probabilities"] == pytest.approx(first["probabilities"])
-        answer = requests.post(f"{url}/invocations", json={"inputs": {"image": ["rubbish"]}}, timeout=60)
-        assert answer.status_code == 400
-        assert "an entry must be a picture's bytes" in answer.text
-
-
-def folder_of(store: str) -> Path:
-    (model,) = models_of(MlflowClient(store))
-    return Path(model.artifact_location.removeprefix("file://"))

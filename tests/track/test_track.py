@@ -33,7 +33,7 @@ from laq.track.registry import CHAMPION
 from laq.track.runs import Input, ModelSpec, ResultRuns, RunSpec
 from laq.track.store import Store
 from laq.track.study_runs import subset_runs
-from tests.trees import CLASSES, DESIGN, LAYERS, make_tree, mixed_results, network, png
+from tests.trees import CLASSES, DESIGN, LAYERS, example, make_tree, mixed_results, network, png
 
 
 def runs_of(client: MlflowClient, name: str = "laq-test") -> list[Run]:
@@ -311,6 +311,16 @@ def test_a_model_folder_is_little_more_than_its_packed_network(store: Store, wei
     required = files["requirements.txt"].read_text().split()
     assert all("==" in line for line in required)
     assert {"laq", "torch"} <= {line.partition("==")[0] for line in required}
+
+
+def test_whoever_loads_a_model_sets_what_a_request_may_ask_for(store: Store, weights: Path) -> None:
+    store.send(lone(network(weights)))
+    (logged,) = models_of(store.client)
+    data = pd.DataFrame({"image": [example()] * 3})
+    assert len(mlflow.pyfunc.load_model(logged.artifact_location).predict(data)) == 3
+    careful = mlflow.pyfunc.load_model(logged.artifact_location, model_config={"max_pictures": 2})
+    with pytest.raises(MlflowException, match="found 3 pictures; at most 2 are allowed"):
+        careful.predict(data)
 
 
 def test_a_loaded_model_is_the_measured_network_bit_for_bit(store: Store, weights: Path) -> None:
