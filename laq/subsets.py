@@ -1,11 +1,17 @@
-"""Stage ``subsets``: which classes to keep, chosen by how far apart they are."""
+"""Stage ``subsets``: which classes to keep, chosen by how far apart they are.
+
+The same matrix gives the same subsets on every processor: they are chosen by sums, products and quotients
+alone, which IEEE 754 defines to the last bit, in a fixed order, and of equals the class with the lower number
+is taken. Powers differ by library; what they give is rounded before it decides anything.
+"""
 
 import ast
 import csv
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Final, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,7 +23,9 @@ from laq.sections.subsets import Band, Subsets
 
 FILE = Path("data/subsets.json")
 Matrix = NDArray[np.float64]
+_NONE: Final = 1e-300  # what stands for a ratio of 0
 Extreme = Literal["similar", "dissimilar"]
+_EXTREMES: Final[dict[Extreme, Callable[[Iterable[float]], float]]] = {"similar": min, "dissimilar": max}
 
 
 @dataclass(frozen=True)
@@ -148,23 +156,28 @@ def _even_subsets(matrix: Matrix, size: int, count: int, rng: np.random.Generato
     from scipy.stats import qmc  # noqa: PLC0415 (takes a second, and few studies need it)
 
     starts = range(len(matrix))
-    ends = [
-        np.log([_pairs(matrix, greedy(matrix, start, size, kind)).mean() for start in starts])
-        for kind in ("similar", "dissimilar")
-    ]
-    low, high = ends[0].min(), ends[1].max()
-    places = qmc.Halton(1, scramble=False).random(count + 1)[1:, 0]
-    targets = np.exp(low + (high - low) * places)
+    low, high = (
+        best(_mean(_pairs(matrix, greedy(matrix, start, size, kind))) for start in starts)
+        for kind, best in _EXTREMES.items()
+    )
+    if low <= 0:
+        raise LaqError(
+            f"subsets.even: the most similar {size} classes have a mean divergence of {low:.3g}, and a "
+            "logarithmic axis begins above 0; use divergence.estimator gaussian, or even 0"
+        )
+    places = qmc.Halton(1, scramble=False).random(count + 1)[1:, 0].tolist()
+    targets = [float(f"{low ** (1 - place) * high**place:.6g}") for place in places]
     return [nearest_to(matrix, int(rng.integers(len(matrix))), size, target) for target in targets]
 
 
 def nearest_to(matrix: Matrix, start: int, size: int, target: float) -> list[int]:
-    """From ``start``, add the class that brings the mean pairwise divergence nearest to ``target``."""
+    """From ``start``, add the class that brings the mean divergence of pairs nearest to ``target``."""
     chosen, total = [start], 0.0
     while len(chosen) < size:
         sums = total + matrix[:, chosen].sum(1)
         pairs = len(chosen) * (len(chosen) + 1) / 2
-        far = np.abs(np.log(np.maximum(sums / pairs, np.finfo(float).tiny)) - np.log(target))
+        ratio = np.maximum(sums / (pairs * target), _NONE)
+        far = np.maximum(ratio, 1 / ratio)
         far[chosen] = np.inf
         total = float(sums[far.argmin()])
         chosen.append(int(far.argmin()))
@@ -174,6 +187,11 @@ def nearest_to(matrix: Matrix, start: int, size: int, target: float) -> list[int
 def _pairs(matrix: Matrix, classes: Sequence[int]) -> Matrix:
     """The divergences (pairs,) of every two of ``classes``."""
     return np.asarray(matrix[np.ix_(classes, classes)][np.triu_indices(len(classes), 1)])
+
+
+def _mean(pairs: Matrix) -> float:
+    """The mean, from the exact sum."""
+    return math.fsum(pairs.tolist()) / len(pairs)
 
 
 def in_band(matrix: Matrix, size: int, band: Band, rng: np.random.Generator) -> list[list[int]]:
@@ -224,7 +242,7 @@ def describe(matrix: Matrix, names: Sequence[str], name: str, kind: str, classes
         class_names=tuple(names[c] for c in classes),
         max_divergence=float(pairs.max()),
         min_divergence=float(pairs.min()),
-        mean_divergence=float(pairs.mean()),
+        mean_divergence=_mean(pairs),
         median_divergence=float(np.median(pairs)),
     )
 

@@ -49,7 +49,7 @@ def tiny_params() -> dict[str, Any]:
     block = params["glyphs"]
     block["dataset"] |= {"train_per_class": 4, "test_per_class": 2}
     block["network"]["training"] |= {"epochs": 1, "batch_size": 100}
-    block["divergence"]["reduction"] = "pca"
+    block["divergence"]["alternatives"] = ["features-gaussian"]
     block["subsets"] |= {"sizes": [3], "similar": 1, "dissimilar": 1, "random": 1}
     block["finetune"]["epochs"] = 1
     block["study"] |= {"bits": [3, 8], "calibration_images": 8}

@@ -41,7 +41,7 @@ def _torchvision(name: str, classes: int, **options: Any) -> nn.Module:
 
 
 ZOO: Final[dict[str, Callable[[int], nn.Module]]] = {
-    **{f"resnet{depth}": partial(CifarResNet, depth) for depth in (20, 32, 44, 56)},
+    **{f"resnet{depth}": partial(CifarResNet, depth) for depth in (8, 20, 32, 44, 56)},
     "resnet20x2": partial(CifarResNet, 20, width=2),
     **{name: partial(_torchvision, name, **_SPECIAL.get(name, {})) for name in _TORCHVISION},
 }

@@ -3,6 +3,7 @@
 from hashlib import sha256
 from io import BytesIO
 from pathlib import Path
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,12 +19,15 @@ FOLDER = Path("data/divergence")
 MATRIX = "matrix.npy"
 ALTERNATIVES = "alternatives"
 _MADE = "divergence.json"
+DIGITS: Final = 4  # significant ones
 
 
 def run(params: Divergence) -> None:
     """Write ``matrix.npy`` float64 (C, C), ``class_names.npy`` (C,), two pictures and how it was made.
 
-    And a matrix ``alternatives/<name>.npy`` for each other way that is asked for.
+    And a matrix ``alternatives/<name>.npy`` for each other way that is asked for. The study's own is rounded
+    to ``DIGITS`` significant digits, more than a class's images tell, so that subsets are the same on every
+    processor.
     """
     from laq.divergence.figures import draw_classes, draw_heat_map  # noqa: PLC0415 (as later stages draw none)
 
@@ -33,7 +37,7 @@ def run(params: Divergence) -> None:
     points = reduce(features, params)
     matrix, method = class_divergence(points, labels, params)
     with replacing_folder(FOLDER) as folder:
-        np.save(folder / MATRIX, matrix)
+        np.save(folder / MATRIX, rounded(matrix))
         np.save(folder / "class_names.npy", names)
         made = {"name": params.name, "estimator": method, "dimensions": points.shape[1]}
         write_json(folder / _MADE, made)
@@ -44,13 +48,18 @@ def run(params: Divergence) -> None:
         draw_classes(folder / "classes.png", _plane(points), labels, names)
 
 
+def rounded(matrix: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The matrix with ``DIGITS`` significant digits, each number the float nearest to its decimal."""
+    return np.array([[float(f"{value:.{DIGITS}g}") for value in row] for row in matrix])
+
+
 def read_name(folder: Path = FOLDER) -> str:
     """How the study's own matrix was made, in the words of ``divergence.alternatives``."""
     return str(read_json(folder / _MADE)["name"])
 
 
 def alternatives(
-    features: NDArray[np.float32], labels: NDArray[np.int64], points: NDArray[np.float64], params: Divergence
+    features: NDArray[np.float64], labels: NDArray[np.int64], points: NDArray[np.float64], params: Divergence
 ) -> dict[str, NDArray[np.float64]]:
     """The divergence (C, C) of the classes in each of ``params.alternatives``, but the study's own.
 
@@ -118,5 +127,5 @@ def _plane(points: NDArray[np.float64]) -> NDArray[np.float64]:
     """Two coordinates to draw: the points' own, or their first principal components."""
     if points.shape[1] == 2:
         return points
-    flat = pca(points.astype(np.float32), 2)
+    flat = pca(points, 2)
     return np.pad(flat, ((0, 0), (0, 2 - flat.shape[1])))

@@ -7,10 +7,10 @@ from laq.progress import bar_options
 from laq.sections.divergence import Divergence
 
 
-def reduce(features: NDArray[np.float32], params: Divergence) -> NDArray[np.float64]:
+def reduce(features: NDArray[np.float64], params: Divergence) -> NDArray[np.float64]:
     """Features (n, f) → points (n, components), or (n, f) when nothing is reduced."""
     if params.reduction == "none":
-        return features.astype(np.float64)
+        return features
     if params.reduction == "pca":
         return pca(features, params.components)
     import umap  # noqa: PLC0415 (importing it compiles for seconds, and only this branch needs it)
@@ -26,9 +26,9 @@ def reduce(features: NDArray[np.float32], params: Divergence) -> NDArray[np.floa
     return np.asarray(reducer.fit_transform(features), dtype=np.float64)
 
 
-def pca(features: NDArray[np.float32], components: int) -> NDArray[np.float64]:
+def pca(features: NDArray[np.float64], components: int) -> NDArray[np.float64]:
     """The first principal components (n, components)."""
     from sklearn.decomposition import PCA  # noqa: PLC0415 (takes a second, and most commands need none)
 
     fitted = PCA(min(components, *features.shape), svd_solver="full")
-    return np.asarray(fitted.fit_transform(features.astype(np.float64)))
+    return np.asarray(fitted.fit_transform(features))

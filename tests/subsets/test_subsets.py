@@ -2,16 +2,21 @@
 
 import ast
 import csv
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from laq import dataset, network
 from laq.errors import LaqError
+from laq.params import load_params
 from laq.sections.subsets import Band, Subsets
 from laq.subsets import choose_subsets, describe, greedy, in_band, nearest_to, read_log
-from tests.conftest import PREDECESSOR, needs
+from tests.conftest import PREDECESSOR, ROOT, needs, tiny_params, write_params
+from tests.project import environment
 
 PARAMS = Subsets(sizes=(4,), similar=2, dissimilar=2, random=2, seed=0)
 NAMES = [f"class_{i}" for i in range(12)]
@@ -158,11 +163,17 @@ def test_band_subsets_have_their_mean_divergence_in_the_band(bounds: tuple[float
         ({"bands": (Band(count=1, minimum=1e6, maximum=2e6),)}, "found 0; widen the band"),
         ({"similar": 0, "dissimilar": 0, "random": 0}, "none asked for"),
         ({"log": "nowhere.csv"}, "subsets.log: no file"),
+        (
+            {"even": 1, "sizes": (2,)},
+            "subsets.even: the most similar 2 classes have a mean divergence of -1,",
+        ),
     ],
 )
 def test_what_cannot_be_had_is_told_in_a_line(change: dict[str, object], message: str) -> None:
+    matrix = divergences()
+    matrix[0, 1] = matrix[1, 0] = -1  # as k-NN estimates may be
     with pytest.raises(LaqError, match=message) as caught:
-        choose_subsets(divergences(), NAMES, PARAMS.model_copy(update=change))
+        choose_subsets(matrix, NAMES, PARAMS.model_copy(update=change))
     assert "\n" not in str(caught.value)
 
 
@@ -186,3 +197,42 @@ def test_a_log_with_other_things_in_the_column_is_refused(tmp_path: Path, cell: 
     (tmp_path / "log.csv").write_text(f'Subset_Classes\n"{cell}"\n', encoding="utf-8")
     with pytest.raises(LaqError, match="has no readable column Subset_Classes"):
         read_log(tmp_path / "log.csv", NAMES)
+
+
+STAGES = """
+from laq import divergence, embeddings, subsets
+from laq.params import load_params
+params = load_params()
+embeddings.run(params.embeddings)
+divergence.run(params.divergence)
+subsets.run(params.subsets)
+"""
+OLD = {
+    "ATEN_CPU_CAPABILITY": "default", "ONEDNN_MAX_CPU_ISA": "SSE41", "MKL_CBWR": "COMPATIBLE",
+    "OPENBLAS_CORETYPE": "Prescott", "OMP_NUM_THREADS": "1",
+}  # fmt: skip
+NEW = {
+    "ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2", "OPENBLAS_CORETYPE": "Haswell",
+    "OMP_NUM_THREADS": "2",
+}  # fmt: skip
+
+
+def test_subsets_are_the_same_bytes_on_another_processor(project: Path) -> None:
+    params = tiny_params()
+    params["glyphs"]["network"]["training"]["epochs"] = 0
+    params["glyphs"]["subsets"] |= {"sizes": [3, 8], "similar": 5, "dissimilar": 5, "even": 5}
+    write_params(project, params)
+    dataset.run(load_params().dataset)
+    network.run(load_params().network)
+    files: dict[str, list[bytes]] = {
+        name: [] for name in ("embeddings/features.npy", "divergence/matrix.npy", "subsets.json")
+    }
+    for processor in (OLD, NEW):
+        variables = environment() | {"PYTHONPATH": str(ROOT)} | processor
+        subprocess.run([sys.executable, "-c", STAGES], cwd=project, env=variables, check=True)
+        for name, found in files.items():
+            found.append((project / "data" / name).read_bytes())
+    features, matrix, subsets = (old == new for old, new in files.values())
+    assert not features, "the variables that stand for processors change nothing any more"
+    assert matrix
+    assert subsets
