@@ -48,7 +48,7 @@ bench: $(VENV)-bench/.installed
 
 $(VENV)-bench/.installed: pyproject.toml benchmarks/requirements.txt
 	test -d $(VENV)-bench || $(PYTHON) -m venv $(VENV)-bench
-	$(VENV)-bench/bin/pip install --quiet --requirement benchmarks/requirements.txt --editable .
+	$(VENV)-bench/bin/pip install --quiet --requirement benchmarks/requirements.txt --editable ".[pipeline]"
 	touch $@
 
 clean:
