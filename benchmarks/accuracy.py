@@ -1,13 +1,13 @@
-"""What does each method cost in accuracy, by bits and calibration, beside Brevitas?
+"""Measures the accuracy of each method by bits and calibration, beside Brevitas.
 
-Wants the environment of `make bench`, and the project's folder once the stages up to `subsets` have run
-for the study in question (`study: cifar100` in params.yaml)::
+It needs the environment of `make bench`, and runs in the project's folder after the stages up to `subsets`
+of a study (`study: cifar100` in params.yaml)::
 
     .venv-bench/bin/python benchmarks/accuracy.py run --questions radius --every 3
     .venv-bench/bin/python benchmarks/accuracy.py table
 
-Networks are quantized from images of each subset's classes, and once from as many of all classes. What
-is measured goes to a file as soon as it is there: a killed run continues where it stopped.
+Networks are calibrated on images of each subset's classes, and once on as many images of all classes. Each
+measurement goes to a file as soon as it is made, so that a killed run continues where it stopped.
 """
 
 import copy
@@ -49,7 +49,7 @@ _results = click.option(
 
 @click.group()
 def main() -> None:
-    """Measure what quantization costs, and show it."""
+    """Measure the accuracy of quantized networks, and print it."""
 
 
 @main.command()
@@ -58,7 +58,7 @@ def main() -> None:
 @click.option("--workers", type=click.IntRange(1), default=torch.get_num_threads(), help="Default: cores.")
 @_results
 def run(questions: Sequence[str], every: int, workers: int, results: Path) -> None:
-    """Measure what is missing, a trial per core."""
+    """Take the measurements that are missing, a trial per core."""
     results.parent.mkdir(parents=True, exist_ok=True)
     missing = list(jobs(plan(questions or list(QUESTIONS)), read_subsets()[::every], read_records(results)))
     context = multiprocessing.get_context("spawn")
@@ -80,7 +80,7 @@ def table(results: Path) -> None:
 
 
 def jobs(trials: Sequence[Trial], subsets: Sequence[Subset], records: Sequence[Record]) -> Iterator[Job]:
-    """What has no record yet; a network calibrated on all classes serves all subsets."""
+    """The trials and subsets without a record; a network calibrated on all classes serves all subsets."""
     for trial in trials:
         done = {record["subset"] for record in records if trial.made(record)}
         missing = [subset for subset in subsets if subset.name not in done]
@@ -95,18 +95,22 @@ def measure(job: Job) -> list[Record]:
     trial, subsets = job
     with torch.no_grad():
         network = quantized(trial, subsets[0])
-    return [{**asdict(trial), **scores(network, subset), **commit()} for subset in subsets]
-
-
-def scores(network: nn.Module, subset: Subset) -> Record:
-    """The network's accuracy on the subset's test images."""
-    found = evaluate(network, study_inputs(1).images("test"), subset.classes)
-    return {"subset": subset.name, "kind": subset.kind, **asdict(found)}
+    test = study_inputs(1).images("test")
+    return [
+        {
+            **asdict(trial),
+            "subset": subset.name,
+            "kind": subset.kind,
+            **asdict(evaluate(network, test, subset.classes)),
+            **commit(),
+        }
+        for subset in subsets
+    ]
 
 
 @cache
 def study_inputs(images: int) -> StudyInputs:
-    """Where data and so many calibration images come from."""
+    """The study's inputs with ``images`` calibration images."""
     return StudyInputs(load_params().study.model_copy(update={"calibration_images": images}))
 
 
@@ -117,7 +121,7 @@ def original() -> Classifier:
 
 
 def quantized(trial: Trial, subset: Subset) -> nn.Module:
-    """The network that the trial makes of the original."""
+    """The original network, quantized as the trial says."""
     if trial == FLOAT:
         return original()
     cell = Cell(subset, "original", Recipe(), calibration=trial.calibration)
@@ -133,7 +137,7 @@ def quantized(trial: Trial, subset: Subset) -> nn.Module:
 
 
 def _by_brevitas(trial: Trial, images: Tensor) -> nn.Module:
-    # Brevitas changes flattened weights in place, which in channels-last memory are copies.
+    # Brevitas writes into flattened weights, which would be copies in channels-last memory.
     network = copy.deepcopy(original()).to(memory_format=torch.contiguous_format)
     outcome = importlib.import_module("speed_brevitas").contender(trial.method)(network, images, trial.bits)
     for name, weight in outcome.weights().items():

@@ -1,4 +1,4 @@
-"""What the accuracy benchmark measures: questions, and the trials that answer them."""
+"""The plan of the accuracy benchmark: questions, and the trials that answer them."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ MANY_IMAGES: Final = 256
 
 @dataclass(frozen=True)
 class Trial:
-    """One way of quantizing, to be tried on every subset; ``engine`` ``float`` leaves all as it is."""
+    """One way of quantizing, to be tried on every subset; the engine ``float`` quantizes nothing."""
 
     engine: Literal["float", "laq", "brevitas"]
     method: str = ""
@@ -36,7 +36,7 @@ FLOAT: Final = Trial("float")
 
 
 def plan(questions: Sequence[str]) -> list[Trial]:
-    """Every trial that the questions take, each once."""
+    """The trials that the questions need, each once."""
     asked = (trial for question in questions for trial in QUESTIONS[question]())
     return list(dict.fromkeys([FLOAT, *asked]))
 
@@ -52,13 +52,13 @@ def beside_brevitas() -> Iterator[Trial]:
 def methods() -> Iterator[Trial]:
     """Which method loses least, each with steps chosen by the layer's error?"""
     for calibration, bits, method in product(("subset", "all"), BITS, METHODS):
-        # The sparse ones make zeros of what is below 0.75 of a step.
+        # Both sparse methods then set weights below 0.75 of a step to 0: L1 shrinks by 0.25 before it rounds.
         threshold = 0.25 if method == "gpfq_l1" else 0.75
         yield Trial("laq", method, bits, "symmetric", "error", threshold, calibration=calibration)  # type: ignore[arg-type]
 
 
 def levels() -> Iterator[Trial]:
-    """What is one level more worth?"""
+    """How much does one more level gain?"""
     for bits, alphabet, method in product(FEW_BITS, ("symmetric", "twos_complement"), ("gpfq", "qronos")):
         yield Trial("laq", method, bits, alphabet, "error")
 

@@ -1,11 +1,11 @@
-"""Whether cells of a published study come out again, digit by digit.
+"""Measures cells of a published study again, and compares every digit.
 
 Run it in a project whose pipeline has made `data/` of that study up to its network (`dvc repro network`)::
 
     python benchmarks/published.py results/cifar100 --cells 24
 
-Cells are drawn from the published table, their subsets' classes read from the published page. Networks that
-are fine-tuned are fine-tuned again.
+Cells are drawn from the published table, and the classes of their subsets are read from the published page.
+Fine-tuned networks are trained again.
 """
 
 import json
@@ -35,7 +35,7 @@ MEASURED = (
 @click.command()
 @click.argument("folder", type=click.Path(exists=True, file_okay=False, path_type=Path))
 @click.option("--cells", "count", default=24, show_default=True, help="How many cells to draw.")
-@click.option("--seed", default=0, show_default=True, help="What draws them.")
+@click.option("--seed", default=0, show_default=True, help="The seed that draws them.")
 def main(folder: Path, count: int, seed: int) -> None:
     """Measure cells of a published study again; ends with code 1 where a digit differs."""
     params = load_params()
@@ -53,7 +53,7 @@ def main(folder: Path, count: int, seed: int) -> None:
     for row in progress(drawn.to_dict("records"), "published"):
         cell = cells[row["cell"]]
         found = read_measurement(measure_all([cell], inputs, Workers())[cell])
-        other = [name for name in MEASURED if not same(found.get(name), row[name])]
+        other = [name for name in MEASURED if rounded(found.get(name)) != rounded(row[name])]
         differing += bool(other)
         told = ", ".join(f"{name} {found.get(name)} instead of {row[name]}" for name in other)
         click.echo(f"{row['cell']}: {told or 'the same'}")
@@ -79,11 +79,9 @@ def published_subsets(folder: Path, drawn: pd.DataFrame) -> dict[str, Subset]:
     }  # fmt: skip
 
 
-def same(found: Any, published: Any) -> bool:
-    """Whether a value is the published one, which is rounded to six decimals."""
-    if pd.isna(published):
-        return found is None
-    return found is not None and round(float(found), 6) == round(float(published), 6)
+def rounded(value: Any) -> float | None:
+    """A measurement with the six decimals of the published table; None if it is missing."""
+    return None if pd.isna(value) else round(float(value), 6)
 
 
 if __name__ == "__main__":

@@ -1,14 +1,14 @@
-"""How fast is the quantization engine, beside Brevitas, beside the textbook and beside the machine?
+"""Measures the speed of the quantization engine, beside Brevitas, the textbook and the machine's peak.
 
 `make bench` builds `.venv-bench` and runs both commands. By hand, in the project's folder::
 
     .venv-bench/bin/python benchmarks/speed.py run --cases resnet20 --images 16 --repeats 1
     .venv-bench/bin/python benchmarks/speed.py table
 
-Every measurement has a fresh process, one after another, and goes to a file as soon as it is there: a
-killed bench continues where it stopped. Our own are taken again when the engine's code has changed,
-theirs only with --fresh; ratios to be published want --fresh. By default ResNet-50 is ours alone, since
-theirs take long; --contenders asks for them.
+Every measurement runs in a process of its own, one after another, and goes to a file as soon as it is made,
+so that a killed benchmark continues where it stopped. Measurements of `laq` are repeated when the engine's
+code has changed, those of others only with --fresh; use --fresh for ratios to be published. By default only
+`laq` quantizes ResNet-50, since the others take long; --contenders includes them.
 """
 
 import json
@@ -23,7 +23,6 @@ from typing import Any, Final
 import click
 from records import Record, read_records
 from speed_plan import CASES, CONTENDERS, OURS, ROOT, Job, Setting, plan
-from speed_table import render
 
 from laq.cache import code_digest
 from laq.files import read_json, replacing_file
@@ -40,7 +39,7 @@ _results = click.option(
 
 @click.group()
 def main() -> None:
-    """Measure the engine's speed, and show it."""
+    """Measure the engine's speed, and print it."""
 
 
 @main.command()
@@ -50,7 +49,7 @@ def main() -> None:
 @click.option("--images", type=click.IntRange(2, 64), help="Calibration images.  [default: each case's own]")
 @click.option("--bits", type=click.IntRange(2, 8), default=4, show_default=True)
 @click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True)
-@click.option("--fresh", is_flag=True, help="Measure again what is there.")
+@click.option("--fresh", is_flag=True, help="Repeat measurements that have records.")
 @_results
 def run(results: Path, repeats: int, *, fresh: bool, **chosen: Any) -> None:
     """Take the measurements that are missing."""
@@ -58,7 +57,10 @@ def run(results: Path, repeats: int, *, fresh: bool, **chosen: Any) -> None:
     jobs = list(plan(chosen["cases"] or tuple(CASES), chosen["contenders"], repeats, setting))
     if fresh:
         write_records(results, [r for r in read_records(results) if not any(job.made(r) for job in jobs)])
-    missing = [job for job in jobs if not done(job, read_records(results))]
+    records, code = read_records(results), code_digest("quantization")
+    # Records of the engine count only if its code is still the same.
+    valid = [record for record in records if record["contender"] not in OURS or record["code"] == code]
+    missing = [job for job in jobs if not any(job.made(record) for record in valid)]
     failed = [message for message in measure_all(missing, results) if message]
     if failed:
         raise click.ClickException("\n".join([f"{len(failed)} of {len(missing)} failed", *failed]))
@@ -68,6 +70,9 @@ def run(results: Path, repeats: int, *, fresh: bool, **chosen: Any) -> None:
 @_results
 def table(results: Path) -> None:
     """Print the measurements as a Markdown table."""
+    # `run` must stay small, without pandas and torch, which this module imports.
+    from speed_table import render  # noqa: PLC0415
+
     records = read_records(results)
     if not records:
         raise click.ClickException(f"{results}: no measurements; `speed.py run` takes them")
@@ -75,7 +80,7 @@ def table(results: Path) -> None:
 
 
 def measure_all(jobs: Sequence[Job], results: Path) -> list[str]:
-    """Run the jobs and keep their records; returns a message for each, empty where it went well."""
+    """Run the jobs and keep their records; returns a message for each, empty if it succeeded."""
     messages = []
     with progress(jobs, "bench", unit="job") as bar:
         for job in bar:
@@ -85,32 +90,22 @@ def measure_all(jobs: Sequence[Job], results: Path) -> list[str]:
 
 
 def measure(job: Job, results: Path) -> str:
-    """Run one job in its process and keep its record; returns what went wrong."""
+    """Run one job in a process of its own and keep its record; returns the error, empty if there is none."""
     with TemporaryDirectory() as scratch:
         out = Path(scratch) / "record.json"
         script = ROOT / "benchmarks" / "speed_one.py"
         command = [sys.executable, str(script), json.dumps(asdict(job)), str(out)]
         finished = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
         if finished.returncode:
-            return f"{job.case} {job.contender}: {last_line(finished.stderr) or finished.returncode}"
+            lines = [line for line in finished.stderr.splitlines() if line.strip()]
+            return f"{job.case} {job.contender}: {lines[-1] if lines else finished.returncode}"
         others = [record for record in read_records(results) if not job.made(record)]
         write_records(results, [*others, read_json(out)])
     return ""
 
 
-def last_line(text: str) -> str:
-    """The last line that says something."""
-    return next((line for line in reversed(text.splitlines()) if line.strip()), "")
-
-
-def done(job: Job, records: Sequence[Record]) -> bool:
-    """Whether there is a record of the job, for ours by the code as it is now."""
-    of_job = (record for record in records if job.made(record))
-    return any(job.contender not in OURS or r["code"] == code_digest("quantization") for r in of_job)
-
-
 def write_records(results: Path, records: Sequence[Record]) -> None:
-    """Write them, whole or not at all."""
+    """Replace the file by one with these records."""
     with replacing_file(results) as partial:
         partial.write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
 

@@ -1,7 +1,8 @@
-"""Contenders ``brevitas-gpfq``, ``-gptq`` and ``-qronos``, used as Brevitas's own PTQ example does.
+"""The contenders ``brevitas-gpfq``, ``-gptq`` and ``-qronos``, set up like Brevitas's own PTQ example.
 
-Weights alone are quantized, per output channel, symmetric and narrow; steps are fixed from the original
-weights before the first is changed; columns go in their own order; all images come in one batch.
+Only weights are quantized, per output channel, with a symmetric narrow range. Steps are fixed from the
+original weights before any is changed, columns are quantized in their natural order, and all images form one
+batch.
 """
 
 import copy
@@ -28,7 +29,7 @@ _MODES: Final[dict[str, Callable[..., Any]]] = {
 
 
 def contender(method: str) -> Contender:
-    """Brevitas with ``method``."""
+    """The contender that quantizes by Brevitas with ``method``."""
     return partial(_quantize, mode=_MODES[method])
 
 
@@ -40,13 +41,21 @@ def _quantize(network: nn.Module, images: Tensor, bits: int, mode: Callable[...,
         for _ in range(algorithm.num_layers):
             algorithm.model(images)
             algorithm.update()
-    return Outcome(lambda: _weights(quantized))
+
+    def weights() -> dict[str, Tensor]:
+        layers = [
+            (n, m) for n, m in quantized.named_modules() if isinstance(m, qnn.QuantConv2d | qnn.QuantLinear)
+        ]
+        with torch.no_grad():
+            return {name: layer.quant_weight().value for name, layer in layers}
+
+    return Outcome(weights)
 
 
 def _layer_map(
     bits: int, device: torch.device
 ) -> dict[type[nn.Module], tuple[type[nn.Module], dict[str, Any]]]:
-    """What stands for a convolution and a Linear: quantized weights, everything else in float."""
+    """The layers that replace Conv2d and Linear: their weights are quantized, everything else is float."""
     weights = Int8WeightPerChannelFloat.let(
         bit_width=bits, narrow_range=True, scaling_impl=ParameterFromStatsFromParameterScaling
     )
@@ -59,9 +68,3 @@ def _layer_map(
         "device": device,
     }
     return {nn.Conv2d: (qnn.QuantConv2d, options), nn.Linear: (qnn.QuantLinear, options)}
-
-
-def _weights(network: nn.Module) -> dict[str, Tensor]:
-    layers = {n: m for n, m in network.named_modules() if isinstance(m, qnn.QuantConv2d | qnn.QuantLinear)}
-    with torch.no_grad():
-        return {name: layer.quant_weight().value for name, layer in layers.items()}

@@ -1,4 +1,4 @@
-"""The networks and images of the speed benchmark, made once and kept in ``.laq/``."""
+"""The networks and images of the speed benchmark, which are made once and kept in ``.laq/``."""
 
 import os
 from collections.abc import Iterator
@@ -74,7 +74,7 @@ def _build(architecture: str) -> nn.Module:
 
 @torch.no_grad()
 def _write_settled(case: Case, folder: Path) -> None:
-    """Random weights with the batch-norm statistics that they lead to: nothing explodes or dies."""
+    """Write random weights with matching batch-norm statistics, which keep activations in scale."""
     network = _build(case.architecture).eval()
     for module in network.modules():
         if isinstance(module, nn.BatchNorm2d):
@@ -95,7 +95,7 @@ def _images(case: Case) -> Tensor:
 
 
 def _write_cifar100(folder: Path) -> None:
-    """A random sample of the training images."""
+    """Write a random sample of the training images."""
     with TemporaryDirectory() as scratch, _local_copy(_CIFAR100):
         dataset = Path(scratch)
         fetch_cifar100(dataset)
@@ -116,7 +116,7 @@ def _local_copy(archive: Path) -> Iterator[None]:
 
 
 def low_pass_noise(count: int, size: int, seed: int) -> Tensor:
-    """Images (count, 3, size, size) with the spectrum of natural ones, mean 0 and deviation 1 each."""
+    """Images (count, 3, size, size) with the spectrum of natural ones; each has mean 0 and deviation 1."""
     generator = torch.Generator().manual_seed(seed)
     images = torch.zeros(count, 3, size, size)
     side = 2

@@ -1,4 +1,4 @@
-"""What every contender of the speed benchmark is: (network, images, bits) → outcome."""
+"""The interface of the speed benchmark's contenders: (network, images, bits) → outcome."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -8,11 +8,10 @@ from torch import Tensor, nn
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a contender hands back.
+    """The result of a contender.
 
-    ``weights`` gives the quantized weights by layer, once the clock has stopped; ``solver_seconds`` is
-    the part of the time that chose the codes, ``solver_flops`` its operations over patches and in products
-    of matrices.
+    ``weights`` returns the quantized weights by layer and is called after the clock has stopped.
+    ``solver_seconds`` is the time spent on choosing codes, ``solver_flops`` the number of operations for it.
     """
 
     weights: Callable[[], dict[str, Tensor]]

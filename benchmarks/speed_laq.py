@@ -1,4 +1,4 @@
-"""Contender ``laq-METHOD``: this project's engine; ``-sampled`` keeps as many patches as GPFQ's authors."""
+"""The contender ``laq-METHOD``: this project's engine; ``-sampled`` uses as many patches as GPFQ's paper."""
 
 from functools import partial
 from typing import Any, Final
@@ -13,7 +13,7 @@ _SAMPLED: Final = "-sampled"
 
 
 def contender(name: str) -> Contender:
-    """The engine by ``name``: a method, with ``-sampled`` or every patch."""
+    """The contender for ``name``: a method, which ends in ``-sampled`` unless it uses every patch."""
     return partial(
         _quantize,
         method=name.removesuffix(_SAMPLED),

@@ -1,4 +1,4 @@
-"""One measurement of the speed benchmark, in a process of its own; `speed.py` starts it."""
+"""Takes one measurement of the speed benchmark; `speed.py` starts it in a process of its own."""
 
 import ctypes
 import gc
@@ -41,8 +41,13 @@ def main(job: str, out: Path) -> None:
 def measure(job: Job) -> dict[str, Any]:
     """The record of a job."""
     network, images = (t.to(job.device) for t in load(job.case, job.images))
-    contender = find(job.contender)
-    warm_up(contender, job, network, images[:2])
+    family, _, method = job.contender.partition("-")
+    contender: Contender = importlib.import_module(f"speed_{family}").contender(method)
+    # Import and compile before the clock starts. The others' time hardly depends on the network, so that a
+    # small one is enough; the engine compiles for the layers it meets, so that it meets those of the case.
+    contender(probe(images.shape[-1]).to(job.device), images[:2], job.bits)
+    if job.contender in OURS:
+        contender(network, images[:2], job.bits)
     figures, outcome = timed(contender, job, network, images)
     found = quality(network, outcome.weights(), images)
     found.check(network, job.bits)
@@ -60,28 +65,10 @@ def measure(job: Job) -> dict[str, Any]:
     }
 
 
-def find(name: str) -> Contender:
-    """The contender of that name; its module alone is imported."""
-    family, _, method = name.partition("-")
-    contender: Contender = importlib.import_module(f"speed_{family}").contender(method)
-    return contender
-
-
-def warm_up(contender: Contender, job: Job, network: nn.Module, images: Tensor) -> None:
-    """Import and compile all that the contender needs.
-
-    A small network does for the baselines, whose time hardly depends on the number of images; ours
-    compiles for what it meets, so it meets the network.
-    """
-    contender(probe(images.shape[-1]).to(job.device), images, job.bits)
-    if job.contender in OURS:
-        contender(network, images, job.bits)
-
-
 def timed(
     contender: Contender, job: Job, network: nn.Module, images: Tensor
 ) -> tuple[dict[str, float], Outcome]:
-    """Seconds of the quantization alone, the cores that other processes kept busy meanwhile, its memory."""
+    """Time, memory and outcome of the quantization, and how many cores other processes kept busy."""
     before = forget_peak(job.device)
     busy, own, start = busy_seconds(), time.process_time(), time.perf_counter()
     outcome = contender(network, images, job.bits)
@@ -94,20 +81,20 @@ def timed(
 
 
 def busy_seconds() -> float:
-    """Seconds that all cores together were busy, with whatever process, or taken by the host (on Linux)."""
+    """Seconds that all cores together were busy with any process, or taken by the host (on Linux)."""
     fields = Path("/proc/stat").read_text(encoding="ascii").split()[1:9]
     user, nice, system, _idle, _waiting, interrupts, soft_interrupts, stolen = map(int, fields)
     return (user + nice + system + interrupts + soft_interrupts + stolen) / os.sysconf("SC_CLK_TCK")
 
 
 def forget_peak(device: str) -> float:
-    """Make the peak of memory start from here (on Linux); returns what is in use, in MiB."""
+    """Reset the peak of memory (on Linux); returns the memory in use, in MiB."""
     gc.collect()
     if device != "cpu":
         synchronize(device)
         torch.cuda.reset_peak_memory_stats(device)
         return torch.cuda.memory_allocated(device) / _MIB
-    ctypes.CDLL(None).malloc_trim(0)  # what was freed before would hide what is taken next
+    ctypes.CDLL(None).malloc_trim(0)  # freed memory that is still held would hide later allocations
     Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
     pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
     return pages * resource.getpagesize() / _MIB
@@ -127,7 +114,7 @@ def synchronize(device: str) -> None:
 
 
 def gemm_flops(device: str) -> float:
-    """Operations per second of a float32 matrix product, the best of 5 after one to warm up."""
+    """Operations per second of a float32 matrix product: the best of 5 runs after one to warm up."""
     a, b = (torch.rand(_GEMM_SIDE, _GEMM_SIDE, device=device) for _ in range(2))
     seconds = []
     for _ in range(6):
@@ -140,7 +127,7 @@ def gemm_flops(device: str) -> float:
 
 
 def versions() -> dict[str, str]:
-    """Python's version and those of the packages that matter."""
+    """The versions of Python and of the packages that matter."""
     found = {"python": platform.python_version()}
     for name in _PACKAGES:
         try:

@@ -1,6 +1,6 @@
-"""What the speed benchmark measures: cases, contenders, and the jobs that they make.
+"""The plan of the speed benchmark: cases, contenders, and the jobs that combine them.
 
-Free of torch: the harness stays small, so that it adds nothing to the memory of what it starts.
+This module does without torch, to keep the process small that starts the measurements.
 """
 
 from collections.abc import Iterator, Sequence
@@ -10,16 +10,16 @@ from typing import Any, Final
 
 ROOT: Final = Path(__file__).resolve().parents[1]
 
-# A quarter of the patches that do not overlap, as GPFQ's authors take, for kernels of 3 x 3.
+# GPFQ's authors take a quarter of the patches that do not overlap; this is the rate for kernels of 3 x 3.
 RETAIN_RATE: Final = 0.25 / 9
-# Theirs → ours, which does the same work on the same patches.
+# Each rival, and the contender of ours that does the same work on the same patches.
 RIVALS: Final = {
     "brevitas-gpfq": "laq-gpfq",
     "brevitas-gptq": "laq-gptq",
     "brevitas-qronos": "laq-qronos",
     "textbook": "laq-gpfq-sampled",
 }
-# Ours before theirs, pair by pair: noise that lasts hits both.
+# A rival runs right after its counterpart, so that lasting noise affects both.
 CONTENDERS: Final = tuple(name for theirs, ours in RIVALS.items() for name in (ours, theirs))
 OURS: Final = tuple(RIVALS.values())
 
@@ -45,7 +45,7 @@ CASES: Final = {
 
 @dataclass(frozen=True)
 class Setting:
-    """What holds for all jobs of a bench; ``images`` None: each case's own number."""
+    """The settings of all jobs of a run; ``images`` None stands for each case's own number."""
 
     bits: int = 4
     images: int | None = None
@@ -54,7 +54,7 @@ class Setting:
 
 @dataclass(frozen=True)
 class Job:
-    """One measurement, which has a process of its own."""
+    """One measurement, taken in a process of its own."""
 
     case: str
     contender: str
@@ -69,7 +69,7 @@ class Job:
 
 
 def plan(cases: Sequence[str], contenders: Sequence[str], repeats: int, setting: Setting) -> Iterator[Job]:
-    """The jobs, repeat by repeat; without ``contenders``, each case has its own."""
+    """The jobs, repeat by repeat; if ``contenders`` is empty, each case has its own."""
     for repeat in range(repeats):
         for case in cases:
             images = setting.images or CASES[case].images

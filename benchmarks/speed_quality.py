@@ -1,4 +1,4 @@
-"""What a contender's weights are worth, measured in one way for all."""
+"""Measures the quality of a contender's weights, in the same way for all."""
 
 import copy
 from dataclasses import dataclass
@@ -14,10 +14,10 @@ _BATCH: Final = 16
 
 @dataclass(frozen=True)
 class Quality:
-    """How many layers are quantized, to how many levels per output channel at most, and the errors.
+    """The number of quantized layers, the most levels of an output channel, and the errors.
 
-    Errors are ‖Y - Ỹ‖ / ‖Y‖ over the calibration images: the mean over the layers' outputs, and that
-    of the network's.
+    Errors are ‖Y - Ỹ‖ / ‖Y‖ over the calibration images: ``layer_error`` is the mean over the layers'
+    outputs, ``output_error`` that of the network's output.
     """
 
     layers: int
@@ -26,7 +26,7 @@ class Quality:
     output_error: float
 
     def check(self, network: nn.Module, bits: int) -> None:
-        """See that the contender did all of the work.
+        """Check that the contender quantized every layer.
 
         Raises:
             ValueError: a layer was left out, or has more levels than ``bits`` can hold.
@@ -40,7 +40,7 @@ class Quality:
 
 @torch.no_grad()
 def quality(network: nn.Module, weights: dict[str, Tensor], images: Tensor) -> Quality:
-    """The quality of ``weights`` (by layer) in place of the network's own."""
+    """The quality of the network with ``weights`` (by layer) instead of its own."""
     quantized = copy.deepcopy(network)
     for name, weight in weights.items():
         quantized.get_submodule(name).weight.copy_(weight)
@@ -53,14 +53,14 @@ def quality(network: nn.Module, weights: dict[str, Tensor], images: Tensor) -> Q
 
 
 def levels(weight: Tensor) -> int:
-    """The most values that the weights of one output channel take."""
+    """The largest number of different weights in an output channel."""
     return int((weight.flatten(1).sort(1).values.diff(dim=1) != 0).sum(1).max()) + 1
 
 
 def _squares(
     network: nn.Module, quantized: nn.Module, names: list[str], images: Tensor
 ) -> dict[str, tuple[float, float]]:
-    """‖Y‖² and ‖Y - Ỹ‖² for each of the layers, and for the network itself by the name ""."""
+    """‖Y‖² and ‖Y - Ỹ‖² of each layer, and of the network under the name ""."""
     sums = dict.fromkeys((*names, ""), (0.0, 0.0))
     for batch in images.split(_BATCH):
         analog, found = (_outputs(side, names, batch) for side in (network, quantized))

@@ -1,9 +1,9 @@
-"""Contender ``textbook``: GPFQ as its papers state it, neuron-parallel and otherwise plain.
+"""The contender ``textbook``: GPFQ as its papers state it, parallel over neurons and otherwise plain.
 
-Lybrand and Saab 2021; Zhang, Zhou and Saab 2023, equation 5. For every layer, in the order of
+See Lybrand and Saab 2021; Zhang, Zhou and Saab 2023, equation 5. For every layer, in the order of
 execution, both networks run again from the images to the layer; its patches are unfolded; then one
-column after another is quantized with the residuals of all neurons in full. Patches are those that
-``laq`` takes at ``RETAIN_RATE``, which is their number in the authors' code.
+column after another is quantized with the residuals of all neurons in full. The patches are
+those that ``laq`` takes at ``RETAIN_RATE``; the authors' code takes as many.
 """
 
 import copy
@@ -21,11 +21,11 @@ _LAYERS: Final = (nn.Conv2d, nn.Linear)
 
 
 class _ReachedError(Exception):
-    """The layer is reached: the rest of the network need not run."""
+    """Raised when the layer is reached, as the rest of the network need not run."""
 
 
 def contender(_name: str) -> Contender:
-    """The textbook."""
+    """The contender; it knows one method."""
     return _quantize
 
 
@@ -44,7 +44,7 @@ def _quantize(network: nn.Module, images: Tensor, bits: int) -> Outcome:
 
 
 def chosen_places(layer: nn.Conv2d, name: str, grid: torch.Size) -> Tensor | None:
-    """Which of the patches on a grid (images, rows, columns) ``laq`` takes, numbered; None: all."""
+    """The numbers of the patches on a grid (images, rows, columns) that ``laq`` takes; None means all."""
     assert isinstance(layer, nn.Conv2d)
     places = Sampler(RETAIN_RATE, 0, name).places(grid, 0)
     if places is None:
@@ -54,7 +54,7 @@ def chosen_places(layer: nn.Conv2d, name: str, grid: torch.Size) -> Tensor | Non
 
 
 def rows(layer: nn.Module, name: str, inputs: Tensor) -> Tensor:
-    """The rows (G, m, d) that the weights of a layer's G groups meet."""
+    """The inputs (G, m, d) of a layer as rows, by its G groups."""
     if not isinstance(layer, nn.Conv2d):
         return inputs.reshape(1, -1, inputs.shape[-1])
     assert isinstance(layer.padding, tuple)
@@ -70,7 +70,7 @@ def rows(layer: nn.Module, name: str, inputs: Tensor) -> Tensor:
 
 
 def column_loop(W: Tensor, X: Tensor, X_q: Tensor, bits: int) -> Tensor:
-    """Quantized weights of one group: W (N, d), X and X_q (m, d)."""
+    """The quantized weights (N, d) of one group: W (N, d), X and X_q (m, d)."""
     high = 2 ** (bits - 1) - 1
     step = W.abs().amax(1) / high
     step = torch.where(step == 0, torch.ones_like(step), step)
@@ -87,7 +87,7 @@ def column_loop(W: Tensor, X: Tensor, X_q: Tensor, bits: int) -> Tensor:
 
 
 def _order(network: nn.Module, images: Tensor) -> list[str]:
-    """The names of the layers as they run."""
+    """The names of the layers in the order of execution."""
     seen: list[str] = []
     hooks = [
         module.register_forward_pre_hook(lambda _module, _inputs, name=name: seen.append(name))
@@ -101,7 +101,7 @@ def _order(network: nn.Module, images: Tensor) -> list[str]:
 
 
 def _inputs(network: nn.Module, name: str, images: Tensor) -> Tensor:
-    """The inputs of a layer."""
+    """The inputs of the layer ``name`` for these images."""
     caught: list[Tensor] = []
 
     def stop(_module: nn.Module, inputs: tuple[Tensor, ...]) -> None:

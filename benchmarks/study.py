@@ -1,13 +1,13 @@
-"""How many cells a minute the study measures: sharing what cells have in common, and each alone.
+"""Measures how many cells a minute the study takes, with shared work and with each cell alone.
 
 Run it in a project whose pipeline has made `data/` up to its subsets (`dvc repro subsets`), on an idle
 machine::
 
     python benchmarks/study.py --subsets 3 --alone 8
 
-*Shared* is what `laq finetune` and `laq study` do, from nothing, with one process and with two. *Alone* is
-the naive order: a cell has its network fine-tuned, if it is on that one, the network's own scores measured,
-and is quantized and scored, all for itself; a sample of cells, drawn evenly, stands for all.
+*Shared* is the way of `laq finetune` and `laq study`, from an empty cache, with one process and with two.
+*Alone* is the naive way: for each cell the network is fine-tuned if the cell needs it, scored in float,
+quantized and scored again. A sample of cells, drawn evenly, represents all.
 """
 
 import os
@@ -30,11 +30,12 @@ from laq.subsets import Subset, read_subsets
 
 
 @click.command()
-@click.option("--subsets", "count", default=3, show_default=True, help="The first so many of the study's.")
-@click.option("--alone", default=8, show_default=True, help="So many cells in the naive order.")
+@click.option("--subsets", "count", default=3, show_default=True, help="The number of subsets, drawn evenly.")
+@click.option("--alone", default=8, show_default=True, help="The number of cells measured alone.")
 def main(count: int, alone: int) -> None:
-    """Print cells per minute of each order, and the ratios."""
-    params, subsets = load_params(), _spread(read_subsets(), count)
+    """Print the cells per minute of each way, and the ratios."""
+    params, every = load_params(), read_subsets()
+    subsets = [every[place] for place in np.linspace(0, len(every) - 1, count).astype(int)]
     cells = plan(subsets, params.study)
     one, two = (seconds(lambda jobs=jobs: shared(params, subsets, jobs)) for jobs in (1, 2))
     sample = [cells[place] for place in np.linspace(0, len(cells) - 1, alone).astype(int)]
@@ -49,15 +50,10 @@ def main(count: int, alone: int) -> None:
     click.echo(f"alone: mean of {len(times)} cells, {spread} s each")
 
 
-def _spread(subsets: Sequence[Subset], count: int) -> list[Subset]:
-    """So many subsets, from the first to the last."""
-    return [subsets[place] for place in np.linspace(0, len(subsets) - 1, count).astype(int)]
-
-
 def seconds(work: Callable[[], Any]) -> float:
-    """What it takes, with nothing kept from earlier."""
+    """The seconds that ``work`` takes with an empty cache."""
     with TemporaryDirectory() as empty:
-        os.environ["DVC_ROOT"] = empty  # results are kept there
+        os.environ["DVC_ROOT"] = empty  # the folder of the cache
         begin = time.perf_counter()
         work()
         took = time.perf_counter() - begin
@@ -66,14 +62,14 @@ def seconds(work: Callable[[], Any]) -> float:
 
 
 def shared(params: Params, subsets: Sequence[Subset], jobs: int) -> None:
-    """As the study does it."""
+    """Fine-tune and measure all cells as the study does."""
     weights = finetune(subsets, params.finetune, Workers(jobs))
     inputs = StudyInputs(params.study, _by_name(weights))
     measure_all(plan(subsets, params.study), inputs, Workers(jobs))
 
 
 def by_itself(params: Params, cell: Cell) -> None:
-    """Everything that one cell needs, for it alone."""
+    """Do everything that one cell needs, for it alone."""
     known = finetune([cell.subset], params.finetune, Workers()) if cell.base == "finetuned" else {}
     inputs = StudyInputs(params.study, _by_name(known))
     for one in (Cell(cell.subset, cell.base), cell):

@@ -1,14 +1,15 @@
-"""What does it cost to log a cell of a study, its run and its two networks, in each kind of store?
+"""Measures the time to log a cell of a study, with its run and two networks, in each kind of store.
 
-Prints seconds per cell beside the cell's own time, as a Markdown table::
+It prints seconds per cell beside the time that measuring the cell takes, as a Markdown table::
 
     python benchmarks/tracking.py
     python benchmarks/tracking.py --cells 32 --store postgresql+psycopg2://laq:secret@127.0.0.1/laq
 
-By default: sqlite, and `mlflow server` on loopback with sqlite behind it. Stores that --store names get
-an experiment more.
+By default it measures sqlite, and `mlflow server` on loopback with sqlite behind it. In stores that --store
+names it creates an experiment.
 """
 
+import math
 import os
 import socket
 import subprocess
@@ -21,51 +22,52 @@ from tempfile import TemporaryDirectory
 from typing import Any, Final
 
 import click
+import pandas as pd
 import torch
 
 from laq.dataset import ImageSet
 from laq.files import digest
 from laq.network import NetworkDesign, build, evaluate
 from laq.quantization import QuantizedNetwork, Recipe, quantize, save
-from laq.report.markdown import line
+from laq.report.rendering import markdown_table, number
 from laq.track.runs import Input, ModelSpec, ResultRuns, RunSpec
 from laq.track.store import Store
 
 _DESIGN: Final = NetworkDesign("resnet20", 100, 32, (0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
 _CLASSES: Final = {number: f"class {number}" for number in range(10)}
 _VARIANTS: Final = ("quantized", "finetuned_quantized")
-_MEASURES: Final = 13  # of a variant, as a study's cell has
+_MEASURES: Final = 13  # metrics of a variant, as many as a study's cell has
 
 
 @click.command()
 @click.option("--cells", type=click.IntRange(1), default=16, show_default=True)
 @click.option("--store", "stores", multiple=True, metavar="URI", help="Measure in this store too.")
 def main(cells: int, stores: tuple[str, ...]) -> None:
-    """Measure, and print a Markdown table."""
+    """Measure the stores and print the table."""
     with TemporaryDirectory() as folder:
         scratch = Path(folder)
         packed, own = measure_cell(scratch)
-        rows = [
-            (
-                "sqlite",
-                measure_store(f"sqlite:///{scratch / 'mlflow.db'}", packed, cells),
-            )
-        ]
+        measured = [("sqlite", measure_store(f"sqlite:///{scratch / 'mlflow.db'}", packed, cells))]
         with mlflow_server(scratch) as uri:
-            rows.append(("server over HTTP, sqlite behind it", measure_store(uri, packed, cells)))
-        rows += [(uri.partition(":")[0], measure_store(uri, packed, cells)) for uri in stores]
-    click.echo(
-        line("store", "seconds per cell", "% of the cell's own time", "KiB per network beside its file")
+            measured.append(("server over HTTP, sqlite behind it", measure_store(uri, packed, cells)))
+        measured += [(uri.partition(":")[0], measure_store(uri, packed, cells)) for uri in stores]
+    table = pd.DataFrame(
+        {
+            "store": name,
+            "seconds per cell": f"{seconds:.3f}",
+            "% of the time to measure the cell": f"{100 * seconds / own:.1f}",
+            "KiB per network beside its file": number(beside / 1024, ".1f"),
+        }
+        for name, (seconds, beside) in measured
     )
-    click.echo(line(*["---"] * 4))
-    for name, (seconds, beside) in rows:
-        kept = "" if beside is None else f"{beside / 1024:.1f}"
-        click.echo(line(name, f"{seconds:.3f}", f"{100 * seconds / own:.1f}", kept))
-    click.echo(f"\nA cell's own time, both networks by GPFQ at 4 bits, and scored: {own:.2f} s")
+    click.echo(markdown_table(table))
+    click.echo(
+        f"\nMeasuring the cell (both networks quantized by GPFQ at 4 bits, and scored) takes {own:.2f} s."
+    )
 
 
 def measure_cell(folder: Path) -> tuple[Path, float]:
-    """The packed network and the seconds of a cell: both variants quantized from 256 images and scored."""
+    """A packed network, and the seconds to quantize both variants of a cell on 256 images and score them."""
     generator = torch.Generator().manual_seed(0)
     images = torch.randint(0, 256, (1000, 3, 32, 32), generator=generator, dtype=torch.uint8)
     test = ImageSet(images, torch.arange(1000) % 10, tuple(map(str, range(100))))
@@ -76,35 +78,35 @@ def measure_cell(folder: Path) -> tuple[Path, float]:
             evaluate(made.network, test, range(10))
         return made
 
-    cell()  # what is compiled is so now
+    cell()  # compiles the kernels
     seconds, made = timed(cell)
     save(folder / "packed.safetensors", made)
     return folder / "packed.safetensors", seconds
 
 
-def measure_store(uri: str, packed: Path, cells: int) -> tuple[float, float | None]:
-    """Seconds per cell, and bytes per network beside the packed file where artifacts lie on this disk."""
+def measure_store(uri: str, packed: Path, cells: int) -> tuple[float, float]:
+    """Seconds per cell, and bytes per network beside its packed file (NaN if artifacts are elsewhere)."""
     os.environ["MLFLOW_TRACKING_URI"] = uri
     store = Store()
-    store.send(tree(packed, 1))  # what is done once in a process is done now
+    store.send(tree(packed, 1))  # does what a process does only once
     after, _ = timed(lambda: store.send(tree(packed, 0)))
     seconds, done = timed(lambda: store.send(tree(packed, cells)))
     place = store.client.get_run(next(iter(done.ids.values()))).info.artifact_uri
     models = Path(place.removeprefix("file://")).parents[1] / "models"
     found = [file.stat().st_size for file in models.rglob("*") if file.is_file()] if models.is_dir() else []
     count = len(list(models.iterdir())) if found else 0
-    return (seconds - after) / cells, sum(found) / count - packed.stat().st_size if count else None
+    return (seconds - after) / cells, sum(found) / count - packed.stat().st_size if count else math.nan
 
 
 def timed(work: Callable[[], Any]) -> tuple[float, Any]:
-    """The seconds of ``work``, and what it returned."""
+    """The seconds that ``work`` takes, and its result."""
     begin = time.perf_counter()
     result = work()
     return time.perf_counter() - begin, result
 
 
 def tree(packed: Path, cells: int) -> ResultRuns:
-    """A study of one subset and so many cells, never seen before."""
+    """The runs of a new study with one subset and so many cells."""
     root = RunSpec(digest(time.time_ns()), "bench", description="# A study")
     above = RunSpec(digest([root.key, 0]), "random-1", root.key)
     below = [_cell(packed, above, number) for number in range(cells)]
@@ -112,7 +114,7 @@ def tree(packed: Path, cells: int) -> ResultRuns:
 
 
 def _cell(packed: Path, above: RunSpec, number: int) -> RunSpec:
-    """As much as a study's cell logs."""
+    """The run of a cell, with as many values as a study's cell logs."""
     numbers = [float(value) for value in range(22)]
     return RunSpec(
         key=digest([above.key, "cell", number]),
@@ -143,7 +145,7 @@ def _network(packed: Path, variant: str, number: int) -> ModelSpec:
 
 @contextmanager
 def mlflow_server(folder: Path) -> Iterator[str]:
-    """The address of a server on loopback."""
+    """Run an MLflow server on loopback; yields its address."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -167,7 +169,10 @@ def mlflow_server(folder: Path) -> Iterator[str]:
             start_new_session=True,
         )
     try:
-        while not _answers(port):
+        while True:
+            with socket.socket() as client:
+                if client.connect_ex(("127.0.0.1", port)) == 0:
+                    break
             if server.poll() is not None:
                 raise click.ClickException((folder / "server.log").read_text(encoding="utf-8"))
             time.sleep(0.2)
@@ -175,11 +180,6 @@ def mlflow_server(folder: Path) -> Iterator[str]:
     finally:
         os.killpg(server.pid, 15)
         server.wait()
-
-
-def _answers(port: int) -> bool:
-    with socket.socket() as client:
-        return client.connect_ex(("127.0.0.1", port)) == 0
 
 
 if __name__ == "__main__":
