@@ -5,8 +5,9 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import chdir
+from contextlib import chdir, contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -59,10 +60,17 @@ def clone(once: Once) -> Path:
 
     It is everybody's: what changes files, or the store, works on a copy.
     """
-    return once("clone", _clone)
+
+    def make(folder: Path) -> None:
+        make_clone(folder, tiny_params())
+        first = run(folder, "dvc", "repro")
+        assert stages_run(first) == list(yaml.safe_load((folder / "dvc.yaml").read_text())["stages"])
+
+    return once("clone", make)
 
 
-def _clone(folder: Path) -> None:
+def make_clone(folder: Path, params: dict[str, Any]) -> None:
+    """Put a git repository with the project's files and these parameters into an empty folder."""
     listed = run(ROOT, "git", "ls-files", "--cached", "--others", "--exclude-standard").splitlines()
     # What numba has compiled, which it takes for as new as the code.
     compiled = [str(path.relative_to(ROOT)) for path in (ROOT / "laq").rglob("*.nb[ci]")]
@@ -70,20 +78,24 @@ def _clone(folder: Path) -> None:
         if (ROOT / name).is_file() and name != "dvc.lock":
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(ROOT / name, folder / name)
-    write_params(folder, tiny_params())
+    write_params(folder, params)
     (folder / "dvc.lock").write_text("schema: '2.0'\n", encoding="utf-8")
     commit = "-c user.name=t -c user.email=t@t commit -qm start"
     # The last one is what `make repro` does first.
     for command in ("init -q", "add -A", commit, "update-index --skip-worktree dvc.lock"):
         run(folder, "git", *command.split())
-    first = run(folder, "dvc", "repro")
-    assert stages_run(first) == list(yaml.safe_load((folder / "dvc.yaml").read_text())["stages"])
 
 
 @pytest.fixture(scope="session")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """A Dask scheduler and two workers, each a process of its own; yields the scheduler's address."""
-    folder = tmp_path_factory.mktemp("cluster")
+    """The address of a Dask scheduler with two workers."""
+    with dask_cluster(tmp_path_factory.mktemp("cluster")) as (address, _):
+        yield address
+
+
+@contextmanager
+def dask_cluster(folder: Path) -> Iterator[tuple[str, list["subprocess.Popen[bytes]"]]]:
+    """A Dask scheduler's address, and its two workers, each a process of its own."""
     contact = folder / "scheduler.json"
     options = {"cwd": folder, "env": environment() | {"PYTHONPATH": str(ROOT)}, "stderr": subprocess.DEVNULL}
     common = ["--no-dashboard", "--scheduler-file", str(contact)]
@@ -95,7 +107,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
         with Client(scheduler_file=str(contact), timeout=STARTS_WITHIN) as client:
             client.wait_for_workers(2, timeout=STARTS_WITHIN)
-            yield client.scheduler.address
+            yield client.scheduler.address, processes[1:]
     finally:
         for process in processes:
             process.kill()

@@ -8,7 +8,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -83,6 +83,13 @@ def silent_server() -> Iterator[int]:
 @contextmanager
 def postgresql() -> Iterator[str]:
     """The address of a new, empty PostgreSQL with the user `laq`, password `s3cret`."""
+    with postgresql_server() as (address, _):
+        yield address
+
+
+@contextmanager
+def postgresql_server() -> Iterator[tuple[str, Callable[[str], None]]]:
+    """As ``postgresql``, and what stops it without mercy ("stop") and starts it again ("start")."""
     assert POSTGRESQL is not None
     # The server refuses to run as root, and others may not look into pytest's folders.
     user: Mapping[str, str] = {"user": "postgres"} if os.getuid() == 0 else {}
@@ -92,15 +99,18 @@ def postgresql() -> Iterator[str]:
         for path in (folder, folder / "password") if user else ():
             shutil.chown(path, "postgres")
         new = ["-U", "laq", "--pwfile", folder / "password", "--auth=scram-sha-256", "--no-sync"]
-        control = [POSTGRESQL / "pg_ctl", "-D", folder / "data", "-l", folder / "postgresql.log", "-w"]
         settings = f"-p {port} -c listen_addresses=127.0.0.1 -c unix_socket_directories= -c fsync=off"
-        for command in (
-            [POSTGRESQL / "initdb", "-D", folder / "data", *new],
-            [*control, "start", "-o", settings],
-        ):
-            subprocess.run(command, check=True, cwd=folder, stdout=subprocess.DEVNULL, **user)
+
+        def control(order: str) -> None:
+            words = ["start", "-o", settings] if order == "start" else ["stop", "-m", "immediate"]
+            files = ["-D", folder / "data", "-l", folder / "postgresql.log", "-w"]
+            program = [POSTGRESQL / "pg_ctl", *files, *words]
+            subprocess.run(program, check=True, cwd=folder, stdout=subprocess.DEVNULL, **user)
+
+        initialise = [POSTGRESQL / "initdb", "-D", folder / "data", *new]
+        subprocess.run(initialise, check=True, cwd=folder, stdout=subprocess.DEVNULL, **user)
+        control("start")
         try:
-            yield f"postgresql+psycopg2://laq:s3cret@127.0.0.1:{port}/postgres"
+            yield f"postgresql+psycopg2://laq:s3cret@127.0.0.1:{port}/postgres", control
         finally:
-            stop = [*control, "stop", "-m", "immediate"]
-            subprocess.run(stop, check=True, cwd=folder, stdout=subprocess.DEVNULL, **user)
+            control("stop")
