@@ -39,6 +39,7 @@ class Ground:
         if not self.bare.exists():
             with replacing_folder(self.bare) as folder:
                 make_clone(folder, _params())
+        finish(self.bare, "python", "-m", "laq", "--version")  # all that is forked starts as soon
         if not self.done.exists():
             with replacing_folder(self.done) as folder:
                 shutil.copytree(self.bare, folder, symlinks=True, dirs_exist_ok=True)
