@@ -1,15 +1,15 @@
-"""Whether subsets are the same on every processor.
+"""Tests whether the subsets are the same on every processor.
 
 Run it in a project whose pipeline has made `data/dataset` and `data/network` (`dvc repro network`)::
 
     python benchmarks/processors.py run
 
-Each row is what the stages embeddings, divergence and subsets make of that one network, with the numerical
-libraries told to compute as on an older processor, or on other threads. `noise` is the largest relative
-difference of a divergence from the first row's before rounding, `margin` the smallest relative distance of
-one from where it would be rounded otherwise: as long as it is far larger than the noise, the matrices are the
-same bytes, and with them all that is chosen by them. `differ` counts pairs of classes whose rounded
-divergences are others than the first row's, `subsets` says how many of the chosen ones are the same.
+Each row shows the results of the stages embeddings, divergence and subsets for that network, while the
+numerical libraries compute as on an older processor or with another number of threads. `noise` is the largest
+relative difference of a divergence from the first row before rounding. `margin` is the smallest relative
+distance of a divergence from a value that is rounded differently: as long as it is far larger than the noise,
+the matrices have the same bytes, and so have the subsets chosen from them. `differ` counts the pairs of classes
+whose rounded divergences differ from the first row, and `subsets` says how many of the subsets are the same.
 """
 
 import json
@@ -26,7 +26,7 @@ import numpy as np
 import torch
 
 from laq.dataset import FOLDER as DATASET
-from laq.dataset import ImageSet, read_images
+from laq.dataset import read_images
 from laq.divergence import DIGITS, class_divergence, rounded
 from laq.divergence.reduction import reduce
 from laq.embeddings import embed
@@ -62,11 +62,11 @@ Record = dict[str, Any]
 
 @click.group()
 def main() -> None:
-    """Compare processors."""
+    """Compare the results of different processors."""
 
 
 @main.command()
-@click.option("--images", default=10**9, help="So many training images of each class.  [default: all]")
+@click.option("--images", default=10**9, help="The number of training images of each class.  [default: all]")
 @click.option(
     "--way", "ways", multiple=True, help="A divergence, such as umap-gaussian.  [default: the study's]"
 )
@@ -86,7 +86,7 @@ def run(images: int, ways: tuple[str, ...]) -> None:
 
 
 def _on(variables: dict[str, str], arguments: list[str]) -> Record:
-    """What a process of its own finds, its libraries told what to use."""
+    """The record of a new process with these environment variables."""
     with TemporaryDirectory() as folder:
         target = Path(folder, "found.json")
         command = [sys.executable, __file__, *arguments, str(target)]
@@ -118,9 +118,11 @@ def _margin(values: np.ndarray) -> float:
 @click.option("--way", "ways", multiple=True)
 @click.argument("target", type=click.Path(path_type=Path))
 def one(images: int, ways: tuple[str, ...], target: Path) -> None:
-    """Write what this process finds."""
+    """Write the divergences and subsets that this process computes."""
     params = load_params()
-    data = _first_of_each(read_images(DATASET, "train"), images)
+    data = read_images(DATASET, "train")
+    first = [(data.labels == label).nonzero()[:images, 0] for label in range(len(data.class_names))]
+    data = data.take(torch.cat(first).sort().values)
     features = embed(load_network(), data)
     record: Record = {}
     for way in ways:
@@ -130,11 +132,6 @@ def one(images: int, ways: tuple[str, ...], target: Path) -> None:
         chosen = choose_subsets(rounded(exact), data.class_names, params.subsets)
         record[way] = {"exact": exact.tolist(), "subsets": [subset.classes for subset in chosen]}
     target.write_text(json.dumps(record), encoding="utf-8")
-
-
-def _first_of_each(data: ImageSet, count: int) -> ImageSet:
-    rows = [(data.labels == label).nonzero()[:count, 0] for label in range(len(data.class_names))]
-    return data.take(torch.cat(rows).sort().values)
 
 
 if __name__ == "__main__":

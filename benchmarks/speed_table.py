@@ -40,7 +40,7 @@ def _counterparts(group: list[Record], records: list[Record]) -> dict[int, Recor
 def _row(group: list[Record], ours: dict[int, Record]) -> dict[str, object]:
     first = group[0]
     ratios = [r["seconds"] / ours[r["repeat"]]["seconds"] for r in group if r["repeat"] in ours]
-    # How many times the solver took what its operations take at the speed of a large matrix product.
+    # The solver's time, divided by the time of as many operations in a large matrix product.
     rooflines = [
         r["solver_seconds"] * r["gemm_flops"] / r["solver_flops"]
         for r in group
@@ -64,13 +64,12 @@ def _spread(values: list[float]) -> str:
     """The median, with the least and the most if there are several values."""
     if not values:
         return ""
-    middle, least, most = map(_figures, (median(values), min(values), max(values)))
+    middle, least, most = (
+        # About three significant figures, never in powers of ten.
+        f"{value:.0f}" if value >= 100 else f"{value:.3g}"
+        for value in (median(values), min(values), max(values))
+    )
     return middle if len(values) == 1 else f"{middle} ({least}–{most})"
-
-
-def _figures(value: float) -> str:
-    """The value with about three significant figures, never in powers of ten."""
-    return f"{value:.0f}" if value >= 100 else f"{value:.3g}"
 
 
 def _origin(records: list[Record]) -> str:

@@ -1,4 +1,4 @@
-// The map: how far apart every two classes are.
+// The heat map of the divergence between every two classes.
 
 const PLACE = Object.fromEntries(DATA.order.map((c, place) => [c, place])); // of a class, in the map
 const cellOf = (row, column) => DATA.matrix[DATA.order[row]][DATA.order[column]];

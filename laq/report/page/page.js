@@ -1,4 +1,4 @@
-// Tables that sort; then everything, for the first time and at each change.
+// Makes tables sortable, then draws everything, at the start and after each change.
 
 function sortTable(head) {
   const rows = head.closest("table").tBodies[0];

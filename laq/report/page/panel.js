@@ -1,4 +1,4 @@
-// One subset: its classes, and what it lost.
+// The panel of one subset: its classes and its losses of accuracy.
 
 function select(name) {
   state.subset = name ?? "";
@@ -20,7 +20,7 @@ function showSubset(name) {
 
 function showPanel(i) {
   if (i < 0) {
-    byId("panel").replaceChildren(element("p", { class: "quiet" }, "Hover or tap a point: the subset's classes and what it lost are shown here, and marked in the map below."));
+    byId("panel").replaceChildren(element("p", { class: "quiet" }, "Hover over a point or tap it to see the subset's classes and losses here, and its classes in the map below."));
     return;
   }
   const [kind, classes] = [SUBSETS.kind[i], SUBSETS.classes[i]];

@@ -1,4 +1,4 @@
-// The plot: a point for each subset that is asked for.
+// The plot, with a point for each selected subset.
 
 /* ---- statistics ---- */
 

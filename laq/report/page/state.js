@@ -1,4 +1,4 @@
-// One state, read from the address's fragment and written back to it; all that is drawn follows from it.
+// The state of the page: it is read from the address's fragment and written back, and decides all that is drawn.
 
 const byId = (id) => document.getElementById(id);
 const DATA = JSON.parse(byId("data").textContent);
@@ -23,7 +23,7 @@ const MARKS = [
 const MAGMA = "000004 140e36 3b0f70 641a80 8c2981 b73779 de4968 f7705c fe9f6d fecf92 fcfdbf".split(" ");
 const REACH = 26; // pixels from a point within which a finger means it
 
-let state; // what is asked for: the setting's four fields, kind, size, y, subset
+let state; // the choices: the setting's four fields, kind, size, y, subset
 let drawn = []; // the points in the plot, from left to right
 let preview = null; // the subset under the pointer
 
