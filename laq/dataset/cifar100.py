@@ -1,16 +1,18 @@
 """CIFAR-100 (Krizhevsky 2009): fetched or copied, and verified before anything reads it."""
 
+import hashlib
 import lzma
 import os
-import shutil
 import tarfile
 import tempfile
+import zipfile
 import zlib
-from pathlib import Path
+from collections.abc import Collection, Iterator, Mapping
+from pathlib import Path, PurePosixPath
 from typing import Final
 
 from laq.errors import LaqError
-from laq.files import md5, project_root
+from laq.files import project_root
 
 LOCAL_COPY: Final = "LAQ_CIFAR100"
 MD5: Final = {
@@ -18,84 +20,106 @@ MD5: Final = {
     "test": "f0ef6b0ae62326f3e7ffdfab6717acfc",
     "meta": "7973b15100ade9c7d40fb424638fde48",
 }
-_FOLDER: Final = "cifar-100-python"
+_LARGEST: Final = 200 * 2**20  # bytes; train has 155 million
+# What archives raise that are cut off, damaged, encrypted or packed in a way that Python does not know.
+_BROKEN: Final = (
+    tarfile.TarError,
+    zipfile.BadZipFile,
+    zlib.error,
+    lzma.LZMAError,
+    EOFError,
+    OSError,
+    RuntimeError,
+    ValueError,
+)
 _WAYS_OUT: Final = (
-    f"set {LOCAL_COPY} to a copy (a folder, .tar.gz or .tar.xz), run `dvc pull` if your team has a "
-    "DVC remote, or use the built-in dataset (`study: glyphs` in params.yaml)"
+    f"set {LOCAL_COPY} to a copy (a folder, .zip, .tar, .tar.gz, .tar.bz2 or .tar.xz), run `dvc pull` if "
+    "your team has a DVC remote, or use the built-in dataset (`study: glyphs` in params.yaml)"
 )
 
 
-def fetch_cifar100(target: Path) -> None:
+def fetch_cifar100(target: Path, expected: Mapping[str, str] = MD5) -> None:
     """Put the official ``train``, ``test`` and ``meta`` into the folder ``target``.
 
-    They come from the copy named by the environment variable ``LAQ_CIFAR100``, if it is set,
-    else from torchvision's download.
+    They come from the copy named by the environment variable ``LAQ_CIFAR100``, if it is set, else from where
+    torchvision has them. A file is known by its name, in whatever folder it lies, and its MD5 (``expected``).
 
     Raises:
-        LaqError: there is no copy, or a file is not the official one.
+        LaqError: there is no copy, or it holds no such file; then no file that is not the official one is
+            left in ``target``.
     """
-    local = os.environ.get(LOCAL_COPY)
-    if local:
-        _copy(project_root() / Path(local).expanduser(), target)
+    if local := os.environ.get(LOCAL_COPY):
+        _take(project_root() / Path(local).expanduser(), target, expected, f"{LOCAL_COPY}={local}")
     else:
-        _download(target)
-    for name in MD5:
-        _verify(target / name, local or "the download")
+        with tempfile.TemporaryDirectory(dir=target.parent) as scratch:
+            _take(_download(Path(scratch)), target, expected, "the download")
 
 
-def _download(target: Path) -> None:
+def _download(folder: Path) -> Path:
     from torchvision.datasets import CIFAR100  # noqa: PLC0415 (takes seconds, and only this needs it)
+    from torchvision.datasets.utils import download_url  # noqa: PLC0415 (likewise)
 
-    with tempfile.TemporaryDirectory(dir=target.parent) as scratch:
-        try:
-            CIFAR100(scratch, download=True)
-        except (OSError, RuntimeError) as error:
-            raise LaqError(
-                f"CIFAR-100 cannot be downloaded from {CIFAR100.url} ({error}): {_WAYS_OUT}"
-            ) from error
-        for name in MD5:
-            shutil.copyfile(Path(scratch) / _FOLDER / name, target / name)
-
-
-def _copy(source: Path, target: Path) -> None:
-    if source.is_dir():
-        _copy_folder(source, target)
-    elif source.is_file():
-        _extract(source, target)
-    else:
-        raise LaqError(f"{LOCAL_COPY}={source}: no such file or folder; {_WAYS_OUT}")
-
-
-def _copy_folder(source: Path, target: Path) -> None:
-    inner = source / _FOLDER if (source / _FOLDER).is_dir() else source
-    for name in MD5:
-        if not (inner / name).is_file():
-            raise LaqError(f"{LOCAL_COPY}={source}: holds no file {name!r}; {_WAYS_OUT}")
-        shutil.copyfile(inner / name, target / name)
-
-
-def _extract(archive: Path, target: Path) -> None:
     try:
-        with tarfile.open(archive) as tar:
-            for name in MD5:
-                with tar.extractfile(f"{_FOLDER}/{name}") as source, (target / name).open("wb") as out:  # type: ignore[union-attr]
-                    shutil.copyfileobj(source, out)
-    except (
-        tarfile.TarError,
-        KeyError,
-        AttributeError,
-        EOFError,
-        OSError,
-        lzma.LZMAError,
-        zlib.error,
-    ) as error:
+        download_url(CIFAR100.url, folder, CIFAR100.filename, CIFAR100.tgz_md5)
+    except (OSError, RuntimeError) as error:
         raise LaqError(
-            f"{LOCAL_COPY}={archive}: not a whole CIFAR-100 archive ({error}); {_WAYS_OUT}"
+            f"CIFAR-100 cannot be downloaded from {CIFAR100.url} ({error}): {_WAYS_OUT}"
         ) from error
+    return folder / str(CIFAR100.filename)
 
 
-def _verify(path: Path, origin: str) -> None:
-    if (found := md5(path)) != MD5[path.name]:
-        raise LaqError(
-            f"{origin}: {path.name!r} is not CIFAR-100's: MD5 {found}, expected {MD5[path.name]}; {_WAYS_OUT}"
-        )
+def _take(source: Path, target: Path, expected: Mapping[str, str], where: str) -> None:
+    """Copy the files with the ``expected`` MD5s, each when all of it has been read."""
+    if not source.exists():
+        raise LaqError(f"{where}: no such file or folder; {_WAYS_OUT}")
+    missing, others = dict(expected), dict[str, str]()
+    for name, content in _files_in(source, expected, where):
+        found = hashlib.md5(content, usedforsecurity=False).hexdigest()
+        if missing.get(name) == found:
+            (target / name).write_bytes(content)
+            del missing[name]
+        else:
+            others[name] = found
+        if not missing:
+            return
+    if absent := [name for name in missing if name not in others]:
+        raise LaqError(f"{where}: holds no file {absent[0]!r}; {_WAYS_OUT}")
+    name, known = next(iter(missing.items()))
+    raise LaqError(f"{where}: {name!r} is not CIFAR-100's: MD5 {others[name]}, expected {known}; {_WAYS_OUT}")
+
+
+def _files_in(source: Path, names: Collection[str], where: str) -> Iterator[tuple[str, bytes]]:
+    """The files of these names in a folder or an archive, with what they hold."""
+    read = _in_folder if source.is_dir() else _in_zip if zipfile.is_zipfile(source) else _in_tar
+    try:
+        yield from read(source, names)
+    except _BROKEN as error:
+        # tarfile tells in a line for each kind of archive why it is none of that kind.
+        reason = str(error).partition(":\n")[0]
+        raise LaqError(f"{where}: not a whole CIFAR-100 archive ({reason}); {_WAYS_OUT}") from error
+
+
+def _in_folder(source: Path, names: Collection[str]) -> Iterator[tuple[str, bytes]]:
+    """Those in the folder itself or in a folder of it."""
+    for name in names:
+        for path in (source / name, *sorted(source.glob(f"*/{name}"))):
+            if path.is_file():
+                with path.open("rb") as file:
+                    yield name, file.read(_LARGEST)
+
+
+def _in_zip(source: Path, names: Collection[str]) -> Iterator[tuple[str, bytes]]:
+    with zipfile.ZipFile(source) as archive:
+        for member in archive.infolist():
+            if (name := PurePosixPath(member.filename).name) in names and not member.is_dir():
+                with archive.open(member) as file:
+                    yield name, file.read(_LARGEST)
+
+
+def _in_tar(source: Path, names: Collection[str]) -> Iterator[tuple[str, bytes]]:
+    with tarfile.open(source) as archive:
+        for member in archive:
+            # A link is no file: what it points to may be anything, or the link itself.
+            file = archive.extractfile(member) if member.isreg() else None
+            if (name := PurePosixPath(member.name).name) in names and file is not None:
+                yield name, file.read(_LARGEST)

@@ -1,8 +1,12 @@
 """The images: drawn the same every time, CIFAR-100 only if it is CIFAR-100."""
 
+import io
 import pickle
 import shutil
 import tarfile
+import zipfile
+from collections.abc import Callable
+from hashlib import md5
 from pathlib import Path
 
 import matplotlib as mpl
@@ -13,7 +17,8 @@ from matplotlib.ft2font import FT2Font
 from torchvision.datasets import CIFAR100
 
 from laq import dataset
-from laq.dataset import glyphs, read_images, registry
+from laq.dataset import cifar100, glyphs, read_images, registry
+from laq.dataset.cifar100 import fetch_cifar100
 from laq.dataset.images import ImageSet
 from laq.dataset.registry import Dataset, DatasetSource
 from laq.errors import LaqError
@@ -93,37 +98,137 @@ def test_a_pickle_that_would_run_code_is_refused_even_with_its_md5(project: Path
     assert not (project / "owned").exists()
 
 
-def fake_archive(path: Path) -> Path:
-    """An archive with CIFAR-100's names and other contents."""
-    folder = path.parent / "cifar-100-python"
-    folder.mkdir()
-    for name in ("train", "test", "meta"):
-        (folder / name).write_bytes(np.random.default_rng(0).bytes(50_000))
-    with tarfile.open(path, f"w:{path.suffix[1:]}") as tar:
-        tar.add(folder, folder.name)
-    return path
+MADE_UP = {name: name.encode() * 1000 for name in ("train", "test", "meta")}
+MD5S = {name: md5(content, usedforsecurity=False).hexdigest() for name, content in MADE_UP.items()}
+NOT_WHOLE = r"LAQ_CIFAR100=copy\S*: not a whole CIFAR-100 archive"
 
 
-@pytest.mark.parametrize("name", ["copy.tar.gz", "copy.tar.xz"])
-def test_archives_that_are_not_cifar100_are_refused(
-    project: Path, monkeypatch: pytest.MonkeyPatch, name: str
+def made_up(parent: str = "cifar-100-python/", **changed: bytes | None) -> dict[str, bytes]:
+    """The members of an archive; None leaves one out."""
+    held = MADE_UP | changed
+    return {parent + name: content for name, content in held.items() if content is not None}
+
+
+def tar(path: Path, members: dict[str, bytes | tarfile.TarInfo], mode: str = "w") -> None:
+    with tarfile.open(path, mode) as archive:
+        for name, content in members.items():
+            member = content if isinstance(content, tarfile.TarInfo) else tarfile.TarInfo(name)
+            member.name = name
+            if isinstance(content, bytes):
+                member.size = len(content)
+            archive.addfile(member, io.BytesIO(content) if isinstance(content, bytes) else None)
+
+
+def special(kind: bytes, to: str = "") -> tarfile.TarInfo:
+    member = tarfile.TarInfo()
+    member.type, member.linkname = kind, to
+    return member
+
+
+def packed(path: Path, members: dict[str, bytes], compression: int = zipfile.ZIP_DEFLATED) -> None:
+    with zipfile.ZipFile(path, "w", compression) as archive:
+        for name, content in members.items():
+            archive.writestr(name, content)
+
+
+def unpacked(path: Path, members: dict[str, bytes]) -> None:
+    for name, content in members.items():
+        (path / name).parent.mkdir(parents=True, exist_ok=True)
+        (path / name).write_bytes(content)
+
+
+COPIES: dict[str, tuple[str, Callable[[Path], None]]] = {
+    "tar": ("copy.tar", lambda path: tar(path, made_up())),
+    "gz": ("copy.tar.gz", lambda path: tar(path, made_up(), "w:gz")),
+    "bz2": ("copy.tar.bz2", lambda path: tar(path, made_up(), "w:bz2")),
+    "xz": ("copy.tar.xz", lambda path: tar(path, made_up(), "w:xz")),
+    "any name": ("copy", lambda path: tar(path, made_up(), "w:gz")),
+    "dot": ("copy.tar", lambda path: tar(path, made_up("./cifar-100-python/"))),
+    "other parent": ("copy.tar", lambda path: tar(path, made_up("a/b/"))),
+    "no parent": ("copy.tar", lambda path: tar(path, made_up(""))),
+    "other files": ("copy.tar", lambda path: tar(path, made_up(".mac/", train=b"-") | made_up())),
+    "a link beside": (
+        "copy.tar",
+        lambda path: tar(path, {"train": special(tarfile.SYMTYPE, "train")} | made_up()),
+    ),
+    "zip": ("copy.zip", lambda path: packed(path, made_up())),
+    "stored": ("copy.zip", lambda path: packed(path, made_up("./x/"), zipfile.ZIP_STORED)),
+    "folder": ("copy", lambda path: unpacked(path, made_up(""))),
+    "folder in a folder": ("copy", lambda path: unpacked(path, made_up())),
+}
+
+
+@pytest.mark.parametrize(("name", "make"), COPIES.values(), ids=COPIES.keys())
+def test_a_copy_of_cifar100_may_be_any_archive_or_folder_that_holds_its_files(
+    project: Path, monkeypatch: pytest.MonkeyPatch, name: str, make: Callable[[Path], None]
 ) -> None:
-    archive = fake_archive(project / name)
-    monkeypatch.setenv("LAQ_CIFAR100", str(archive))
-    with pytest.raises(LaqError, match="'train' is not CIFAR-100's: MD5"):
+    make(project / name)
+    monkeypatch.setenv("LAQ_CIFAR100", name)
+    (project / "target").mkdir()
+    fetch_cifar100(project / "target", MD5S)
+    assert contents(project / "target") == dict(sorted(MADE_UP.items()))
+
+
+def cut(path: Path, make: Callable[[Path], None], share: float) -> None:
+    make(path)
+    content = path.read_bytes()
+    path.write_bytes(content[: int(share * len(content))])
+
+
+def looped(path: Path) -> None:
+    path.mkdir()
+    (path / "train").symlink_to(path / "train")
+
+
+def damaged(path: Path) -> None:
+    packed(path, made_up(train=NOISE))
+    path.write_bytes(path.read_bytes().replace(NOISE[1000:1010], b"0" * 10, 1))
+
+
+NOISE = np.random.default_rng(0).bytes(30_000)
+NO_COPIES: dict[str, tuple[str, Callable[[Path], None], str]] = {
+    "nothing": ("copy", lambda path: None, "LAQ_CIFAR100=copy: no such file or folder"),
+    "empty": ("copy.tar.gz", lambda path: path.write_bytes(b""), NOT_WHOLE),
+    "noise": ("copy.tar.gz", lambda path: path.write_bytes(NOISE), NOT_WHOLE),
+    "other contents": ("copy.tar", lambda path: tar(path, made_up(test=b"x")), "'test' is not CIFAR-100's: MD5 9dd4"),
+    "no meta": ("copy.zip", lambda path: packed(path, made_up(meta=None)), "holds no file 'meta'"),
+    "no files": ("copy", lambda path: path.mkdir(), "holds no file 'train'"),
+    "link loops": ("copy.tar", lambda path: tar(path, {
+        "x/train": special(tarfile.SYMTYPE, "test"), "x/test": special(tarfile.SYMTYPE, "train"),
+    }), "holds no file 'train'"),
+    "link outside": ("copy.tar", lambda path: tar(path, {"x/train": special(tarfile.SYMTYPE, "/etc/passwd")}),
+        "holds no file 'train'"),
+    "hard link": ("copy.tar", lambda path: tar(path, {"x/train": special(tarfile.LNKTYPE, "x/train")}),
+        "holds no file 'train'"),
+    "folders": ("copy.tar", lambda path: tar(path, {f"x/{n}": special(tarfile.DIRTYPE) for n in MADE_UP}),
+        "holds no file 'train'"),
+    "a pipe": ("copy.tar", lambda path: tar(path, {"train": special(tarfile.FIFOTYPE)}), "holds no file 'train'"),
+    "folders in a zip": ("copy.zip", lambda path: packed(path, {"x/train/": b"", "x/test/": b""}),
+        "holds no file 'train'"),
+    "links in a folder": ("copy", looped, "holds no file 'train'"),
+    "cut gz": ("copy.tar.gz", lambda path: cut(path, lambda p: tar(p, made_up(train=NOISE), "w:gz"), 0.5), NOT_WHOLE),
+    "cut xz": ("copy.tar.xz", lambda path: cut(path, lambda p: tar(p, made_up(test=NOISE), "w:xz"), 0.5), NOT_WHOLE),
+    "cut tar": ("copy.tar", lambda path: cut(path, lambda p: tar(p, made_up(train=NOISE)), 0.5), NOT_WHOLE),
+    "cut zip": ("copy.zip", lambda path: cut(path, lambda p: packed(p, made_up()), 0.5), NOT_WHOLE),
+    "damaged zip": ("copy.zip", damaged, NOT_WHOLE),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "make", "message"), NO_COPIES.values(), ids=NO_COPIES.keys())
+def test_what_is_no_copy_of_cifar100_is_told_in_a_line_and_leaves_nothing(
+    project: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    name: str,
+    make: Callable[[Path], None],
+    message: str,
+) -> None:
+    make(project / name)
+    monkeypatch.setenv("LAQ_CIFAR100", name)
+    monkeypatch.setattr(cifar100.fetch_cifar100, "__defaults__", (MD5S,))
+    with pytest.raises(LaqError, match=message) as caught:
         dataset.run(CIFAR)
-    archive.write_bytes(archive.read_bytes()[:30_000])
-    with pytest.raises(LaqError, match=r"not a whole CIFAR-100 archive .*LAQ_CIFAR100"):
-        dataset.run(CIFAR)
-    monkeypatch.setenv("LAQ_CIFAR100", str(project / "cifar-100-python"))
-    with pytest.raises(LaqError, match="'train' is not CIFAR-100's"):
-        dataset.run(CIFAR)
-    (project / "cifar-100-python" / "meta").unlink()
-    with pytest.raises(LaqError, match="holds no file 'meta'"):
-        dataset.run(CIFAR)
-    monkeypatch.setenv("LAQ_CIFAR100", "nowhere")
-    with pytest.raises(LaqError, match="no such file or folder"):
-        dataset.run(CIFAR)
+    assert "\n" not in str(caught.value)
+    assert "run `dvc pull`" in str(caught.value)
     assert not list((project / "data").iterdir()), "something half-written was left"
 
 

@@ -39,7 +39,7 @@ def flat(network: nn.Module) -> torch.Tensor:
     return torch.cat([t.flatten().double() for t in network.state_dict().values()])
 
 
-@pytest.mark.parametrize(("depth", "millions"), [(20, 0.27), (32, 0.46), (44, 0.66), (56, 0.85)])
+@pytest.mark.parametrize(("depth", "millions"), [(8, 0.08), (20, 0.27), (32, 0.46), (44, 0.66), (56, 0.85)])
 def test_cifar_resnets_have_the_papers_depth_and_size(depth: int, millions: float) -> None:
     network = build(NetworkDesign(f"resnet{depth}", 10, 32, (0.5,) * 3, (0.5,) * 3))
     main = [
@@ -281,7 +281,7 @@ def test_timm_networks_are_built_by_name_and_embedded() -> None:
     features = embed(network, images(8))
     assert features.shape == (8, network.body.num_features)
     with torch.no_grad():
-        logits = network.body.fc(torch.from_numpy(features))
+        logits = network.body.fc(torch.from_numpy(features).float())
     torch.testing.assert_close(logits, network(images(8).images).detach(), rtol=1e-3, atol=1e-4)
 
 
