@@ -8,8 +8,9 @@ Each row shows the results of the stages embeddings, divergence and subsets for 
 numerical libraries compute as on an older processor or with another number of threads. `noise` is the largest
 relative difference of a divergence from the first row before rounding. `margin` is the smallest relative
 distance of a divergence from a value that is rounded differently: as long as it is far larger than the noise,
-the matrices have the same bytes, and so have the subsets chosen from them. `differ` counts the pairs of classes
-whose rounded divergences differ from the first row, and `subsets` says how many of the subsets are the same.
+the matrices have the same bytes, and so have the subsets chosen from them. `differ` counts the pairs of
+classes whose rounded divergences differ from the first row, and `subsets` says how many of the subsets are
+the same.
 """
 
 import json
