@@ -18,6 +18,7 @@ from laq.quantization.calibration.batch import Batch, Digest
 from laq.quantization.calibration.covariance import Inputs
 from laq.quantization.calibration.images import calibration_batches, check_runs
 from laq.quantization.calibration.patches import Patches, Sampler
+from laq.quantization.execution.attention import linears_of_attention
 from laq.quantization.execution.base import OUTPUTS, CallInputs, Execution, Networks, Stop, in_float32
 from laq.quantization.execution.fusion import fold_batch_norms
 from laq.quantization.execution.graph import Graph, Reading, trace
@@ -82,7 +83,7 @@ def quantize_each(
         return ()
     _check_alike(recipes)
     digest = Digest()
-    with torch.no_grad():
+    with torch.no_grad(), linears_of_attention():
         analog = copied(unwrapped(network))
         batches = calibration_batches(analog, images, recipes[0].batch_size, digest)
         results = _quantize_copies(analog, batches, recipes, output)
@@ -137,7 +138,7 @@ def layer_names(network: nn.Module, images: Any, ignore: Sequence[str] = ()) -> 
     Raises:
         QuantizationError: as ``quantize`` does of these.
     """
-    with torch.no_grad():
+    with torch.no_grad(), linears_of_attention():
         analog = copied(unwrapped(network))
         structure = _view(analog, next(calibration_batches(analog, images, 1))).structure
         return [layer.name for layer in _to_quantize(analog, structure, [Recipe(ignore=tuple(ignore))])]

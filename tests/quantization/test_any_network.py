@@ -2,8 +2,7 @@
 
 import copy
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -18,65 +17,13 @@ from torch.nn.utils import parametrizations, prune
 from laq.quantization import (
     METHODS,
     QuantizationError,
-    QuantizedNetwork,
     Recipe,
-    layer_names,
     load,
     quantize,
     save,
 )
 from laq.quantization.execution.graph import Graph, trace
-
-WAYS = ("fx", "export", "hooks")
-
-
-@contextmanager
-def by(way: str) -> Iterator[None]:
-    """Quantize as if the ways that come first had failed."""
-    with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings():
-        if way != "fx":
-            patch.setattr("laq.quantization.execution.graph._trace_fx", lambda *_: "not this time")
-        if way == "hooks":
-            patch.setattr("laq.quantization.execution.graph._export", lambda *_: "nor this")
-            warnings.filterwarnings("ignore", "the network has no graph")
-        yield
-
-
-def seeded(make: Callable[[], nn.Module], seed: int = 0) -> nn.Module:
-    """In float64, where no tie falls this way or that."""
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        network = make().double().eval()
-        for module in network.modules():
-            if isinstance(module, nn.BatchNorm2d) and module.running_mean is not None:
-                module.running_mean.uniform_(-0.5, 0.5)
-        return network
-
-
-def noise(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-
-
-def outputs_of(network: nn.Module, *inputs: Tensor) -> Any:
-    with torch.no_grad():
-        return network(*(t.clone() for t in inputs))
-
-
-def error(truth: Tensor, found: Tensor) -> float:
-    return ((truth - found).norm() / truth.norm()).item()
-
-
-def assert_same(results: list[QuantizedNetwork]) -> None:
-    """All but what tells the ways apart."""
-    for result in results[1:]:
-        assert [layer.name for layer in result.layers] == [layer.name for layer in results[0].layers]
-        for ours, theirs in zip(result.layers, results[0].layers, strict=True):
-            assert torch.equal(ours.codes, theirs.codes), ours.name
-            assert ours.operation == theirs.operation
-            assert ours.relative_error == pytest.approx(theirs.relative_error, rel=1e-9), ours.name
-        assert result.relative_error == pytest.approx(results[0].relative_error, rel=1e-9)
-        names = [[(other.name, other.weights) for other in r.not_quantized] for r in (result, results[0])]
-        assert names[0] == names[1]
+from tests.quantization.ways import WAYS, assert_same, by, error, noise, outputs_of, seeded
 
 
 class Tied(nn.Module):
@@ -305,29 +252,6 @@ def batch_of(*images: Tensor) -> Any:
     from laq.quantization.calibration.batch import Batch
 
     return Batch(images)
-
-
-def test_attentions_projections_are_quantized() -> None:
-    class Attending(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.attention = nn.MultiheadAttention(8, 2, batch_first=True)
-            self.head = nn.Linear(8, 3)
-
-        def forward(self, x: Tensor) -> Tensor:
-            return self.head(self.attention(x, x, x, need_weights=False)[0].mean(1))
-
-    network, images = seeded(Attending), noise(20, 5, 8)
-    result = quantize(network, images, Recipe(bits=4))
-    names = ["attention.in_proj_weight", "attention.out_proj", "head"]
-    assert [layer.name for layer in result.layers] == names == layer_names(network, images)
-    assert result.layers[0].parameter == "attention.in_proj_weight"
-    assert result.network.attention.in_proj_weight.unique().numel() <= 15 * 24
-    real = error(outputs_of(network, images), outputs_of(result.network, images))
-    assert result.relative_error == pytest.approx(real, rel=1e-6)
-    encoder = seeded(lambda: nn.TransformerEncoderLayer(8, 2, 16, batch_first=True))
-    names = [layer.name for layer in quantize(encoder, images, Recipe(bits=4)).layers]
-    assert names == ["self_attn.in_proj_weight", "self_attn.out_proj", "linear1", "linear2"]
 
 
 class Cosine(nn.Module):

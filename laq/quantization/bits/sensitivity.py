@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from laq.quantization.calibration.batch import Batch
 from laq.quantization.calibration.images import calibration_batches
+from laq.quantization.execution.attention import linears_of_attention
 from laq.quantization.execution.graph import Program, Reading, Segment, trace
 from laq.quantization.execution.layerwise import run
 from laq.quantization.execution.offload import Offload
@@ -71,7 +72,7 @@ def sensitivities(
     layers = [{layer.name: layer for layer in trial.layers} for trial in found]
     losses: dict[str, dict[int, float]] = {}
     memory = max((trial.recipe.memory / 2 for trial in found), default=0.0)
-    with worker_pool() as pool, Offload(memory) as offload, torch.no_grad():
+    with worker_pool() as pool, Offload(memory) as offload, torch.no_grad(), linears_of_attention():
         analog = copy.deepcopy(unwrapped(network)).eval()
         batches = list(calibration_batches(analog, images, _BATCH))
         probe = _Probe(analog, batches, classes, pool, offload)

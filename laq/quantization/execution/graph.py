@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 import torch
+import torch.nn.functional as F  # noqa: N812 (torch's own convention)
 from torch import Tensor, fx, nn
 from torch.fx.node import map_arg
 from torch.utils import _pytree as pytree
@@ -75,6 +76,12 @@ class _Tracer(fx.Tracer):
         if name not in parameter_proxy_cache:
             parameter_proxy_cache[name] = self.create_proxy("get_attr", name, (), {})
         return parameter_proxy_cache[name]
+
+    def create_proxy(self, kind: str, target: Any, *args: Any, **kwargs: Any) -> fx.Proxy:
+        """A node, but of attention, which would hide its projections and cannot be entered here."""
+        if target is F.multi_head_attention_forward:
+            raise fx.proxy.TraceError("multi_head_attention_forward computes several linears")
+        return super().create_proxy(kind, target, *args, **kwargs)
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         entered = isinstance(m, _ENTERED) or type(m).__module__.startswith("torch.nn.utils.parametriz")
@@ -146,9 +153,7 @@ def _twin(module: nn.Module, done: dict[int, nn.Module]) -> nn.Module:
 
 
 def _export(network: nn.Module, batch: Batch) -> Graph | str:
-    fast = torch.backends.mha.get_fastpath_enabled()
     try:
-        torch.backends.mha.set_fastpath_enabled(False)  # one operation that hides the projections
         args, kwargs = _at_least_two(batch)
         given = inspect.signature(network.forward).bind(*args, **kwargs).arguments
         shapes = {name: pytree.tree_map(_varying, value) for name, value in given.items()}
@@ -157,8 +162,6 @@ def _export(network: nn.Module, batch: Batch) -> Graph | str:
             program = torch.export.export(network, args, kwargs, dynamic_shapes=shapes, strict=False)
     except Exception as error:  # noqa: BLE001 (export raises whatever a forward does)
         return _first_line(error)
-    finally:
-        torch.backends.mha.set_fastpath_enabled(fast)
     return _of_program(program, [t.shape[1:] for t in batch.values])
 
 
@@ -252,6 +255,11 @@ class Reading:
         order = sorted(self.calls, key=lambda name: (self.reads[name][0], self.calls[name][0].position))
         reads = {name: len(self.reads[name]) for name in order}
         self.structure: Structure = self._parameters.structure(operations, reads, self._reasons)
+
+    def bias_of(self, call: fx.Node) -> str | None:
+        """The parameter that a call adds, "" if that is no parameter; none if it adds none."""
+        bias = arguments_of(call.target, call.args, call.kwargs)["bias"]  # type: ignore[arg-type]
+        return None if bias is None else self._parameter(bias) or ""
 
     def _read(self, position: int, node: fx.Node) -> None:
         kind = operation_of(node.target) if node.op == "call_function" else None
@@ -406,7 +414,7 @@ class Program:
             QuantizationError: calls add different ones, or the module has no place for a bias.
         """
         nodes = [self.nodes[call.position] for call in self._reading.calls[layer.parameter]]
-        added = {self._bias_of(node) for node in nodes}
+        added = {self._reading.bias_of(node) for node in nodes}
         bias = bias_of(layer, network, added)
         for node in nodes if added == {None} else ():
             with node.graph.inserting_before(node):
@@ -417,11 +425,6 @@ class Program:
             else:
                 node.args = (*node.args[:2], read, *node.args[3:])
         return bias
-
-    def _bias_of(self, node: fx.Node) -> str | None:
-        """The name of the bias that a call adds; none if it adds none."""
-        bias = arguments_of(node.target, node.args, node.kwargs)["bias"]  # type: ignore[arg-type]
-        return None if bias is None else self._graph.attributes.get(bias, str(bias))
 
     def _compute(self, node: fx.Node, network: nn.Module, values: Values) -> Any:
         args, kwargs = (self._resolve(given, network, values) for given in (node.args, node.kwargs))

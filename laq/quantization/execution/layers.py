@@ -117,11 +117,12 @@ def bias_of(layer: Layer, network: nn.Module, added: set[str | None]) -> str:
     Args:
         layer: whose calls.
         network: that holds the layer.
-        added: the names of the biases that the calls add; None for those that add none. Where none does,
-            it is the bias of the layer's module, if that has a place for one, that they are to add.
+        added: the names of the biases that the calls add, "" for what is no parameter; None for those that
+            add none. Where none does, it is the bias of the layer's module, if that has a place for one,
+            that they are to add.
 
     Raises:
-        QuantizationError: the calls add different ones, or there is no place for one.
+        QuantizationError: the calls add different ones, or what is no parameter, or there is no place.
     """
     owner = layer.parameter.rpartition(".")[0]
     places = network.get_submodule(owner)._parameters  # noqa: SLF001 (where torch keeps a place without a bias)
@@ -130,7 +131,7 @@ def bias_of(layer: Layer, network: nn.Module, added: set[str | None]) -> str:
     if len(added) == 1 and (name := next(iter(added))):
         return name
     raise QuantizationError(
-        f"bias_correction: the calls of layer {layer.name} add no bias, or not the same one; "
+        f"bias_correction: the calls of layer {layer.name} add no bias, a computed one, or not the same one; "
         "name the layer in ignore, or leave bias_correction off"
     )
 

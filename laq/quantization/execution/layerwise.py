@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from types import FunctionType
 from typing import Any, Final
 
 import torch
@@ -39,6 +40,10 @@ from laq.quantization.threads import Pool
 
 # Reading these of a weight tells nothing of its values.
 _METADATA: Final = frozenset({"__get__", "size", "dim", "numel", "stride", "is_floating_point", "type"})
+# How torch's functions in Python ask whether a mode, or a tensor of a type of its own, answers for them.
+_ASKS: Final = dict.fromkeys(
+    ("has_torch_function", "has_torch_function_unary", "has_torch_function_variadic"), lambda *_: False
+)
 
 
 @dataclass(frozen=True)
@@ -55,16 +60,42 @@ class _ReachedError(Exception):
 
 
 class _Calls(TorchFunctionMode):
-    """Has ``call`` compute every function of torch that a forward calls."""
+    """Has ``call`` compute every function of torch that a forward calls.
 
-    def __init__(self, call: Callable[[Any, tuple[Any, ...], Mapping[str, Any]], Any]) -> None:
+    Functions that torch has written in Python are entered, down to those that compute: attention's is one
+    whose projections would be hidden in it.
+    """
+
+    def __init__(
+        self, call: Callable[[Any, tuple[Any, ...], Mapping[str, Any]], Any], inside: tuple[Any, ...] = ()
+    ) -> None:
         super().__init__()
         self._call = call
+        self._inside = inside  # functions that are entered
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
-        return self._call(func, args, kwargs or {})
+        # A method in Python and the one in C that it calls are told by the same name.
+        body = None if func in self._inside else _body(func)
+        # A tensor of a type of its own may have another answer than the body.
+        if body is None or any(kind is not Tensor for kind in types):
+            return self._call(func, args, kwargs or {})
+        with _Calls(self._call, (*self._inside, func)):
+            return body(*args, **kwargs or {})
+
+
+def _body(function: Any) -> Callable[..., Any] | None:
+    """What a function in Python does where nothing is to be asked instead of it; none of other functions."""
+    if not isinstance(function, FunctionType):
+        return None
+    asks = _ASKS.keys() & function.__globals__.keys() & set(function.__code__.co_names)
+    if not asks:
+        return None
+    names = {**function.__globals__, **_ASKS}
+    body = FunctionType(function.__code__, names, None, function.__defaults__, function.__closure__)
+    body.__kwdefaults__ = function.__kwdefaults__
+    return body
 
 
 class Recording:
