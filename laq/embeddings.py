@@ -15,10 +15,9 @@ from laq.errors import LaqError
 from laq.files import replacing_folder
 from laq.network import Classifier, collecting_features, load_network
 from laq.progress import progress
-from laq.sections.embeddings import Embeddings
+from laq.sections.embeddings import OWN, Embeddings
 
 FOLDER = Path("data/embeddings")
-OWN = "own"
 _BATCH: Final = 25  # what float64 convolutions are fastest with: their patches fit the cache
 
 

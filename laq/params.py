@@ -9,30 +9,39 @@ The file names a study and holds a block for each; a block has one section per p
 """
 
 import json
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
-import yaml
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
+from ruamel.yaml import YAML
+from ruamel.yaml.constructor import DuplicateKeyError
+from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
 from laq.dataset.registry import Dataset
 from laq.errors import LaqError
+from laq.quantization.options import nearest_name
 from laq.sections.base import FILE, Section
-from laq.sections.commands import Advise, Compare, Quantize
+from laq.sections.commands import ALL, Advise, Compare, Quantize
 from laq.sections.divergence import Divergence
 from laq.sections.embeddings import Embeddings
+from laq.sections.mistakes import lines
 from laq.sections.network import Network, Training
 from laq.sections.report import Report
 from laq.sections.study import Study
 from laq.sections.subsets import Subsets
 from laq.sections.track import Track
 
+CHOICE: Final = "study"  # the key that names the block
+# What DVC's interpolation, file names, and MLflow's experiments and registered models can all hold.
+NAME: Final = "[A-Za-z][A-Za-z0-9_-]{0,59}"
+_NAME_IN_WORDS: Final = "a name of at most 60 letters, digits, _ and -, that begins with a letter"
 
-class Params(Section):
-    """One study: a section per pipeline stage, and one per command with options of its own."""
 
-    name: str
+class Block(Section):
+    """A study's block: a section per pipeline stage, and one per command with options of its own."""
+
     dataset: Dataset
     network: Network
     embeddings: Embeddings
@@ -47,67 +56,107 @@ class Params(Section):
     advise: Advise
 
 
+class Params(Block):
+    """The study that runs, and its name."""
+
+    name: str
+
+
 def load_params(path: Path = FILE) -> Params:
     """Read the study that ``path`` names.
 
+    That it is YAML whose keys stand once, and the studies' names, are checked for the whole file; what keys
+    hold, for the study that runs alone: others may be unfinished.
+
     Raises:
-        LaqError: the file is missing, is not YAML, or a key, type or range in it is wrong.
+        LaqError: the file is missing or is not YAML (1.2, as DVC reads it), a name, key, type or range in it
+            is wrong, or what one section says does not go with another's.
     """
     content = _read_yaml(path)
-    name = content.get("study")
-    blocks = [str(key) for key in content if key != "study"]
-    if not isinstance(name, str) or name not in blocks:
-        raise LaqError(f"{path}: study is {name!r}; it must name a block: {', '.join(blocks)}")
+    name = _study(content, path)
     try:
         # Through JSON, where strict types still let a list stand for a tuple.
-        block = {str(key): value for key, value in _mapping(content[name], path, name).items()}
-        if "name" in block:
-            raise LaqError(f"{path}: {name}.name: unknown key; the block's own key is the study's name")
-        return Params.model_validate_json(json.dumps({**block, "name": name}, default=str))
+        text = json.dumps(content[name], default=str)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise LaqError(f"{path}: {name}: holds more than texts, numbers, lists and keys ({error})") from error
+    try:
+        block = Block.model_validate_json(text)
     except ValidationError as error:
-        raise LaqError("\n".join(_lines(error, path, name))) from error
+        raise LaqError("\n".join(f"{path}: {name}.{line}" for line in lines(error, Block))) from error
+    if wrong := list(_across(block)):
+        raise LaqError("\n".join(f"{path}: {name}.{line}" for line in wrong))
+    return Params(name=name, **dict(block))
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        content = YAML(typ="safe", pure=True).load(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise LaqError(f"{path}: not found; run laq in the project's folder") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except DuplicateKeyError as error:
+        found, line = str(error.problem).partition(" with value")[0], error.problem_mark.line + 1
+        raise LaqError(f"{path}: line {line}: {found}; each may stand but once") from error
+    except MarkedYAMLError as error:
+        line = (error.problem_mark or error.context_mark).line + 1
+        problem = " ".join(part for part in (error.context, error.problem) if part)
+        raise LaqError(f"{path}: line {line}: not YAML: {problem}") from error
+    except (YAMLError, ValueError, RecursionError) as error:
         raise LaqError(f"{path}: not YAML: {' '.join(str(error).split())}") from error
-    return _mapping(content, path, "the file")
+    return _mapping(content, str(path))
 
 
-def _mapping(content: Any, path: Path, where: str) -> dict[str, Any]:
+def _mapping(content: Any, where: str) -> dict[str, Any]:
     if not isinstance(content, dict):
-        raise LaqError(f"{path}: {where} must hold keys and values, found {content!r}")
+        raise LaqError(f"{where}: found {content!r}; must be keys and values")
     return content
 
 
-def _lines(error: ValidationError, path: Path, name: str) -> Iterator[str]:
-    """One line per mistake: file, key, what is wrong, what was found."""
-    for mistake in error.errors():
-        key = ".".join(str(part) for part in (name, *mistake["loc"]))
-        message = mistake["msg"].removeprefix("Value error, ")
-        if mistake["type"] == "extra_forbidden":
-            message = f"unknown key; known here: {', '.join(_known_keys(mistake['loc'][:-1]))}"
-        found = "" if mistake["type"] in {"missing", "value_error"} else f" (found {mistake['input']!r})"
-        yield f"{path}: {key}: {message}{found}"
+def _study(content: Mapping[Any, Any], path: Path) -> str:
+    """The name of the study that runs, all blocks being such as can be one."""
+    blocks = [key for key in content if key != CHOICE]
+    for block in blocks:
+        is_choice = CHOICE not in content and not isinstance(content[block], dict)
+        choice = nearest_name(str(block), [CHOICE]) if is_choice else ""
+        if choice:
+            raise LaqError(f"{path}: {block}: unknown key{choice}")
+        if not isinstance(block, str) or re.fullmatch(NAME, block, re.ASCII) is None:
+            raise LaqError(f"{path}: found a study named {block!r}; must be {_NAME_IN_WORDS}")
+        _mapping(content[block], f"{path}: {block}")
+    name = content.get(CHOICE)
+    if name not in blocks:
+        found = f"found {name!r}" if CHOICE in content else "missing"
+        hint = nearest_name(str(name), blocks)
+        raise LaqError(f"{path}: {CHOICE}: {found}; must name a block: {', '.join(blocks)}{hint}")
+    return str(name)
 
 
-def _known_keys(location: tuple[str | int, ...]) -> list[str]:
-    """The keys that the section at ``location`` allows."""
-    section: type[BaseModel] = Params
-    for part in location:
-        field = section.model_fields.get(str(part))
-        candidates = [] if field is None else _sections_in(field.annotation)
-        if candidates:
-            section = candidates[0]
-    return sorted(key for key in section.model_fields if key != "name" or section is Dataset)
+def _across(block: Block) -> Iterator[str]:
+    """What is wrong with a section in view of another one: the key, what was found, what is allowed."""
+    subsets, name = block.subsets, block.dataset.name
+    if classes := block.dataset.source.classes:
+        most = {"sizes": max(subsets.sizes), "similar": subsets.similar, "dissimilar": subsets.dissimilar}
+        for key, count in most.items():
+            if count > classes:
+                yield f"subsets.{key}: found {count}; must be at most {classes}, the classes of {name}"
+        numbers = [number for given in subsets.given for number in given if isinstance(number, int)]
+        if numbers and max(numbers) >= classes:
+            yield f"subsets.given: found {max(numbers)}; must be below {classes}, the classes of {name}"
+    yield from _images_needed(block)
+    wanted, known = block.quantize.subset, [ALL, *subsets.names]
+    if wanted not in known and not (subsets.log and re.fullmatch("log-[1-9][0-9]*", wanted)):
+        hint = nearest_name(wanted, known)
+        allowed = f"all, or a subset of the study, such as {known[-1]}"
+        yield f"quantize.subset: found {wanted!r}; must be {allowed}{hint}"
 
 
-def _sections_in(annotation: Any) -> list[type[BaseModel]]:
-    """The sections that a field's type mentions."""
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return [annotation]
-    return [s for part in getattr(annotation, "__args__", ()) for s in _sections_in(part)]
+def _images_needed(block: Block) -> Iterator[str]:
+    """Whether a class has the training images that divergences are estimated from."""
+    images, asked = block.dataset.train_per_class, block.divergence
+    if images is None:
+        return
+    if images < 2:
+        yield f"dataset.train_per_class: found {images}; must be at least 2, which a class's divergence needs"
+    by_neighbours = any(way.endswith("-knn") for way in (asked.name, *asked.alternatives))
+    if by_neighbours and asked.knn_neighbours >= images:
+        found, most = asked.knn_neighbours, f"{images}, the training images of a class"
+        yield f"divergence.knn_neighbours: found {found}; must be below {most}"

@@ -61,19 +61,16 @@ def choose_subsets(matrix: Matrix, names: Sequence[str], params: Subsets) -> lis
     """All subsets that ``params`` asks for, each kind from a random stream of its own.
 
     Raises:
-        LaqError: a subset is larger than the classes there are, a class is unknown, a band is out of
-            reach, or none is asked for.
+        LaqError: a subset is larger than the classes there are, a class is unknown, or a band is out of
+            reach.
     """
     if (size := max(params.sizes)) > len(names):
         raise LaqError(f"subsets.sizes: {size} classes wanted, there are {len(names)}")
-    chosen = [
+    return [
         describe(matrix, names, f"{group.title}-{number}", group.kind, classes)
         for group in _groups(matrix, names, params)
         for number, classes in enumerate(group.subsets, 1)
     ]
-    if not chosen:
-        raise LaqError("subsets: none asked for; give a count of similar, dissimilar, random or even above 0")
-    return chosen
 
 
 @dataclass(frozen=True)
@@ -92,9 +89,8 @@ def _groups(matrix: Matrix, names: Sequence[str], params: Subsets) -> Iterator[_
     """
     streams = np.random.SeedSequence(params.seed).spawn(len(params.sizes))
     for size, stream in zip(params.sizes, streams, strict=True):
-        of_size = str(size) if len(params.sizes) > 1 else ""
         for kind, subsets in _of_size(matrix, size, params, stream).items():
-            yield _Group(f"{kind}{of_size}", kind, subsets)
+            yield _Group(params.title(kind, size), kind, subsets)
     given = [[_class_number(names, entry) for entry in entries] for entries in params.given]
     yield _Group("given", "given", given)
     if params.log is not None:

@@ -10,7 +10,6 @@ from scipy.stats import binomtest
 
 from laq.advise.export import SubsetExport
 from laq.cache import cached, code_digest
-from laq.errors import LaqError
 from laq.files import read_json, write_json
 from laq.finetune import finetune
 from laq.network import WEIGHTS
@@ -39,7 +38,7 @@ def measure(params: Params, subset: Subset, workers: Workers) -> Candidates:
     """Fine-tune for the subset if candidates need it, quantize and score; cached results are read.
 
     Raises:
-        LaqError: the bits of ``advise`` are out of range, or training or measuring failed.
+        LaqError: training or measuring failed.
     """
     study = as_study(params.study, params.advise)
     cells = planned(subset, study)
@@ -59,10 +58,7 @@ def as_study(study: Study, advise: Advise) -> Study:
 
 def planned(subset: Subset, study: Study) -> list[Cell]:
     """All cells to measure, with the original float network first, the reference for points lost."""
-    try:
-        return list(dict.fromkeys([Cell(subset, "original"), *plan([subset], study)]))
-    except LaqError as error:
-        raise LaqError(str(error).replace("study.bits", "advise.bits", 1)) from error
+    return list(dict.fromkeys([Cell(subset, "original"), *plan([subset], study)]))
 
 
 def _rows(folders: dict[Cell, Path], inputs: StudyInputs) -> Iterator[dict[str, Any]]:

@@ -12,6 +12,7 @@ import numpy as np
 from laq.divergence import FOLDER as DIVERGENCE
 from laq.errors import LaqError
 from laq.files import need
+from laq.quantization.options import nearest_name
 from laq.subsets import Subset, describe, read_subsets
 
 NAMES: Final[Path] = DIVERGENCE / "class_names.npy"
@@ -75,7 +76,8 @@ class Question:
         if self.subset:
             subsets = {subset.name: subset for subset in read_subsets()}
             if self.subset not in subsets:
-                raise LaqError(f"--subset: {self.subset!r} is unknown; known: {', '.join(subsets)}")
+                hint = nearest_name(self.subset, list(subsets))
+                raise LaqError(f"--subset: found {self.subset!r}; must be {', '.join(subsets)}{hint}")
             return subsets[self.subset]
         matrix, names = np.load(need(DIVERGENCE / "matrix.npy")), [str(n) for n in np.load(need(NAMES))]
         classes = list(_numbers(self.classes, names))

@@ -12,7 +12,7 @@ from typing import Annotated, Any, Final, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, model_validator
 
-from laq.quantization.options import Option, whole_number
+from laq.quantization.options import Option, nearest_name, whole_number
 
 
 @dataclass(frozen=True)
@@ -25,12 +25,16 @@ class DatasetSource:
             into a folder, as "module:function"; it takes the options by name.
         options: its keys in ``params.yaml``, each of which it needs.
         description: what reports call it.
+        classes: how many it has, where that is known before it is made.
+        train_per_class: training images of each class, unless an option of that name says how many.
     """
 
     name: str
     writer: str
     options: Mapping[str, Option] = field(default_factory=dict)
     description: str = ""
+    classes: int | None = None
+    train_per_class: int | None = None
 
     def write(self, folder: Path, options: Mapping[str, Any]) -> None:
         """Write the dataset's files into ``folder``."""
@@ -46,11 +50,13 @@ class DatasetSource:
         """
         *most, last = self.options or [""]
         known = f"{', '.join(most)} and {last}" if most else last or "no options"
-        if any(given.get(name) is None for name in self.options):
-            raise ValueError(f"{self.name} needs {known}")
-        for name, value in given.items():
+        for name in given:
             if name not in self.options:
-                raise ValueError(f"unknown key {name}; {self.name} has {known}")
+                hint = nearest_name(name, list(self.options))
+                raise ValueError(f"{name}: unknown key; {self.name} has {known}{hint}")
+        if missing := [name for name in self.options if given.get(name) is None]:
+            raise ValueError(f"{missing[0]}: missing; {self.name} needs {known}")
+        for name, value in given.items():
             try:
                 self.options[name](value)
             except ValueError as error:
@@ -69,15 +75,17 @@ DATASETS: Final[Mapping[str, DatasetSource]] = {
                 "seed": whole_number(0, 2**32 - 1),
             },
             "glyphs, the built-in dataset of drawn characters (no photographs)",
+            classes=100,
         ),
-        DatasetSource("cifar100", "laq.dataset.cifar100:fetch_cifar100"),
+        DatasetSource("cifar100", "laq.dataset.cifar100:fetch_cifar100", classes=100, train_per_class=500),
     )
 }
 
 
 def _known(name: str) -> str:
     if name not in DATASETS:
-        raise ValueError(f"found {name!r}; must be {', '.join(DATASETS)}")
+        hint = nearest_name(name, list(DATASETS))
+        raise ValueError(f"found {name!r}; must be {', '.join(DATASETS)}{hint}")
     return name
 
 
@@ -97,6 +105,11 @@ class Dataset(BaseModel):
     def source(self) -> DatasetSource:
         """The entry in the registry."""
         return DATASETS[self.name]
+
+    @property
+    def train_per_class(self) -> int | None:
+        """How many training images each class has, where that is known."""
+        return self.options.get("train_per_class", self.source.train_per_class)
 
     @property
     def options(self) -> dict[str, Any]:

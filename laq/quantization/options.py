@@ -5,7 +5,7 @@ This module imports neither torch nor numba, so that the command line can ask it
 
 import difflib
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from math import isfinite
 from numbers import Integral, Real
@@ -30,10 +30,14 @@ class Option:
     Attributes:
         convert: makes of a value what is kept of it, or raises ``ValueError`` or ``TypeError``.
         allowed: the values that are allowed, in words that follow "must be".
+        schema: the same as a JSON Schema, for editors.
+        words: those that are allowed, if any are.
     """
 
     convert: Callable[[Any], Any]
     allowed: str
+    schema: Mapping[str, Any] = field(default_factory=dict, compare=False)
+    words: Sequence[str] = ()
 
     def __call__(self, value: Any) -> Any:
         """The value as it is kept.
@@ -44,7 +48,8 @@ class Option:
         try:
             return self.convert(value)
         except (TypeError, ValueError, OverflowError):
-            raise ValueError(f"found {value!r}; must be {self.allowed}") from None
+            hint = nearest_name(value, self.words) if isinstance(value, str) else ""
+            raise ValueError(f"found {value!r}; must be {self.allowed}{hint}") from None
 
 
 def whole_number(least: int, most: int | None = None) -> Option:
@@ -61,7 +66,8 @@ def whole_number(least: int, most: int | None = None) -> Option:
     bounds = f"from {least} to {most}"
     if most is None:
         bounds = f"above {least - 1}" if least > 0 else f"of at least {least}"
-    return Option(convert, f"a whole number {bounds}")
+    schema: dict[str, Any] = {"type": "integer", "minimum": least}
+    return Option(convert, f"a whole number {bounds}", schema if most is None else schema | {"maximum": most})
 
 
 def number(*, above: float | None = None, least: float | None = None, most: float | None = None) -> Option:
@@ -78,7 +84,9 @@ def number(*, above: float | None = None, least: float | None = None, most: floa
 
     bounds = {"above": above, "at least": least, "at most": most}
     words = [f"{word} {bound:g}" for word, bound in bounds.items() if bound is not None]
-    return Option(convert, f"a number {', '.join(words)}")
+    keywords = {"exclusiveMinimum": above, "minimum": least, "maximum": most}
+    schema = {keyword: bound for keyword, bound in keywords.items() if bound is not None}
+    return Option(convert, f"a number {', '.join(words)}".strip(), {"type": "number", **schema})
 
 
 def one_of(*words: str) -> Option:
@@ -87,7 +95,7 @@ def one_of(*words: str) -> Option:
     def convert(value: Any) -> str:
         return words[words.index(value)]
 
-    return Option(convert, ", ".join(words))
+    return Option(convert, ", ".join(words), {"enum": list(words)}, words)
 
 
 def either(words: Option, other: Option) -> Option:
@@ -96,7 +104,8 @@ def either(words: Option, other: Option) -> Option:
     def convert(value: Any) -> Any:
         return words(value) if isinstance(value, str) else other(value)
 
-    return Option(convert, f"{words.allowed}, or {other.allowed}")
+    schema = {"anyOf": [words.schema, other.schema]}
+    return Option(convert, f"{words.allowed}, or {other.allowed}", schema, words.words)
 
 
 def _boolean(value: Any) -> bool:
@@ -130,9 +139,13 @@ OPTIONS: Final[Mapping[str, Option]] = {
     "percentile": SHARE,
     "retain_rate": SHARE,
     "batch_size": whole_number(1),
-    "ignore": Option(_patterns, "patterns of layers' names, such as ('body.*',)"),
-    "fuse": Option(_boolean, "true or false"),
-    "bias_correction": Option(_boolean, "true or false"),
+    "ignore": Option(
+        _patterns,
+        "patterns of layers' names, such as ('body.*',)",
+        {"type": "array", "items": {"type": "string"}},
+    ),
+    "fuse": Option(_boolean, "true or false", {"type": "boolean"}),
+    "bias_correction": Option(_boolean, "true or false", {"type": "boolean"}),
     "memory_gib": number(least=0),
     "seed": whole_number(0, 2**32 - 1),
 }
@@ -152,8 +165,9 @@ def check(name: str, value: Any, option: Callable[[Any], Any] | None = None) -> 
 
 def nearest_name(name: str, known: Sequence[str]) -> str:
     """A question after the known name that is nearest to a misspelt one; empty where none is near."""
-    near = difflib.get_close_matches(name, known, 1)
-    return f"; did you mean {near[0]}?" if near else ""
+    names = {other.casefold(): other for other in known}
+    near = difflib.get_close_matches(name.casefold(), names, 1)
+    return f"; did you mean {names[near[0]]}?" if near else ""
 
 
 def check_patterns(option: str, patterns: Iterable[str], names: Sequence[str]) -> None:

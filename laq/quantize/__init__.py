@@ -14,8 +14,10 @@ from laq.network import WEIGHTS
 from laq.parallel import Workers
 from laq.params import Params
 from laq.quantization.methods.registry import BASELINE
+from laq.quantization.options import nearest_name
 from laq.report import headline
 from laq.report.tables import summarise, with_drops
+from laq.sections.commands import ALL
 from laq.study import StudyInputs, layer_rows, measure_all, measurement_row, plan, read_seconds
 from laq.subsets import FILE as SUBSETS
 from laq.subsets import Subset, read_subsets
@@ -25,8 +27,6 @@ from laq.track.own_run import OWN_RUN
 from laq.track.results import Results, Row, row_dicts
 from laq.track.runs import RunSpec
 from laq.track.study_runs import check_dataset, result_runs, settings_of, tags
-
-ALL = "all"
 
 
 @dataclass(frozen=True)
@@ -91,7 +91,9 @@ def _requested_subsets(name: str) -> list[Subset]:
     if name == ALL:
         return list(subsets.values())
     if name not in subsets:
-        raise LaqError(f"--subset: {name!r} is unknown; known: {', '.join(subsets)}, {ALL}")
+        known = [*subsets, ALL]
+        hint = nearest_name(name, known)
+        raise LaqError(f"--subset: found {name!r}; must be {', '.join(known)}{hint}")
     return [subsets[name]]
 
 

@@ -1,17 +1,60 @@
 """What sections of ``params.yaml`` are made of."""
 
+import re
+from collections.abc import Hashable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Final, TypeVar
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, GetCoreSchemaHandler, GetJsonSchemaHandler
+from pydantic_core import CoreSchema, core_schema
 
-FILE = Path("params.yaml")
+from laq.quantization.options import Option, number
+
+FILE: Final = Path("params.yaml")
 
 
 class Section(BaseModel):
     """A part of ``params.yaml``: frozen, and with no keys but those named here."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+
+@dataclass(frozen=True)
+class Checked:
+    """Makes a field what an option may be, in the option's words and with its JSON Schema."""
+
+    option: Option
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        """Check by the option, then by the field's type."""
+        return core_schema.no_info_before_validator_function(self.option, handler(source))
+
+    def __get_pydantic_json_schema__(self, _: CoreSchema, __: GetJsonSchemaHandler) -> dict[str, Any]:
+        """What editors know of the option."""
+        return dict(self.option.schema)
+
+
+def matching(pattern: str, allowed: str) -> Option:
+    """A text that matches a pattern as a whole."""
+
+    def convert(value: Any) -> str:
+        if re.fullmatch(pattern, value, re.ASCII) is None:
+            raise ValueError
+        return str(value)
+
+    return Option(convert, allowed, {"type": "string", "pattern": f"^(?:{pattern})$"})
+
+
+def three_numbers(each: Option) -> Option:
+    """A list of three numbers: one for red, green and blue."""
+
+    def convert(value: Any) -> tuple[float, float, float]:
+        red, green, blue = value
+        return each(red), each(green), each(blue)
+
+    schema = {"type": "array", "items": dict(each.schema), "minItems": 3, "maxItems": 3}
+    return Option(convert, f"a list of three numbers, each {each.allowed}", schema)
 
 
 def different(values: tuple[Any, ...]) -> tuple[Any, ...]:
@@ -21,13 +64,16 @@ def different(values: tuple[Any, ...]) -> tuple[Any, ...]:
         ValueError: one does.
     """
     if len(set(values)) < len(values):
-        raise ValueError(f"each may stand but once, found {list(values)}")
+        raise ValueError(f"found {list(values)}; each may stand but once")
     return values
 
 
-_T = TypeVar("_T")
+_T = TypeVar("_T", bound=Hashable)
 Count = Annotated[int, Field(ge=0)]
 Positive = Annotated[int, Field(ge=1)]
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
-Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+Text = Annotated[str, Checked(matching(r"[^\0]+", "a text, not empty and without null characters"))]
+Sha256 = Annotated[str, Checked(matching("[0-9a-f]{64}", "a SHA-256, 64 hexadecimal digits"))]
+Mean = Annotated[tuple[float, float, float], Checked(three_numbers(number(least=0, most=1)))]
+Deviation = Annotated[tuple[float, float, float], Checked(three_numbers(number(above=0)))]
 Several = Annotated[tuple[_T, ...], Field(min_length=1), AfterValidator(different)]

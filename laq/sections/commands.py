@@ -1,17 +1,19 @@
 """The sections of commands that are no stages: ``quantize``, ``compare`` and ``advise``."""
 
-from typing import Annotated
+from typing import Annotated, Final
 
 from pydantic import Field
 
-from laq.sections.base import Section
+from laq.sections.base import Section, Text
 from laq.sections.study import Bits, Grid, MethodName
+
+ALL: Final = "all"  # subsets
 
 
 class Quantize(Section):
     """What the command ``quantize`` does unless it is told otherwise."""
 
-    subset: str
+    subset: Text
     bits: Bits
     method: MethodName
 
@@ -19,8 +21,8 @@ class Quantize(Section):
 class Compare(Section):
     """Which two studies the command ``compare`` puts beside each other."""
 
-    first: str
-    second: str
+    first: Text
+    second: Text
 
 
 class Advise(Grid):

@@ -1,20 +1,24 @@
 """The section ``divergence``."""
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, Final, Literal, Self
 
 from pydantic import AfterValidator, Field, model_validator
 
-from laq.sections.base import Positive, Section, Seed, Sha256, different
+from laq.sections.base import Checked, Positive, Section, Seed, Sha256, Text, different, matching
 
 Alternative = Literal[
     "umap-gaussian", "umap-knn", "pca-gaussian", "pca-knn", "features-gaussian", "features-knn"
 ]
+_NAME: Final = matching(
+    r"[A-Za-z0-9][\w.-]{0,59}",
+    "a name of at most 60 letters, digits, _, . and -, the first a letter or digit",
+)
 
 
 class Given(Section):
     """A matrix of divergences from elsewhere: a .npy file (from the project's folder) and its hash."""
 
-    path: str
+    path: Text
     sha256: Sha256
 
 
@@ -31,7 +35,7 @@ class Divergence(Section):
     estimator: Literal["gaussian", "knn"]
     knn_neighbours: Positive
     alternatives: Annotated[tuple[Alternative, ...], AfterValidator(different)] = ()
-    given: dict[Annotated[str, Field(pattern=r"^[A-Za-z0-9][\w.-]*$")], Given] = Field(default_factory=dict)
+    given: dict[Annotated[str, Checked(_NAME)], Given] = Field(default_factory=dict)
     seed: Seed
 
     @property
@@ -43,6 +47,6 @@ class Divergence(Section):
     def _names_differ(self) -> Self:
         if taken := {self.name, *self.alternatives} & set(self.given):
             raise ValueError(
-                f"given: {', '.join(sorted(taken))} is the name of a way of its own; take another"
+                f"given: found {', '.join(sorted(taken))}, the name of a way of its own; take another"
             )
         return self

@@ -4,10 +4,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from laq.sections.base import Count, Positive, Section, Seed, Sha256
-
-Colour = tuple[float, float, float]
-Spread = Annotated[float, Field(gt=0)]
+from laq.sections.base import Count, Deviation, Mean, Positive, Section, Seed, Sha256, Text
 
 
 class Training(Section):
@@ -34,24 +31,30 @@ class Network(Section):
     """The network under study and where its weights come from."""
 
     source: Literal["train", "file", "hub"]
-    architecture: str
-    input_size: Positive = 32
-    mean: Colour | None = None
-    std: tuple[Spread, Spread, Spread] | None = None
-    weights: str | None = None
+    architecture: Text
+    input_size: Annotated[int, Field(ge=1, le=4096)] = 32
+    mean: Mean | None = None
+    std: Deviation | None = None
+    weights: Text | None = None
     sha256: Sha256 | None = None
     training: Training | None = None
 
     @model_validator(mode="after")
     def _source_has_what_it_needs(self) -> Self:
         if self.source == "train" and self.training is None:
-            raise ValueError("source train needs the section training")
-        if self.source == "file" and None in {self.weights, self.sha256}:
-            raise ValueError("source file needs weights (the path of a state dict) and its sha256")
+            raise ValueError("training: missing; must be given where source is train")
+        if self.source == "file" and self.weights is None:
+            raise ValueError("weights: missing; must be the path of a state dict where source is file")
+        if self.source == "file" and self.sha256 is None:
+            raise ValueError("sha256: missing; must be that of the weights where source is file")
         if self.source == "hub" and not self.architecture.startswith(("timm:", "torchhub:")):
-            raise ValueError("source hub needs an architecture timm:NAME or torchhub:OWNER/REPO:MODEL")
+            allowed = "timm:NAME or torchhub:OWNER/REPO:MODEL where source is hub"
+            raise ValueError(f"architecture: found {self.architecture!r}; must be {allowed}")
         if self.source == "hub" and self.mean is None:
-            raise ValueError("source hub needs the mean and std that its weights were trained with")
+            raise ValueError(
+                "mean: missing; must be the one that the hub's weights were trained with, as must std"
+            )
         if (self.mean is None) != (self.std is None):
-            raise ValueError("give mean and std together, or neither (then: the training images')")
+            absent = "mean" if self.mean is None else "std"
+            raise ValueError(f"{absent}: missing; give both mean and std, or neither: the images' are taken")
         return self

@@ -14,7 +14,7 @@ class Report(Section):
     of questions asked at once.
     """
 
-    bootstrap_samples: Annotated[int, Field(ge=100)]
-    permutations: Annotated[int, Field(ge=99)]
+    bootstrap_samples: Annotated[int, Field(ge=100, le=10**6)]
+    permutations: Annotated[int, Field(ge=99, le=10**7)]
     confidence: Annotated[float, Field(gt=0, lt=1)]
     seed: Seed

@@ -2,23 +2,23 @@
 
 import re
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Final, Literal, Self
 
-from pydantic import BeforeValidator, Field
+from pydantic import BeforeValidator, Field, WithJsonSchema, model_validator
 
 from laq.files import digest
-from laq.quantization.bits.spec import parse_bits
-from laq.quantization.methods.registry import find_method
+from laq.quantization.bits.spec import TEXT, parse_bits
+from laq.quantization.methods.registry import METHODS, find_method
 from laq.quantization.options import (
+    BITS,
     HIGHEST,
     LOWEST,
     OPTIONS,
     AlphabetKind,
     Granularity,
-    QuantizationError,
     Radius,
 )
-from laq.sections.base import Positive, Section, Seed, Several
+from laq.sections.base import Checked, Positive, Section, Seed, Several
 
 Base = Literal["original", "finetuned"]
 Calibration = Literal["subset", "all"]
@@ -32,13 +32,14 @@ def check_bits(value: Any) -> int | str:
         ValueError: it is neither.
     """
     text = str(value).strip() if type(value) in {int, str} else ""
-    bits = int(text) if re.fullmatch(r"\d+", text, re.ASCII) else text
     try:
+        bits = int(text) if re.fullmatch(r"\d+", text, re.ASCII) else text
         parse_bits(bits)
-    except QuantizationError as error:
+    except ValueError as error:
         raise ValueError(
-            f"found {value!r}; must be {LOWEST} to {HIGHEST}, or a text such as auto:3, auto:96000B, asc:4, "
-            'desc:4, "3 first:8 last:8", "8,4,4" or "body.fc=8 *=3", whose numbers of bits are within that'
+            f"found {value!r}; must be a whole number from {LOWEST} to {HIGHEST}, or a text such as auto:3, "
+            'auto:96000B, asc:4, desc:4, "3 first:8 last:8", "8,4,4" or "body.fc=8 *=3", whose numbers of '
+            "bits are within that"
         ) from error
     return bits
 
@@ -61,8 +62,24 @@ def _check_options(value: Any) -> dict[str, dict[str, Any]]:
     return {name: dict(find_method(name).check(options)) for name, options in value.items()}
 
 
-Bits = Annotated[int | str, BeforeValidator(check_bits)]
-MethodName = Annotated[str, BeforeValidator(_check_method)]
+def _map(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The JSON Schema of a map that has no other keys."""
+    return {"type": "object", "properties": dict(values), "additionalProperties": False}
+
+
+_ONE_OF_METHODS: Final = {"enum": list(METHODS)}
+_OPTIONS_OF_METHODS: Final = _map(
+    {
+        name: _map({key: dict(option.allows.schema) for key, option in method.options.items()})
+        for name, method in METHODS.items()
+    }
+)
+# Without names of groups, which JavaScript, that editors check by, writes in another way.
+_BITS_TEXT: Final = {"type": "string", "pattern": f"^ *(?:{re.sub('[?]P<[a-z]+>', '?:', TEXT)}) *$"}
+Bits = Annotated[
+    int | str, BeforeValidator(check_bits), WithJsonSchema({"anyOf": [dict(BITS.schema), _BITS_TEXT]})
+]
+MethodName = Annotated[str, BeforeValidator(_check_method), WithJsonSchema(_ONE_OF_METHODS)]
 
 
 class Grid(Section):
@@ -76,6 +93,22 @@ class Grid(Section):
     bases: Several[Base]
     calibrations: Several[Calibration]
     seeds: Several[Seed]
+
+    @property
+    def grids(self) -> "tuple[Grid, ...]":
+        """The grid itself, then those that come with it."""
+        return (self,)
+
+    @model_validator(mode="after")
+    def _bits_have_names_of_their_own(self) -> Self:
+        named: dict[str, int | str] = {}
+        for bits in (bits for grid in self.grids for bits in grid.bits):
+            if (other := named.setdefault(bits_name(bits), bits)) != bits:
+                raise ValueError(
+                    f"bits: found {other!r} and {bits!r}, which differ only in punctuation, so that their "
+                    "files would share a name; keep one"
+                )
+        return self
 
 
 class Further(Section):
@@ -92,19 +125,19 @@ class Study(Grid):
     """What to quantize how, for each subset: options of ``Recipe``, and those of methods by their names."""
 
     also: tuple[Further, ...] = ()
-    alphabet: Annotated[AlphabetKind, BeforeValidator(OPTIONS["alphabet"])]
-    granularity: Annotated[Granularity, BeforeValidator(OPTIONS["granularity"])]
-    radius: Annotated[Radius, BeforeValidator(OPTIONS["radius"])]
-    percentile: Annotated[float, BeforeValidator(OPTIONS["percentile"])]
-    fuse: Annotated[bool, BeforeValidator(OPTIONS["fuse"])]
-    bias_correction: Annotated[bool, BeforeValidator(OPTIONS["bias_correction"])]
+    alphabet: Annotated[AlphabetKind, Checked(OPTIONS["alphabet"])]
+    granularity: Annotated[Granularity, Checked(OPTIONS["granularity"])]
+    radius: Annotated[Radius, Checked(OPTIONS["radius"])]
+    percentile: Annotated[float, Checked(OPTIONS["percentile"])]
+    fuse: Annotated[bool, Checked(OPTIONS["fuse"])]
+    bias_correction: Annotated[bool, Checked(OPTIONS["bias_correction"])]
     calibration_images: Positive
-    retain_rate: Annotated[float, BeforeValidator(OPTIONS["retain_rate"])]
-    batch_size: Annotated[int, BeforeValidator(OPTIONS["batch_size"])]
-    ignore: Annotated[tuple[str, ...], BeforeValidator(OPTIONS["ignore"])]
-    options: Annotated[dict[str, dict[str, Any]], BeforeValidator(_check_options)] = Field(
-        default_factory=dict
-    )
+    retain_rate: Annotated[float, Checked(OPTIONS["retain_rate"])]
+    batch_size: Annotated[int, Checked(OPTIONS["batch_size"])]
+    ignore: Annotated[tuple[str, ...], Checked(OPTIONS["ignore"])]
+    options: Annotated[
+        dict[str, dict[str, Any]], BeforeValidator(_check_options), WithJsonSchema(_OPTIONS_OF_METHODS)
+    ] = Field(default_factory=dict)
     keep_networks: bool
 
     def restricted(self, **factors: Any) -> "Study":

@@ -2,9 +2,13 @@
 
 from typing import Annotated, Self
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
-from laq.sections.base import Count, Positive, Section, Seed, Several
+from laq.quantization.options import either, whole_number
+from laq.sections.base import Checked, Count, Positive, Section, Seed, Several, Text, different, matching
+
+ClassName = Annotated[str | int, Checked(either(matching(r"[^\0]+", "a class's name"), whole_number(0)))]
+Classes = Annotated[tuple[ClassName, ...], Field(min_length=2), AfterValidator(different)]
 
 
 class Band(Section):
@@ -17,7 +21,7 @@ class Band(Section):
     @model_validator(mode="after")
     def _bounds_in_order(self) -> Self:
         if self.minimum >= self.maximum:
-            raise ValueError(f"minimum {self.minimum} must be below maximum {self.maximum}")
+            raise ValueError(f"minimum: found {self.minimum:g}; must be below the maximum {self.maximum:g}")
         return self
 
 
@@ -30,6 +34,29 @@ class Subsets(Section):
     random: Count
     even: Count = 0
     bands: tuple[Band, ...] = ()
-    given: tuple[tuple[str | int, ...], ...] = ()
-    log: str | None = None
+    given: tuple[Classes, ...] = ()
+    log: Text | None = None
     seed: Seed
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """How many subsets of each kind are chosen for each size."""
+        of_bands = sum(band.count for band in self.bands)
+        kinds = {kind: getattr(self, kind) for kind in ("similar", "dissimilar", "random", "even")}
+        return {**kinds, "band": of_bands}
+
+    def title(self, kind: str, size: int) -> str:
+        """What the names of a kind's subsets of a size begin with; a number follows."""
+        return f"{kind}{size}" if len(self.sizes) > 1 else kind
+
+    @property
+    def names(self) -> list[str]:
+        """The names of all subsets, but of those of the log."""
+        titles = {self.title(kind, size): n for size in self.sizes for kind, n in self.counts.items()}
+        return [f"{t}-{i}" for t, n in {**titles, "given": len(self.given)}.items() for i in range(1, n + 1)]
+
+    @model_validator(mode="after")
+    def _some_are_asked_for(self) -> Self:
+        if not self.names and self.log is None:
+            raise ValueError("none is asked for; give a count of similar, dissimilar, random or even above 0")
+        return self

@@ -5,8 +5,7 @@ from dataclasses import dataclass, fields, replace
 from itertools import product
 from typing import get_args
 
-from laq.errors import LaqError
-from laq.quantization import METHODS, QuantizationError, Recipe, parse_bits
+from laq.quantization import METHODS, Recipe, parse_bits
 from laq.quantization.bits.spec import Budget
 from laq.sections.study import Base, Calibration, Grid, Study, bits_name
 from laq.subsets import Subset
@@ -60,22 +59,7 @@ class Cell:
 
 
 def plan(subsets: Sequence[Subset], params: Study) -> list[Cell]:
-    """Every cell of the study once: for each subset the float networks, then recipes and calibrations.
-
-    Raises:
-        LaqError: the bits are out of range, or two of them would share a file name.
-    """
-    every = list(dict.fromkeys(bits for grid in params.grids for bits in grid.bits))
-    if len({bits_name(bits) for bits in every}) < len(every):
-        raise LaqError(
-            f"study.bits: found {every}, some of which differ only in punctuation, so that their files would "
-            "share a name; write them so that letters or digits differ"
-        )
-    for bits in every:
-        try:
-            parse_bits(bits)
-        except QuantizationError as error:
-            raise LaqError(f"study.bits: {error}") from error
+    """Every cell of the study once: for each subset the float networks, then recipes and calibrations."""
     cells = (cell for subset in subsets for cell in _cells_of(subset, params))
     return list({cell.name: cell for cell in cells}.values())
 

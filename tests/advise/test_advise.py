@@ -279,7 +279,7 @@ def test_classes_that_are_unknown_or_too_few_are_told_in_a_line(
 def test_an_unknown_subset_is_told_with_those_there_are(project: Path) -> None:
     write_json(SUBSETS, [asdict(SUBSET)])
     assert Question(subset="asked").subset_of() == SUBSET
-    with pytest.raises(LaqError, match="--subset: 'similar-9' is unknown; known: asked"):
+    with pytest.raises(LaqError, match="--subset: found 'similar-9'; must be asked"):
         Question(subset="similar-9").subset_of()
 
 
@@ -292,11 +292,6 @@ def test_candidates_are_what_the_section_says_beside_the_original_in_float() -> 
     }  # fmt: skip
     tuned = params.advise.model_copy(update={"bases": ("finetuned",)})
     assert planned(SUBSET, as_study(params.study, tuned))[0].name == "asked.original.float"
-    wrong = params.advise.model_copy(update={"bits": ("4 first:30",)})
-    with pytest.raises(
-        LaqError, match=r"^advise\.bits: bits: found 30; must be a whole number from 2 to 24$"
-    ):
-        planned(SUBSET, as_study(params.study, wrong))
 
 
 @pytest.fixture(scope="module")

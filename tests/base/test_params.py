@@ -11,6 +11,7 @@ import pytest
 from laq.errors import LaqError
 from laq.params import load_params
 from laq.quantization import QuantizationError, Recipe, parse_bits
+from laq.sections.embeddings import IMAGENET
 from laq.sections.study import Study, bits_name, check_bits
 from tests.conftest import ROOT, tiny_params, write_params
 
@@ -31,50 +32,50 @@ MISTAKES: list[tuple[tuple[str, ...], Any, str]] = [
     (("study", "bitz"), 3, "glyphs.study.bitz: unknown key; known here: alphabet, also, bases,"),
     (("studdy",), {}, "glyphs.studdy: unknown key; known here: advise, compare, dataset,"),
     (("network", "training", "lr"), 1, "glyphs.network.training.lr: unknown key; known here: batch_size,"),
-    (("study", "bits"), "3", "glyphs.study.bits: Input should be a valid"),
-    (("study", "bits"), [3, "x"], "glyphs.study.bits.1: found 'x'; must be 2 to 24, or a text such as auto:3"),
-    (("study", "bits"), [1], "glyphs.study.bits.0: found 1; must be 2 to 24"),
-    (("study", "bits"), [True], "glyphs.study.bits.0: found True; must be 2 to 24"),
-    (("study", "bits"), [[4, 4]], "glyphs.study.bits.0: found [4, 4]; must be 2 to 24"),
+    (("study", "bits"), "3", "glyphs.study.bits: found '3'; must be a list"),
+    (("study", "bits"), [3, "x"], "glyphs.study.bits.1: found 'x'; must be a whole number from 2 to 24, or a text such as auto:3"),
+    (("study", "bits"), [1], "glyphs.study.bits.0: found 1; must be a whole number from 2 to 24"),
+    (("study", "bits"), [True], "glyphs.study.bits.0: found True; must be a whole number from 2 to 24"),
+    (("study", "bits"), [[4, 4]], "glyphs.study.bits.0: found [4, 4]; must be a whole number from 2 to 24"),
     (("study", "bits"), [], "glyphs.study.bits: "),
     (("study", "methods"), ["awq"], "glyphs.study.methods.0: found 'awq'; must be rtn, gpfq, sgpfq, gpfq_l0, gpfq_l1, gptq, qronos"),
     (("study", "methods"), ["qrono"], "glyphs.study.methods.0: found 'qrono'; must be rtn, gpfq, sgpfq, gpfq_l0, gpfq_l1, gptq, qronos; did you mean qronos?"),
     (("study", "options"), {"gpfq_l2": {}}, "glyphs.study.options: found 'gpfq_l2'; must be rtn, gpfq,"),
     (("study", "options"), {"gpfq_l0": {"treshold": 1}}, "glyphs.study.options: found 'treshold', which gpfq_l0 does not have: it has threshold, form; did you mean threshold?"),
-    (("study", "options"), {"gpfq_l0": {"threshold": -1}}, "glyphs.study.options: gpfq_l0: threshold: found -1; must be a number at least 0"),
+    (("study", "options"), {"gpfq_l0": {"threshold": -1}}, "glyphs.study.options.gpfq_l0.threshold: found -1; must be a number at least 0"),
     (("study", "options"), {"gptq": {"form": "auto"}}, "glyphs.study.options: found 'form', which gptq does not have: it has none"),
-    (("study", "options"), {"gpfq": 3}, "glyphs.study.options: gpfq: found 3; must be a map of option names to values"),
+    (("study", "options"), {"gpfq": 3}, "glyphs.study.options.gpfq: found 3; must be a map of option names to values"),
     (("study", "options"), 3, "glyphs.study.options: found 3; must be a map of methods to their options"),
-    (("study", "bits"), ["asc:2"], "glyphs.study.bits.0: found 'asc:2'; must be 2 to 24, or a text such as"),
-    (("study", "bits"), ["3 first:99"], "glyphs.study.bits.0: found '3 first:99'; must be 2 to 24"),
-    (("study", "bits"), ["auto:0"], "glyphs.study.bits.0: found 'auto:0'; must be 2 to 24"),
-    (("study", "bits"), ["8,99"], "glyphs.study.bits.0: found '8,99'; must be 2 to 24"),
+    (("study", "bits"), ["asc:2"], "glyphs.study.bits.0: found 'asc:2'; must be a whole number from 2 to 24, or a text such as"),
+    (("study", "bits"), ["3 first:99"], "glyphs.study.bits.0: found '3 first:99'; must be a whole number from 2 to 24"),
+    (("study", "bits"), ["auto:0"], "glyphs.study.bits.0: found 'auto:0'; must be a whole number from 2 to 24"),
+    (("study", "bits"), ["8,99"], "glyphs.study.bits.0: found '8,99'; must be a whole number from 2 to 24"),
     (("study", "retain_rate"), 0, "glyphs.study.retain_rate: found 0; must be a number above 0, at most 1"),
-    (("study", "calibration_images"), 2.5, "glyphs.study.calibration_images: Input should be a valid integer"),
-    (("dataset", "seed"), None, "glyphs.dataset: glyphs needs train_per_class, test_per_class and seed"),
-    (("dataset", "seeds"), 1, "glyphs.dataset: unknown key seeds; glyphs has train_per_class, test_per_class and seed"),
-    (("dataset", "test_per_class"), 0, "glyphs.dataset: test_per_class: found 0; must be a whole number above 0"),
-    (("dataset", "train_per_class"), True, "glyphs.dataset: train_per_class: found True; must be a whole number"),
-    (("dataset", "name"), "cifar100", "glyphs.dataset: unknown key train_per_class; cifar100 has no options"),
+    (("study", "calibration_images"), 2.5, "glyphs.study.calibration_images: found 2.5; must be a whole number"),
+    (("dataset", "seed"), None, "glyphs.dataset.seed: missing; glyphs needs train_per_class, test_per_class and seed"),
+    (("dataset", "seeds"), 1, "glyphs.dataset.seeds: unknown key; glyphs has train_per_class, test_per_class and seed"),
+    (("dataset", "test_per_class"), 0, "glyphs.dataset.test_per_class: found 0; must be a whole number above 0"),
+    (("dataset", "train_per_class"), True, "glyphs.dataset.train_per_class: found True; must be a whole number"),
+    (("dataset", "name"), "cifar100", "glyphs.dataset.train_per_class: unknown key; cifar100 has no options"),
     (("dataset", "name"), "imagenet", "glyphs.dataset.name: found 'imagenet'; must be glyphs, cifar100"),
-    (("network", "source"), "file", "glyphs.network: source file needs weights"),
-    (("network", "mean"), [0.5, 0.5, 0.5], "glyphs.network: give mean and std together"),
-    (("network", "source"), "hub", "glyphs.network: source hub needs an architecture timm:NAME"),
-    (("network", "training", "learning_rate"), float("inf"), "learning_rate: Input should be a finite number"),
+    (("network", "source"), "file", "glyphs.network.weights: missing; must be the path of a state dict where source is file"),
+    (("network", "mean"), [0.5, 0.5, 0.5], "glyphs.network.std: missing; give both mean and std"),
+    (("network", "source"), "hub", "glyphs.network.architecture: found 'resnet20'; must be timm:NAME or torchhub:OWNER/REPO:MODEL where source is hub"),
+    (("network", "training", "learning_rate"), float("inf"), "learning_rate: found inf; must be a finite number"),
     (("study", "radius"), -1, "glyphs.study.radius: found -1; must be auto, mse, error, or a number above 0"),
     (("study", "radius"), "large", "glyphs.study.radius: found 'large'; must be auto, mse, error, or a number above 0"),
-    (("study", "bits"), [3, 3], "glyphs.study.bits: each may stand but once, found [3, 3]"),
-    (("study", "bits"), [3, "3"], "glyphs.study.bits: each may stand but once, found [3, 3]"),
+    (("study", "bits"), [3, 3], "glyphs.study.bits: found [3, 3]; each may stand but once"),
+    (("study", "bits"), [3, "3"], "glyphs.study.bits: found [3, 3]; each may stand but once"),
     (("study", "fuse"), "yes", "glyphs.study.fuse: found 'yes'; must be true or false"),
     (("study", "granularity"), "row", "glyphs.study.granularity: found 'row'; must be channel, layer"),
     (("name",), "mine", "glyphs.name: unknown key"),
-    (("study", "also"), [{"bits": [99]}], "glyphs.study.also.0.bits.0: found 99; must be 2 to 24"),
+    (("study", "also"), [{"bits": [99]}], "glyphs.study.also.0.bits.0: found 99; must be a whole number from 2 to 24"),
     (("study", "also"), [{"seed": 1}], "glyphs.study.also.0.seed: unknown key; known here: bases, bits, calibrations,"),
-    (("study", "calibrations"), ["none"], "glyphs.study.calibrations.0: Input should be 'subset' or 'all'"),
-    (("subsets", "sizes"), [1], "glyphs.subsets.sizes.0: Input should be greater than or equal to 2 (found 1)"),
-    (("subsets", "sizes"), [5, 5], "glyphs.subsets.sizes: each may stand but once, found [5, 5]"),
-    (("subsets", "bands"), [{"count": 1, "minimum": 5, "maximum": 2}], "minimum 5.0 must be below maximum 2.0"),
-    (("report", "confidence"), 1.0, "glyphs.report.confidence: Input should be less than 1"),
+    (("study", "calibrations"), ["none"], "glyphs.study.calibrations.0: found 'none'; must be subset, all"),
+    (("subsets", "sizes"), [1], "glyphs.subsets.sizes.0: found 1; must be at least 2"),
+    (("subsets", "sizes"), [5, 5], "glyphs.subsets.sizes: found [5, 5]; each may stand but once"),
+    (("subsets", "bands"), [{"count": 1, "minimum": 5, "maximum": 2}], "glyphs.subsets.bands.0.minimum: found 5; must be below the maximum 2"),
+    (("report", "confidence"), 1.0, "glyphs.report.confidence: found 1.0; must be below 1"),
 ]  # fmt: skip
 
 
@@ -97,12 +98,12 @@ def test_a_mistake_is_named_with_its_key_and_range(
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("study: imagenet\nglyphs: {}\n", "study is 'imagenet'; it must name a block: glyphs"),
-        ("glyphs: {}\n", "study is None; it must name a block: glyphs"),
-        ("study: glyphs\nglyphs: 3\n", "glyphs must hold keys and values, found 3"),
-        ("- 1\n", "the file must hold keys and values"),
+        ("study: imagenet\nglyphs: {}\n", "study: found 'imagenet'; must name a block: glyphs"),
+        ("glyphs: {}\n", "study: missing; must name a block: glyphs"),
+        ("study: glyphs\nglyphs: 3\n", "glyphs: found 3; must be keys and values"),
+        ("- 1\n", "found [1]; must be keys and values"),
         ("study: [\n", "not YAML"),
-        ("study: glyphs\nglyphs: {}\n", "glyphs.dataset: Field required"),
+        ("study: glyphs\nglyphs: {}\n", "glyphs.dataset: missing; must be given"),
     ],
 )
 def test_a_broken_file_is_told_in_a_line(tmp_path: Path, text: str, message: str) -> None:
@@ -178,3 +179,25 @@ def test_the_study_offers_the_whole_recipe() -> None:
     assert {field.name for field in fields(Recipe)} - left_to_the_engine - of_a_cell <= set(
         Study.model_fields
     )
+
+
+def test_the_networks_that_embed_are_torchvisions_with_imagenet_weights() -> None:
+    from torchvision import models
+
+    assert set(IMAGENET) == set(models.list_models(module=models))
+
+
+def test_numbers_are_read_as_dvc_writes_them(tmp_path: Path) -> None:
+    content = tiny_params()
+    content["glyphs"]["finetune"] |= {"learning_rate": "RATE", "weight_decay": "DECAY"}
+    write_params(tmp_path, content)
+    path = tmp_path / "params.yaml"
+    text = path.read_text(encoding="utf-8").replace("RATE", "5e-05").replace("DECAY", "1e-2")
+    path.write_text(text, encoding="utf-8")
+    tuned = load_params(path).finetune
+    assert (tuned.learning_rate, tuned.weight_decay) == (0.00005, 0.01)
+
+
+def test_another_studys_block_may_be_unfinished(tmp_path: Path) -> None:
+    write_params(tmp_path, tiny_params() | {"mine": {"dataset": {"name": "mine"}}})
+    assert load_params(tmp_path / "params.yaml").name == "glyphs"

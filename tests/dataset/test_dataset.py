@@ -278,6 +278,10 @@ def test_a_dataset_is_one_function_and_one_entry_of_the_registry(
     params["glyphs"]["dataset"]["seed"] = -1
     write_params(project, params)
     with pytest.raises(
-        LaqError, match=r"glyphs.dataset: seed: found -1; must be a whole number of at least 0"
+        LaqError, match=r"glyphs.dataset.seed: found -1; must be a whole number of at least 0"
     ):
         load_params()
+
+
+def test_the_registry_says_how_many_classes_the_glyphs_have() -> None:
+    assert registry.DATASETS["glyphs"].classes == len(glyphs.class_characters())

@@ -97,22 +97,6 @@ def test_recipes_are_what_the_parameters_say() -> None:
     assert cell.recipe.options == {"threshold": 0.3}
 
 
-@pytest.mark.parametrize(
-    ("bits", "message"),
-    [
-        (("asc:2",), "study.bits: bits: found 1; must be a whole number from 2 to 24"),
-        (("4 first:30",), "study.bits: bits: found 30; must be a whole number from 2 to 24"),
-        (("a.b=3 *=4", "a_b=3 *=4", "a.b=3 *=4 "), "study.bits: found ['a.b=3"),
-    ],
-)
-def test_bits_out_of_range_or_with_one_name_are_told_before_any_work(
-    bits: tuple[str, ...], message: str
-) -> None:
-    with pytest.raises(LaqError) as caught:
-        plan([SUBSET], study(bits=bits))
-    assert str(caught.value).startswith(message)
-
-
 def ready_for_a_study(folder: Path) -> Params:
     """Everything before the stage, as small as it goes: a network trained on nothing, two subsets."""
     params = tiny_params()

@@ -161,7 +161,6 @@ def test_band_subsets_have_their_mean_divergence_in_the_band(bounds: tuple[float
         ({"given": ((99, 1),)}, "unknown class 99"),
         ({"given": ((1, "class_1"),)}, "subset given-1: needs two or more different classes"),
         ({"bands": (Band(count=1, minimum=1e6, maximum=2e6),)}, "found 0; widen the band"),
-        ({"similar": 0, "dissimilar": 0, "random": 0}, "none asked for"),
         ({"log": "nowhere.csv"}, "subsets.log: no file"),
         (
             {"even": 1, "sizes": (2,)},

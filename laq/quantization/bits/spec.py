@@ -11,14 +11,22 @@ from fractions import Fraction
 from numbers import Integral
 from typing import Any, Final, Literal
 
-from laq.quantization.options import BITS, QuantizationError, check, check_patterns, number, whole_number
+from laq.quantization.options import (
+    BITS,
+    LOWEST,
+    QuantizationError,
+    check,
+    check_patterns,
+    number,
+    whole_number,
+)
 
 CHOICES: Final = (2, 3, 4, 5, 6, 8)
 _EXAMPLES: Final = (
     'a number such as 4, one per layer such as 8,4,4, patterns such as "body.fc=8 *=3", or asc:4, desc:4:2, '
     "auto:3, auto:96000B; after a number or the last four also first:8 and last:8"
 )
-_TEXT: Final = (
+TEXT: Final = (
     r"(?P<listed>\d+(?:,\d+)+)"
     r"|(?P<patterns>[^\s=]+=\d+(?: +[^\s=]+=\d+)*)"
     r"|(?:(?P<uniform>\d+)"
@@ -55,7 +63,7 @@ class Budget:
     Counted are the codes alone; steps, biases and layers that are not quantized come on top.
 
     Raises:
-        QuantizationError: neither or both are given, or not a number above 0.
+        QuantizationError: neither or both are given, a mean of fewer bits than a layer may have, or no bytes.
     """
 
     mean: float | None = None
@@ -65,7 +73,7 @@ class Budget:
         if (self.mean is None) == (self.size is None):
             raise QuantizationError("a budget is either a mean or a size")
         if self.mean is not None:
-            check("bits: a budget's mean", self.mean, number(above=0))
+            check("bits: a budget's mean", self.mean, number(least=LOWEST))
         else:
             check("bits: a budget's size", self.size, whole_number(1))
 
@@ -145,7 +153,7 @@ def parse_bits(value: Any) -> Precision:
         return Precision(tuple(value))
     if isinstance(value, dict) and value and all(type(k) is str and type(b) is int for k, b in value.items()):
         return Precision(dict(value))
-    if isinstance(value, str) and (found := re.fullmatch(_TEXT, value.strip(), re.ASCII)):
+    if isinstance(value, str) and (found := re.fullmatch(TEXT, value.strip(), re.ASCII)):
         return _from_text({key: text for key, text in found.groupdict().items() if text is not None})
     raise QuantizationError(f"bits: found {value!r}, which is not {_EXAMPLES}")
 
@@ -156,7 +164,10 @@ def _from_text(parts: dict[str, str]) -> Precision:
         case {"listed": listed}:
             plan = tuple(map(int, listed.split(",")))
         case {"patterns": patterns}:
-            plan = {name: int(bits) for name, _, bits in (p.partition("=") for p in patterns.split())}
+            pairs = [pattern.split("=") for pattern in patterns.split()]
+            plan = {name: int(bits) for name, bits in pairs}
+            if len(plan) < len(pairs):
+                raise QuantizationError(f"bits: found {patterns!r}; each pattern may stand but once")
         case {"order": "asc" | "desc" as order}:
             plan = Slope(order, int(parts["average"]), int(parts.get("spread", 1)))
         case {"mean": mean}:

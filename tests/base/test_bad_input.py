@@ -1,0 +1,196 @@
+"""Bad input of every kind: the command ends with code 2, says exactly these lines, and writes nothing."""
+
+from collections.abc import Callable
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from click.testing import CliRunner
+
+from laq.cli import main
+from tests.conftest import tiny_params, write_params
+
+GLYPHS = tiny_params()["glyphs"]
+
+NAME = "must be a name of at most 60 letters, digits, _ and -, that begins with a letter"
+BITS = (
+    "must be a whole number from 2 to 24, or a text such as auto:3, auto:96000B, asc:4, desc:4, "
+    '"3 first:8 last:8", "8,4,4" or "body.fc=8 *=3", whose numbers of bits are within that'
+)
+METHODS = "must be rtn, gpfq, sgpfq, gpfq_l0, gpfq_l1, gptq, qronos"
+TEXT = "must be a text, not empty and without null characters"
+COLOURS = "must be a list of three numbers, each a number"
+TRAINING = (
+    "unknown key; known here: batch_size, crop, device, epochs, flip, learning_rate, optimizer, precision, "
+    "schedule, seed, weight_decay"
+)
+STUDY = (
+    "unknown key; known here: alphabet, also, bases, batch_size, bias_correction, bits, calibration_images, "
+    "calibrations, fuse, granularity, ignore, keep_networks, methods, options, percentile, radius, "
+    "retain_rate, seeds"
+)
+SECTIONS = (
+    "unknown key; known here: advise, compare, dataset, divergence, embeddings, finetune, network, quantize, "
+    "report, study, subsets, track"
+)
+ABSENT = object()
+
+
+def told(*command: str) -> list[str]:
+    """What ``laq`` says of bad input; the current folder must be as it was."""
+    before = files()
+    done = CliRunner().invoke(main, command)
+    assert done.exit_code == 2, (done.output, done.exception)
+    assert files() == before
+    assert all(line.startswith("laq: ") for line in done.stderr.splitlines())
+    return [line.removeprefix("laq: ") for line in done.stderr.splitlines()]
+
+
+def files() -> dict[Path, int]:
+    return {path: path.lstat().st_mtime_ns for path in Path().rglob("*")}
+
+
+# A key of the study's block, what it holds instead, and what is said of it, the key's first.
+KEYS: list[tuple[str, Any, str]] = [
+    ("dataset", ABSENT, "dataset: missing; must be given"),
+    ("dataset", 3, "dataset: found 3; must be keys and values"),
+    ("dataset.name", "glyph", "dataset.name: found 'glyph'; must be glyphs, cifar100; did you mean glyphs?"),
+    ("dataset.train_per_clas", 3, "dataset.train_per_clas: unknown key; glyphs has train_per_class, test_per_class and seed; did you mean train_per_class?"),
+    ("dataset.seed", 2**32, "dataset.seed: found 4294967296; must be a whole number from 0 to 4294967295"),
+    ("dataset.train_per_class", 1, "dataset.train_per_class: found 1; must be at least 2, which a class's divergence needs"),
+    ("network.source", "trian", "network.source: found 'trian'; must be train, file, hub; did you mean train?"),
+    ("network.architecture", "", f"network.architecture: found ''; {TEXT}"),
+    ("network.weights", "a\0b", rf"network.weights: found 'a\x00b'; {TEXT}"),
+    ("network.sha256", "abc", "network.sha256: found 'abc'; must be a SHA-256, 64 hexadecimal digits"),
+    ("network.input_size", 10**6, "network.input_size: found 1000000; must be at most 4096"),
+    ("network.mean", [0.1, 0.2], f"network.mean: found [0.1, 0.2]; {COLOURS} at least 0, at most 1"),
+    ("network.std", [0, 1, 1], f"network.std: found [0, 1, 1]; {COLOURS} above 0"),
+    ("network.training", None, "network.training: missing; must be given where source is train"),
+    ("network.training.optimizer", "adam", "network.training.optimizer: found 'adam'; must be sgd, adamw; did you mean adamw?"),
+    ("network.training.epochs", 8.0, "network.training.epochs: found 8.0; must be a whole number"),
+    ("network.training.crop", 17, "network.training.crop: found 17; must be at most 16"),
+    ("network.training.flip", 0, "network.training.flip: found 0; must be true or false"),
+    ("embeddings.network", "resnet500", "embeddings.network: found 'resnet500'; must be own, or a torchvision classifier such as resnet50; did you mean resnet50?"),
+    ("divergence.components", 0, "divergence.components: found 0; must be at least 1"),
+    ("divergence.estimator", "knn", "divergence.knn_neighbours: found 5; must be below 4, the training images of a class"),
+    ("divergence.alternatives", ["umap-knn"], "divergence.knn_neighbours: found 5; must be below 4, the training images of a class"),
+    ("divergence.alternatives", ["pca-gauss"], "divergence.alternatives.0: found 'pca-gauss'; must be umap-gaussian, umap-knn, pca-gaussian, pca-knn, features-gaussian, features-knn; did you mean pca-gaussian?"),
+    ("divergence.given", {"theirs": {"path": "theirs.npy"}}, "divergence.given.theirs.sha256: missing; must be given"),
+    ("divergence.given", {"pca-gaussian": {"path": "x", "sha256": "0" * 64}}, "divergence.given: found pca-gaussian, the name of a way of its own; take another"),
+    ("divergence.umap_neighbors", 3, "divergence.umap_neighbors: unknown key; known here: alternatives, components, estimator, given, knn_neighbours, reduction, seed, umap_neighbours; did you mean umap_neighbours?"),
+    ("subsets", {"sizes": [3], "similar": 0, "dissimilar": 0, "random": 0, "seed": 0}, "subsets: none is asked for; give a count of similar, dissimilar, random or even above 0"),
+    ("subsets.sizes", [], "subsets.sizes: found []; must be a list of 1 or more"),
+    ("subsets.sizes", 10, "subsets.sizes: found 10; must be a list"),
+    ("subsets.sizes", [101], "subsets.sizes: found 101; must be at most 100, the classes of glyphs"),
+    ("subsets.dissimilar", 101, "subsets.dissimilar: found 101; must be at most 100, the classes of glyphs"),
+    ("subsets.given", [["a"]], "subsets.given.0: found ['a']; must be a list of 2 or more"),
+    ("subsets.given", [[1, 1]], "subsets.given.0: found [1, 1]; each may stand but once"),
+    ("subsets.given", [[1, 2.5]], "subsets.given.0.1: found 2.5; must be a class's name, or a whole number of at least 0"),
+    ("subsets.given", [[1, 100]], "subsets.given: found 100; must be below 100, the classes of glyphs"),
+    ("subsets.bands", [{"count": 1, "minimum": 1}], "subsets.bands.0.maximum: missing; must be given"),
+    ("finetune.learning_rate", "1e-4x", "finetune.learning_rate: found '1e-4x'; must be a number"),
+    ("finetune.learning_rate", 0, "finetune.learning_rate: found 0; must be above 0"),
+    ("finetune.lr", 1, f"finetune.lr: {TRAINING}"),
+    ("study.bits", [2.0], f"study.bits.0: found 2.0; {BITS}"),
+    ("study.bits", ["asc:2"], f"study.bits.0: found 'asc:2'; {BITS}"),
+    ("study.bits", ["3 first:99"], f"study.bits.0: found '3 first:99'; {BITS}"),
+    ("study.bits", ["8,99"], f"study.bits.0: found '8,99'; {BITS}"),
+    ("study.bits", ["auto:1.5"], f"study.bits.0: found 'auto:1.5'; {BITS}"),
+    ("study.bits", ["fc=3 fc=4"], f"study.bits.0: found 'fc=3 fc=4'; {BITS}"),
+    ("study.bits", ["9" * 5000], f"study.bits.0: found '{'9' * 5000}'; {BITS}"),
+    ("study.bits", ["3 first:8", "3  first:8"], "study.bits: found '3 first:8' and '3  first:8', which differ only in punctuation, so that their files would share a name; keep one"),
+    ("study.also", [{"bits": ["8,4"]}, {"bits": ["8:4"]}], f"study.also.1.bits.0: found '8:4'; {BITS}"),
+    ("study.also", [{"bits": ["3 last:8"]}, {"bits": ["3  last:8"]}], "study.bits: found '3 last:8' and '3  last:8', which differ only in punctuation, so that their files would share a name; keep one"),
+    ("study.also", [{"bases": ["tuned"]}], "study.also.0.bases.0: found 'tuned'; must be original, finetuned; did you mean finetuned?"),
+    ("study.methods", ["GPTQ"], f"study.methods.0: found 'GPTQ'; {METHODS}; did you mean gptq?"),
+    ("study.calibration", ["all"], f"study.calibration: {STUDY}; did you mean calibrations?"),
+    ("study.alphabet", "symetric", "study.alphabet: found 'symetric'; must be symmetric, twos_complement, midrise, predecessor; did you mean symmetric?"),
+    ("study.ignore", "fc", "study.ignore: found 'fc'; must be patterns of layers' names, such as ('body.*',)"),
+    ("study.options", {"gpfq_l0": {"treshold": 1}}, "study.options: found 'treshold', which gpfq_l0 does not have: it has threshold, form; did you mean threshold?"),
+    ("study.threshold", 1, f"study.threshold: {STUDY}"),
+    ("report.permutations", 10**12, "report.permutations: found 1000000000000; must be at most 10000000"),
+    ("report.confidence", 0, "report.confidence: found 0; must be above 0"),
+    ("track.champion_kib", "180", "track.champion_kib: found '180'; must be a number"),
+    ("quantize.subset", "similr-1", "quantize.subset: found 'similr-1'; must be all, or a subset of the study, such as random-1; did you mean similar-1?"),
+    ("quantize.method", "gptg", f"quantize.method: found 'gptg'; {METHODS}; did you mean gptq?"),
+    ("compare.first", 1, f"compare.first: found 1; {TEXT}"),
+    ("advise.lose", 101, "advise.lose: found 101; must be at most 100"),
+    ("advise.loose", 1, "advise.loose: unknown key; known here: bases, bits, calibrations, lose, methods, seeds; did you mean lose?"),
+    ("datasett", {}, f"datasett: {SECTIONS}; did you mean dataset?"),
+    ("name", "mine", f"name: {SECTIONS}"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "line"), KEYS, ids=[f"{key}={str(value)[:20]}" for key, value, _ in KEYS]
+)
+def test_a_key_that_is_wrong_is_told_before_any_stage_starts(
+    project: Path, key: str, value: Any, line: str
+) -> None:
+    block = deepcopy(GLYPHS)
+    *above, last = key.split(".")
+    section = block
+    for part in above:
+        section = section[part]
+    section[last] = value
+    if value is ABSENT:
+        del section[last]
+    write_params(project, {"study": "glyphs", "glyphs": block})
+    assert told("dataset") == [f"params.yaml: glyphs.{line}"]
+
+
+def test_a_key_that_is_misspelt_is_not_told_as_missing_too(project: Path) -> None:
+    block = deepcopy(GLYPHS)
+    block["study"]["calibration"] = block["study"].pop("calibrations")
+    write_params(project, {"study": "glyphs", "glyphs": block})
+    assert told("dataset") == [f"params.yaml: glyphs.study.calibration: {STUDY}; did you mean calibrations?"]
+
+
+def renamed(name: str) -> Callable[[str], str]:
+    return lambda text: text.replace("study: glyphs", f"study: '{name}'").replace("\nglyphs:", f"\n'{name}':")
+
+
+def added(more: str) -> Callable[[str], str]:
+    return lambda text: f"{text}{more}"
+
+
+def replaced(old: str, new: str) -> Callable[[str], str]:
+    return lambda text: text.replace(old, new, 1)
+
+
+FILES: list[tuple[Callable[[str], str], str]] = [
+    (lambda _: "", "found None; must be keys and values"),
+    (lambda _: "- 1\n", "found [1]; must be keys and values"),
+    *((renamed(name), f"found a study named {name!r}; {NAME}") for name in ("a.b", "a/b", "a:b", "a b", "1a", "${a}", "x" * 61)),
+    (added("a.b: {}\n"), f"found a study named 'a.b'; {NAME}"),
+    (added("2024: {}\n"), f"found a study named 2024; {NAME}"),
+    (added("mine: 3\n"), "mine: found 3; must be keys and values"),
+    (replaced("study: glyphs", "study: glyph"), "study: found 'glyph'; must name a block: glyphs, other; did you mean glyphs?"),
+    (replaced("study: glyphs", "study: [glyphs]"), "study: found ['glyphs']; must name a block: glyphs, other; did you mean glyphs?"),
+    (replaced("study: glyphs", "studdy: glyphs"), "studdy: unknown key; did you mean study?"),
+    (replaced("study: glyphs\n", ""), "study: missing; must name a block: glyphs, other"),
+    (replaced("study: glyphs", "study: glyphs\nstudy: glyphs"), 'line 2: found duplicate key "study"; each may stand but once'),
+    (added("mine: {a: 1, a: 2}\n"), 'line {next}: found duplicate key "a"; each may stand but once'),
+    (added("mine: {a: !theirs 3}\n"), "line {next}: not YAML: could not determine a constructor for the tag '!theirs'"),
+    (added("mine:\n\ta: 1\n"), r"line {over_next}: not YAML: while scanning for the next token found character '\t' that cannot start any token"),
+    (added("---\na: 1\n"), "line {next}: not YAML: expected a single document in the stream but found another document"),
+    (added("mine: [\n"), "line {over_next}: not YAML: while parsing a flow node expected the node content, but found '<stream end>'"),
+    (replaced("options: {}", "options: {[1]: 2}"), "glyphs: holds more than texts, numbers, lists and keys (keys must be str, int, float, bool or None, not tuple)"),
+    (replaced("given: []", "given: &a [*a]"), "glyphs: holds more than texts, numbers, lists and keys (Circular reference detected)"),
+    (replaced("options: {}", f"options: {'[' * 2000}{']' * 2000}"), "not YAML: maximum recursion depth exceeded"),
+    (replaced("learning_rate: 0.4", "learning_rate: 1e400"), "glyphs.network.training.learning_rate: found inf; must be a finite number"),
+    (replaced("fuse: false", "fuse: off"), "glyphs.study.fuse: found 'off'; must be true or false"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("change", "line"), FILES, ids=[line[:40] for _, line in FILES])
+def test_a_file_that_is_wrong_is_told_in_a_line(
+    project: Path, change: Callable[[str], str], line: str
+) -> None:
+    text = yaml.safe_dump({"study": "glyphs", "glyphs": GLYPHS, "other": {}}, sort_keys=False)
+    Path("params.yaml").write_text(change(text), encoding="utf-8")
+    end = len(text.splitlines())
+    line = line.replace("{next}", str(end + 1)).replace("{over_next}", str(end + 2))
+    assert told("dataset") == [f"params.yaml: {line}"]
