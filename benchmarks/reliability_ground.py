@@ -140,9 +140,8 @@ def store_content(uri: str, artifacts: Path | None = None) -> dict[str, Any]:
         told = [model.status, model.params, model.tags, _files(model.artifact_location, artifacts)]
         content[f"model {keys[model.model_id]}: {_anonymous(told, keys)}"] += 1
     for registered in client.search_registered_models():
-        aliases = {
-            a: client.get_model_version_by_alias(registered.name, a).source for a in registered.aliases
-        }
+        of = {a: client.get_model_version_by_alias(registered.name, a) for a in registered.aliases}
+        aliases = {alias: [version.run_id, version.model_id, version.tags] for alias, version in of.items()}
         content[f"registered {registered.name}: {_anonymous(aliases, keys)}"] += 1
     return dict(content)
 

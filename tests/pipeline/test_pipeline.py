@@ -165,6 +165,14 @@ def finished(cells: Path) -> dict[str, int]:
     return {p.parent.name: p.stat().st_mtime_ns for p in cells.glob("[0-9a-f]*/inputs.json")}
 
 
+def test_the_same_order_measured_anew_is_the_same_run_whatever_it_took(own: Path) -> None:
+    order = ("quantize", "--subset", "random-1", "--bits", "8")
+    assert "Sent 4 runs" in laq(own, *order)
+    for path in (own / ".laq/cells").glob("*/seconds.json"):
+        path.write_text("12.3", encoding="utf-8")
+    assert "Sent 0 runs" in laq(own, *order)
+
+
 @pytest.mark.skipif(shutil.which("pyenv") is None, reason="MLflow's default environment needs pyenv")
 def test_mlflow_run_needs_no_flag(own: Path) -> None:
     run(own, "mlflow", "run", ".", "-e", "quantize", "-P", "bits=8")
