@@ -34,7 +34,7 @@ class Ground:
         )
         self.folder = work / code[:12]
         self.bare, self.done = self.folder / "bare", self.folder / "done"
-        for left in self.folder.glob("copy-*"):
+        for left in (*self.folder.glob("copy-*"), *self.folder.glob("*.log")):
             shutil.rmtree(left) if left.is_dir() else left.unlink()
         if not self.bare.exists():
             with replacing_folder(self.bare) as folder:
@@ -57,7 +57,7 @@ class Ground:
             yield folder
         finally:
             shutil.rmtree(folder, ignore_errors=True)
-            for log in self.folder.glob(f"{folder.name}-*.log"):
+            for log in self.folder.glob("*.log"):
                 log.unlink()
 
     def known(self, name: str, make: Callable[[], Any]) -> Any:
