@@ -9,7 +9,7 @@ VENV := .venv
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 INSTALLED := $(VENV)/.installed
 
-.PHONY: repro test lint format install bench clean
+.PHONY: repro test lint format schema install bench clean
 
 # Until a team has committed its own dvc.lock, what this machine writes there is no change to the project.
 repro: $(INSTALLED)
@@ -30,6 +30,10 @@ lint: $(INSTALLED)
 format: $(INSTALLED)
 	ruff check --fix
 	ruff format
+
+# What editors check params.yaml by, from the sections' classes.
+schema: $(INSTALLED)
+	python -m laq.params > params.schema.json
 
 install: $(INSTALLED)
 

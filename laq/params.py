@@ -10,6 +10,7 @@ The file names a study and holds a block for each; a block has one section per p
 
 import json
 import re
+import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
@@ -37,6 +38,8 @@ CHOICE: Final = "study"  # the key that names the block
 # What DVC's interpolation, file names, and MLflow's experiments and registered models can all hold.
 NAME: Final = "[A-Za-z][A-Za-z0-9_-]{0,59}"
 _NAME_IN_WORDS: Final = "a name of at most 60 letters, digits, _ and -, that begins with a letter"
+
+_CHOICE_IN_WORDS: Final = "The study that runs: the name of one of the blocks below."
 
 
 class Block(Section):
@@ -86,6 +89,22 @@ def load_params(path: Path = FILE) -> Params:
     if wrong := list(_across(block)):
         raise LaqError("\n".join(f"{path}: {name}.{line}" for line in wrong))
     return Params(name=name, **dict(block))
+
+
+def json_schema() -> dict[str, Any]:
+    """The JSON Schema of the whole file, which editors complete and check it by."""
+    block = Block.model_json_schema(ref_template="#/$defs/{model}")
+    sections = block.pop("$defs")
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "title": "params.yaml of laq",
+        "type": "object",
+        "properties": {CHOICE: {"type": "string", "pattern": f"^{NAME}$", "description": _CHOICE_IN_WORDS}},
+        "required": [CHOICE],
+        "patternProperties": {f"^(?!{CHOICE}$){NAME}$": {"$ref": "#/$defs/Block"}},
+        "additionalProperties": False,
+        "$defs": {"Block": block, **sections},
+    }
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:
@@ -160,3 +179,7 @@ def _images_needed(block: Block) -> Iterator[str]:
     if by_neighbours and asked.knn_neighbours >= images:
         found, most = asked.knn_neighbours, f"{images}, the training images of a class"
         yield f"divergence.knn_neighbours: found {found}; must be below {most}"
+
+
+if __name__ == "__main__":
+    sys.stdout.write(f"{json.dumps(json_schema(), indent=2)}\n")

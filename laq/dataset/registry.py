@@ -10,7 +10,8 @@ from importlib import import_module
 from pathlib import Path
 from typing import Annotated, Any, Final, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, GetJsonSchemaHandler, model_validator
+from pydantic_core import CoreSchema
 
 from laq.quantization.options import Option, nearest_name, whole_number
 
@@ -35,6 +36,17 @@ class DatasetSource:
     description: str = ""
     classes: int | None = None
     train_per_class: int | None = None
+
+    @property
+    def schema(self) -> dict[str, Any]:
+        """The JSON Schema of its section."""
+        options = {name: dict(option.schema) for name, option in self.options.items()}
+        return {
+            "type": "object",
+            "properties": {"name": {"const": self.name}, **options},
+            "required": ["name", *options],
+            "additionalProperties": False,
+        }
 
     def write(self, folder: Path, options: Mapping[str, Any]) -> None:
         """Write the dataset's files into ``folder``."""
@@ -100,6 +112,11 @@ class Dataset(BaseModel):
     def _options_are_the_datasets(self) -> Self:
         self.source.check(self.options)
         return self
+
+    @classmethod
+    def __get_pydantic_json_schema__(cls, _: CoreSchema, __: GetJsonSchemaHandler) -> dict[str, Any]:
+        """What editors know: each dataset's name, with its own options."""
+        return {"description": cls.__doc__, "anyOf": [source.schema for source in DATASETS.values()]}
 
     @property
     def source(self) -> DatasetSource:

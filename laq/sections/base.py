@@ -76,4 +76,6 @@ Text = Annotated[str, Checked(matching(r"[^\0]+", "a text, not empty and without
 Sha256 = Annotated[str, Checked(matching("[0-9a-f]{64}", "a SHA-256, 64 hexadecimal digits"))]
 Mean = Annotated[tuple[float, float, float], Checked(three_numbers(number(least=0, most=1)))]
 Deviation = Annotated[tuple[float, float, float], Checked(three_numbers(number(above=0)))]
-Several = Annotated[tuple[_T, ...], Field(min_length=1), AfterValidator(different)]
+UNIQUE: Final = Field(json_schema_extra={"uniqueItems": True})
+Different = Annotated[tuple[_T, ...], AfterValidator(different), UNIQUE]
+Several = Annotated[tuple[_T, ...], Field(min_length=1), AfterValidator(different), UNIQUE]

@@ -2,9 +2,9 @@
 
 from typing import Annotated, Final, Literal, Self
 
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import Field, model_validator
 
-from laq.sections.base import Checked, Positive, Section, Seed, Sha256, Text, different, matching
+from laq.sections.base import Checked, Different, Positive, Section, Seed, Sha256, Text, matching
 
 Alternative = Literal[
     "umap-gaussian", "umap-knn", "pca-gaussian", "pca-knn", "features-gaussian", "features-knn"
@@ -34,8 +34,10 @@ class Divergence(Section):
     umap_neighbours: Annotated[int, Field(ge=2)]
     estimator: Literal["gaussian", "knn"]
     knn_neighbours: Positive
-    alternatives: Annotated[tuple[Alternative, ...], AfterValidator(different)] = ()
-    given: dict[Annotated[str, Checked(_NAME)], Given] = Field(default_factory=dict)
+    alternatives: Different[Alternative] = ()
+    given: dict[Annotated[str, Checked(_NAME)], Given] = Field(
+        default_factory=dict, json_schema_extra={"additionalProperties": False}
+    )
     seed: Seed
 
     @property

@@ -1,10 +1,20 @@
 """The sections ``network`` and ``finetune``."""
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Final, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import ConfigDict, Field, model_validator
 
 from laq.sections.base import Count, Deviation, Mean, Positive, Section, Seed, Sha256, Text
+
+_NEEDED: Final = {"train": ["training"], "file": ["weights", "sha256"], "hub": ["mean", "std"]}
+# What each source cannot do without, for editors; the section checks it below.
+_CONDITIONS: Final[dict[str, Any]] = {
+    "allOf": [
+        {"if": {"properties": {"source": {"const": source}}}, "then": {"required": keys}}
+        for source, keys in _NEEDED.items()
+    ],
+    "dependentRequired": {"mean": ["std"], "std": ["mean"]},
+}
 
 
 class Training(Section):
@@ -29,6 +39,8 @@ class Training(Section):
 
 class Network(Section):
     """The network under study and where its weights come from."""
+
+    model_config = ConfigDict(json_schema_extra=_CONDITIONS)
 
     source: Literal["train", "file", "hub"]
     architecture: Text

@@ -5,10 +5,21 @@ from typing import Annotated, Self
 from pydantic import AfterValidator, Field, model_validator
 
 from laq.quantization.options import either, whole_number
-from laq.sections.base import Checked, Count, Positive, Section, Seed, Several, Text, different, matching
+from laq.sections.base import (
+    UNIQUE,
+    Checked,
+    Count,
+    Positive,
+    Section,
+    Seed,
+    Several,
+    Text,
+    different,
+    matching,
+)
 
 ClassName = Annotated[str | int, Checked(either(matching(r"[^\0]+", "a class's name"), whole_number(0)))]
-Classes = Annotated[tuple[ClassName, ...], Field(min_length=2), AfterValidator(different)]
+Classes = Annotated[tuple[ClassName, ...], Field(min_length=2), AfterValidator(different), UNIQUE]
 
 
 class Band(Section):

@@ -48,6 +48,19 @@ def told(*command: str) -> list[str]:
     return [line.removeprefix("laq: ") for line in done.stderr.splitlines()]
 
 
+def with_key(key: str, value: Any) -> dict[str, Any]:
+    """The study's block with another value of a key, or without it."""
+    block = deepcopy(GLYPHS)
+    *above, last = key.split(".")
+    section = block
+    for part in above:
+        section = section[part]
+    section[last] = value
+    if value is ABSENT:
+        del section[last]
+    return block
+
+
 def files() -> dict[Path, int]:
     return {path: path.lstat().st_mtime_ns for path in Path().rglob("*")}
 
@@ -121,23 +134,14 @@ KEYS: list[tuple[str, Any, str]] = [
     ("datasett", {}, f"datasett: {SECTIONS}; did you mean dataset?"),
     ("name", "mine", f"name: {SECTIONS}"),
 ]  # fmt: skip
+IDS = [f"{key}={str(value)[:20]}" for key, value, _ in KEYS]
 
 
-@pytest.mark.parametrize(
-    ("key", "value", "line"), KEYS, ids=[f"{key}={str(value)[:20]}" for key, value, _ in KEYS]
-)
+@pytest.mark.parametrize(("key", "value", "line"), KEYS, ids=IDS)
 def test_a_key_that_is_wrong_is_told_before_any_stage_starts(
     project: Path, key: str, value: Any, line: str
 ) -> None:
-    block = deepcopy(GLYPHS)
-    *above, last = key.split(".")
-    section = block
-    for part in above:
-        section = section[part]
-    section[last] = value
-    if value is ABSENT:
-        del section[last]
-    write_params(project, {"study": "glyphs", "glyphs": block})
+    write_params(project, {"study": "glyphs", "glyphs": with_key(key, value)})
     assert told("dataset") == [f"params.yaml: glyphs.{line}"]
 
 
