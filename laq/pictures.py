@@ -22,6 +22,9 @@ _MAX_SCANS: Final = 100  # of a JPEG, each of which may take as long as the whol
 _MARKER: Final = re.compile(rb"\xff([\x01-\xcf\xd8-\xfe])")
 _START_OF_SCAN, _END_OF_IMAGE = 0xDA, 0xD9
 _WHITE: Final = 255
+# Blocks of more than 32 MiB return to the system when they are freed; in smaller ones glibc
+# keeps the memory of a large picture for every thread that has read one.
+Image.core.set_block_size(64 * 2**20)  # type: ignore[attr-defined]  # in Pillow's manual, "Block allocator"
 
 
 def read_picture(content: bytes, name: str, max_pixels: int = MAX_PIXELS) -> Image.Image:

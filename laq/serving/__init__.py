@@ -43,7 +43,7 @@ class Limits(BaseModel):
 
     max_pictures: PositiveInt = 1_000
     max_pixels: PositiveInt = Field(MAX_PIXELS, le=MOST_PIXELS)
-    max_total_pixels: PositiveInt = 10 * MAX_PIXELS
+    max_total_pixels: PositiveInt = 4 * MAX_PIXELS
 
     @classmethod
     def of(cls, config: Mapping[str, Any]) -> "Limits":

@@ -1,8 +1,11 @@
 """Pictures are read as people see them, and files that are none, or too much, are refused in a line."""
 
 import struct
+import subprocess
+import sys
 import zlib
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,7 +13,9 @@ from PIL import ExifTags, Image
 
 from laq.errors import LaqError
 from laq.pictures import MAX_PIXELS, read_picture
+from tests.conftest import ROOT
 from tests.pictures.files import encoded, png, tiff
+from tests.project import environment
 
 HEIGHT, WIDTH = 16, 24
 ROWS, COLUMNS = np.mgrid[:HEIGHT, :WIDTH]
@@ -258,3 +263,37 @@ def test_whatever_is_broken_in_a_file_it_is_a_picture_or_a_line(form: str) -> No
             told.append(str(error))
     assert told
     assert all(line.startswith("picture: found ") and len(line.splitlines()) == 1 for line in told)
+
+
+THREADS = """
+import threading
+from pathlib import Path
+from laq.pictures import read_picture
+
+def resident():
+    (line,) = [line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmRSS")]
+    return int(line.split()[1]) // 1024
+
+def work():
+    read_picture(content, "picture")
+    done.release()
+    end.wait()
+
+content, done, end = Path("large.png").read_bytes(), threading.Semaphore(0), threading.Event()
+before = resident()
+for _ in range(4):
+    threading.Thread(target=work).start()
+    done.acquire()
+print(resident() - before)
+end.set()
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the system tells no process's memory")
+def test_threads_that_have_read_large_pictures_keep_no_memory_of_them(tmp_path: Path) -> None:
+    (tmp_path / "large.png").write_bytes(encoded(Image.new("RGBA", (4000, 4000))))
+    done = subprocess.run(
+        [sys.executable, "-c", THREADS], cwd=tmp_path, env=environment() | {"PYTHONPATH": str(ROOT)}, check=True,
+        text=True, stdout=subprocess.PIPE,
+    )  # fmt: skip
+    assert int(done.stdout) < 100  # MiB, of which a picture takes 64 at least
