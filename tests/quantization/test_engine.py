@@ -292,7 +292,15 @@ def various(network: nn.Module, **shared: Any) -> list[Recipe]:
     return [
         Recipe(bits=3, **shared),
         Recipe(bits={name: 2 + i % 3 for i, name in enumerate(names)}, bias_correction=True, **shared),
-        Recipe(bits=2, method="rtn", alphabet="midrise", granularity="layer", radius=1.0, **shared),
+        Recipe(
+            bits=2,
+            method="rtn",
+            alphabet="midrise",
+            granularity="layer",
+            radius=1.0,
+            bias_correction=True,
+            **shared,
+        ),
         Recipe(method="gpfq_l0", options={"threshold": 0.9, "form": "covariance"}, percentile=0.99, **shared),
         Recipe(method="sgpfq", retain_rate=0.4, options={"form": "residual"}, seed=5, **shared),
     ]

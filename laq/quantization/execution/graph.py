@@ -367,6 +367,7 @@ class Program:
         self._reading = reading
         self._last_uses = _last_uses(graph)
         self._modules: dict[tuple[int, str], nn.Module] = {}
+        self._biases: dict[str, str] = {}  # what the calls of a layer add, where that was asked for
 
     def parts(self, segment: Segment) -> list[range]:
         """The positions of a segment in parts, each of which but the first begins with a layer's call."""
@@ -413,9 +414,11 @@ class Program:
         Raises:
             QuantizationError: calls add different ones, or the module has no place for a bias.
         """
+        if layer.name in self._biases:  # another network's turn
+            return self._biases[layer.name]
         nodes = [self.nodes[call.position] for call in self._reading.calls[layer.parameter]]
         added = {self._reading.bias_of(node) for node in nodes}
-        bias = bias_of(layer, network, added)
+        bias = self._biases[layer.name] = bias_of(layer, network, added)
         for node in nodes if added == {None} else ():
             with node.graph.inserting_before(node):
                 read = node.graph.get_attr(bias)
