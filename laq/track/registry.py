@@ -1,19 +1,15 @@
 """MLflow's model registry: a registered model per subset, whose best version has the alias ``champion``."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 from mlflow import MlflowClient
 from mlflow.entities import LoggedModel
-from mlflow.entities.model_registry import ModelVersion
 
 from laq.files import digest
-from laq.track.runs import ModelSpec, ResultRuns, RunSpec, rank
+from laq.track.runs import ResultRuns, rank
 
 CHAMPION: Final = "champion"
-_SCORE: Final = "laq.top1_sub_percent"
-_SIZE: Final = "laq.size_bytes"
 _TASK: Final = "laq.task_sha256"
 
 
@@ -28,66 +24,54 @@ def register_champions(
     """
     most_bytes = result.champion_bytes or 0.0
     every = [(run, model) for run in result.runs for model in run.models]
-    every = [(run, model) for run, model in every if model.metrics["size_bytes"] <= most_bytes]
-    for subset in dict.fromkeys(model.params["subset"] for _, model in every):
-        of_subset = [(run, model) for run, model in every if model.params["subset"] == subset]
-        run, model = max(of_subset, key=lambda candidate: rank(candidate[1].metrics))
+    fitting = [(run, model) for run, model in every if model.metrics["size_bytes"] <= most_bytes]
+    fitting.sort(key=lambda candidate: rank(candidate[1].metrics), reverse=True)
+    best = {model.params["subset"]: (run, model) for run, model in reversed(fitting)}
+    for subset, (run, model) in best.items():
         images = [data.digest for data in run.inputs if data.context == "images"]
-        task = digest([images, sorted(model.classes.values())])
-        registered = _RegisteredModel(client, f"{result.experiment}-{subset}", task, most_bytes)
-        registered.add(models[run.key, model.name], run, model)
-        registered.point_at_best()
-
-
-@dataclass(frozen=True)
-class _RegisteredModel:
-    """The versions of a registered model for one task (classes and images) and up to one size."""
-
-    client: MlflowClient
-    name: str
-    task: str
-    most_bytes: float
-
-    def versions(self) -> list[ModelVersion]:
-        """The versions, the best first, then the oldest."""
-        found = self.client.search_model_versions(f"name = '{self.name}'")
-        same_task = [version for version in found if version.tags.get(_TASK) == self.task]
-        small = [version for version in same_task if float(version.tags[_SIZE]) <= self.most_bytes]
-        return sorted(small, key=lambda v: (*(-part for part in _rank(v)), int(v.version)))
-
-    def add(self, logged: LoggedModel, run: RunSpec, model: ModelSpec) -> None:
-        """Add a version, unless one as good is there; delete it if another machine's came first."""
-        if any(_rank(version) >= rank(model.metrics) for version in self.versions()):
-            return
         classes = ", ".join(model.classes.values())
-        if not self.client.search_registered_models(f"name = '{self.name}'"):
-            self.client.create_registered_model(self.name, description=f"Tells apart: {classes}")
-        made = self.client.create_model_version(
-            self.name,
-            logged.artifact_location,
-            logged.source_run_id,
-            tags={
-                _SCORE: str(model.metrics["top1_sub_percent"]),
-                _SIZE: str(model.metrics["size_bytes"]),
-                _TASK: self.task,
-                "laq.classes": classes,
-                **{f"laq.{name}": value for name, value in model.params.items()},
+        tags = {"classes": classes, **model.params, **model.metrics}
+        logged = models[run.key, model.name]
+        version = {
+            "name": f"{result.experiment}-{subset}",
+            "source": logged.artifact_location,
+            "run_id": logged.source_run_id,
+            "model_id": logged.model_id,
+            "description": f"{run.name} ({model.name.replace('_', ' + ')}), for: {classes}",
+            "tags": {
+                _TASK: digest([images, sorted(model.classes.values())]),
+                **{f"laq.{name}": str(value) for name, value in tags.items()},
             },
-            description=f"{run.name} ({model.name.replace('_', ' + ')}), for: {classes}",
-            model_id=logged.model_id,
-        )
-        earlier = [v for v in self.versions() if int(v.version) < int(made.version)]
-        if any(_rank(version) >= rank(model.metrics) for version in earlier):
-            self.client.delete_model_version(self.name, made.version)
-
-    def point_at_best(self) -> None:
-        """Give the alias to the best version, and look again: another machine may have added one."""
-        while versions := self.versions():
-            best, aliases = str(versions[0].version), self.client.get_registered_model(self.name).aliases
-            if str(aliases.get(CHAMPION)) == best:
-                return
-            self.client.set_registered_model_alias(self.name, CHAMPION, best)
+        }
+        _register(client, version, most_bytes)
 
 
-def _rank(version: ModelVersion) -> tuple[float, float]:
-    return float(version.tags[_SCORE]), -float(version.tags[_SIZE])
+def _register(client: MlflowClient, new: Mapping[str, Any], most_bytes: float) -> None:
+    """Add a version unless one as good is there, and give the alias to the best; look again after each step.
+
+    If two machines add theirs at once, a version goes that an earlier one is as good and as small as.
+    """
+    name = new["name"]
+    while True:
+        found = sorted(client.search_model_versions(f"name = '{name}'"), key=lambda v: int(v.version))
+        ranks: dict[str, tuple[float, float]] = {}
+        for version in (v for v in found if v.tags.get(_TASK) == new["tags"][_TASK]):
+            score, size = _rank(version.tags)
+            if any(score <= earlier[0] and size <= earlier[1] for earlier in ranks.values()):
+                client.delete_model_version(name, version.version)
+            else:
+                ranks[str(version.version)] = score, size
+        fitting = [number for number, (_, size) in ranks.items() if -size <= most_bytes]
+        best = max(fitting, key=lambda number: ranks[number], default="")
+        if not best or ranks[best] < _rank(new["tags"]):
+            if not client.search_registered_models(f"name = '{name}'"):
+                client.create_registered_model(name, description=f"Tells apart: {new['tags']['laq.classes']}")
+            client.create_model_version(**new)
+        elif str(client.get_registered_model(name).aliases.get(CHAMPION)) != best:
+            client.set_registered_model_alias(name, CHAMPION, best)
+        else:
+            return
+
+
+def _rank(tags: Mapping[str, str]) -> tuple[float, float]:
+    return float(tags["laq.top1_sub_percent"]), -float(tags["laq.size_bytes"])

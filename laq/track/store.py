@@ -3,11 +3,11 @@
 import logging
 import os
 import re
+import shutil
 import sqlite3
 import tempfile
-import uuid
 from collections.abc import Iterator
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import AbstractContextManager, ExitStack, closing, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -15,16 +15,17 @@ from typing import Any, Final
 import sqlalchemy
 from filelock import FileLock
 from mlflow import MlflowClient
+from mlflow.entities import RunTag
 from mlflow.exceptions import MlflowException
 from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 from sqlalchemy.exc import SQLAlchemyError
 from tenacity import retry, retry_if_exception, stop_after_attempt, wait_random
 
 from laq.errors import LaqError
-from laq.files import digest, project_root
+from laq.files import project_root
 from laq.track.registry import register_champions
 from laq.track.runs import ResultRuns
-from laq.track.sending import Sender, adopt_own_run
+from laq.track.sending import KEY, RESULT, Sender
 
 _SQLITE: Final = "sqlite:///"
 _DATABASES: Final = ("sqlite", "postgresql", "mysql", "mssql")
@@ -59,6 +60,7 @@ class Store:
         for name, value in _TIMEOUTS.items():
             if not os.environ.setdefault(name, value).isdigit():
                 raise LaqError(f"{name}: found {os.environ[name]!r}; must be a whole number")
+        os.environ.setdefault("PGOPTIONS", "-c statement_timeout=60s -c lock_timeout=20s")
         os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")  # saves a request per run
         for name in ("alembic", "mlflow", "mlflow.store.db.utils", "urllib3"):
             logging.getLogger(name).setLevel(logging.CRITICAL)  # they log errors that are raised anyway
@@ -67,8 +69,11 @@ class Store:
             raise LaqError(
                 f"MLflow at {self}: more than one @ in MLFLOW_TRACKING_URI; write %40 for one in a password"
             )
-        with self.one_line_errors(), self._locked():
-            self.client = _open_client(self.uri)
+        with self.one_line_errors():
+            path = sqlalchemy.make_url(self.uri).database if self.uri.startswith(_SQLITE) else None
+            self._file = Path(path).resolve() if path else None
+            with self._locked():
+                self.client = _open_client(self.uri, self._file)
 
     def __str__(self) -> str:
         return _without_password(self.uri)
@@ -87,16 +92,12 @@ class Store:
                 "(MLFLOW_TRACKING_URI), then `laq track` sends what it lacks"
             ) from error
 
-    @contextmanager
-    def _locked(self) -> Iterator[None]:
-        """Keep other processes of this machine out: two that create a sqlite store at once break it."""
-        lock = Path(tempfile.gettempdir()) / f"laq-{digest([os.getuid(), self.uri])[:16]}.lock"
-        if self.uri.startswith(_SQLITE):
-            database = _database_file(self.uri)
-            database.parent.mkdir(parents=True, exist_ok=True)
-            lock = database.with_name(f"{database.name}.lock")
-        with FileLock(lock):
-            yield
+    def _locked(self) -> AbstractContextManager[Any]:
+        """Keep other processes away from a sqlite file: two that create one at once break it."""
+        if not self._file:
+            return nullcontext()
+        self._file.parent.mkdir(parents=True, exist_ok=True)
+        return FileLock(f"{self._file}.lock")
 
     def send(self, result: ResultRuns) -> Sent:
         """Send the runs and models of a result that the store lacks, and register the best models.
@@ -117,33 +118,40 @@ class Store:
     )
     def _send(self, result: ResultRuns, sent: set[str]) -> Sent:
         """Send a result; ``sent`` gets the keys of the runs that were missing."""
-        experiment_id = adopt_own_run(self.client, result) or self._experiment_id(result.experiment)
+        experiment_id = self._experiment_id(result)
         sender = Sender(self.client, experiment_id, result)
         sent.update(sender.send())
         register_champions(self.client, result, sender.models)
         return Sent(len(sent), {key: run.info.run_id for key, run in sender.runs.items()}, experiment_id)
 
-    def _experiment_id(self, name: str) -> str:
-        """The id of the experiment, which is created if it does not exist.
+    def _experiment_id(self, result: ResultRuns) -> str:
+        """The experiment of the run that `mlflow run` started, which becomes the root; else the result's own.
 
-        Artifacts of a database lie beside its file, or at the project's root; servers have a place of
-        their own.
+        If that does not exist, it is created. Artifacts of a database lie beside its file, or at the
+        project's root; servers have a place of their own.
         """
-        if found := self.client.get_experiment_by_name(name):
+        if result.own_run:
+            everywhere = [experiment.experiment_id for experiment in self.client.search_experiments()]
+            for run in self.client.search_runs(everywhere, f"attributes.run_id = '{result.own_run}'"):
+                tags = [RunTag(name, result.root.key) for name in (KEY, RESULT)]
+                self.client.log_batch(result.own_run, tags=tags)
+                return str(run.info.experiment_id)
+        if found := self.client.get_experiment_by_name(result.experiment):
             return str(found.experiment_id)
-        beside = _database_file(self.uri).parent if self.uri.startswith(_SQLITE) else project_root()
-        artifacts = (beside / "mlruns" / name).as_uri() if self.uri.startswith(_DATABASES) else None
-        return str(self.client.create_experiment(name, artifacts))
+        beside = self._file.parent if self._file else project_root()
+        is_database = self.uri.startswith(_DATABASES)
+        artifacts = (beside / "mlruns" / result.experiment).as_uri() if is_database else None
+        return str(self.client.create_experiment(result.experiment, artifacts))
 
 
-def _open_client(uri: str) -> MlflowClient:
+def _open_client(uri: str, file: Path | None) -> MlflowClient:
     """Connect to a store, which is set up if it is a new database.
 
     A database is tried first, for MLflow itself tries ten times, which takes minutes; and two machines
     that set up a PostgreSQL database take turns.
     """
-    if uri.startswith(_SQLITE) and not _database_file(uri).exists():
-        _create_database(_database_file(uri))
+    if file and not file.exists():
+        _create_database(file)
     with ExitStack() as stack:
         if uri.startswith(_DATABASES):
             engine = sqlalchemy.create_engine(uri, poolclass=sqlalchemy.NullPool)
@@ -157,33 +165,25 @@ def _open_client(uri: str) -> MlflowClient:
 
 
 def _create_database(path: Path) -> None:
-    """Create a sqlite store under a temporary name: MLflow cannot use one that was left half made."""
-    new = path.with_name(f"{path.name}.new-{uuid.uuid4().hex[:8]}")  # MLflow keeps connections by name
-    try:
+    """Create a sqlite store in a folder of its own: MLflow cannot use one that was left half made."""
+    prefix = f"{path.name}.new-"
+    for left in path.parent.glob(f"{prefix}*"):
+        shutil.rmtree(left)
+    with tempfile.TemporaryDirectory(prefix=prefix, dir=path.parent) as folder:
+        new = Path(folder) / path.name
         SqlAlchemyStore(f"{_SQLITE}{new}", (path.parent / "mlruns").as_uri()).engine.dispose()  # type: ignore[no-untyped-call]
         with closing(sqlite3.connect(new)) as connection:
             # Otherwise readers and writers block each other, and a commit waits for the disk thrice.
             connection.execute("PRAGMA journal_mode=WAL")
         new.rename(path)
-    finally:
-        for left in path.parent.glob(f"{path.name}.new*"):
-            left.unlink()
 
 
 @sqlalchemy.event.listens_for(sqlalchemy.Engine, "connect")
 def _configure_connection(connection: Any, _: Any) -> None:
-    if isinstance(connection, sqlite3.Connection):
-        if connection.execute("PRAGMA journal_mode").fetchone() == ("wal",):
-            # Waits for the disk less: should the power fail, the last runs are missing, and sent again.
-            connection.execute("PRAGMA synchronous=NORMAL")
-    elif type(connection).__module__.startswith("psycopg") and "PGOPTIONS" not in os.environ:
-        with closing(connection.cursor()) as cursor:
-            cursor.execute("SET statement_timeout = '60s'; SET lock_timeout = '20s'")
-        connection.commit()
-
-
-def _database_file(uri: str) -> Path:
-    return Path(sqlalchemy.make_url(uri).database or "").resolve()
+    is_sqlite = isinstance(connection, sqlite3.Connection)
+    if is_sqlite and connection.execute("PRAGMA journal_mode").fetchone() == ("wal",):
+        # Waits for the disk less: should the power fail, the last runs are missing, and sent again.
+        connection.execute("PRAGMA synchronous=NORMAL")
 
 
 def _without_password(text: str) -> str:

@@ -84,7 +84,7 @@ class TrackedStudies:
         Raises:
             LaqError: the store has none of the study's cells.
         """
-        asked = f"tags.`laq.tree` = '{study.run}' and tags.`laq.level` = 'cell'"
+        asked = f"tags.`laq.root` = '{study.tags['laq.key']}' and tags.`laq.level` = 'cell'"
         with self.store.one_line_errors():
             rows = [row for run in self._runs(asked) for row in _rows(run.data.params, run.data.metrics)]
         if not rows:

@@ -7,6 +7,7 @@ import sqlite3
 import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -135,6 +136,29 @@ def test_the_same_tree_twice_is_one_and_what_is_missing_is_sent(store: Store, we
     client.set_terminated(first.ids[tree.root.key], "RUNNING")
     assert store.send(tree).count == 3
     check_once(client, tree)
+
+
+def test_what_is_below_a_run_that_is_there_twice_is_sent_below_the_one_that_stays(
+    store: Store, weights: Path
+) -> None:
+    tree = make_tree(weights)
+    run = store.client.get_run(store.send(tree).ids[tree.runs[1].key])
+    tags = {name: value for name, value in run.data.tags.items() if name != "mlflow.runName"}
+    earlier = store.client.create_run(run.info.experiment_id, run.info.start_time, tags)
+    store.client.set_terminated(earlier.info.run_id, end_time=run.info.end_time - 1)
+    assert store.send(tree).ids[tree.runs[1].key] == earlier.info.run_id
+    check_once(store.client, tree)
+
+
+def test_the_run_that_mlflow_started_below_another_becomes_the_root(store: Store, weights: Path) -> None:
+    experiment = store.client.create_experiment("elsewhere")
+    above = store.client.create_run(experiment).info.run_id
+    own = store.client.create_run(experiment, tags={"mlflow.parentRunId": above}).info.run_id
+    tree = replace(make_tree(weights), own_run=own)
+    done = store.send(tree)
+    assert (done.ids[tree.root.key], done.experiment_id) == (own, experiment)
+    assert store.send(tree).count == 0
+    assert len(runs_of(store.client, "elsewhere")) == 1 + len(tree.runs)
 
 
 def calls(patch: pytest.MonkeyPatch, around: Callable[..., Any]) -> None:
@@ -443,8 +467,9 @@ def test_a_damaged_store_is_told_and_left_as_it_is(
 def test_a_store_that_was_left_half_made_is_made_anew(
     project: Path, monkeypatch: pytest.MonkeyPatch, weights: Path
 ) -> None:
-    for name in ("mlflow.db.new", "mlflow.db.new-journal"):
-        (project / name).write_bytes(b"half")
+    half_made = project / "mlflow.db.new-killed"
+    half_made.mkdir()
+    (half_made / "mlflow.db").write_bytes(b"half")
     tree = lone(network(weights))
     assert Store().send(tree).count == 1
     assert not list(project.glob("*.new*"))
