@@ -22,10 +22,10 @@ from laq.study import StudyInputs, layer_rows, measure_all, measurement_row, pla
 from laq.subsets import FILE as SUBSETS
 from laq.subsets import Subset, read_subsets
 from laq.track.descriptions import root_description
-from laq.track.outbox import outbox
 from laq.track.own_run import OWN_RUN
 from laq.track.results import Results, Row, row_dicts
 from laq.track.runs import RunSpec
+from laq.track.store import outbox
 from laq.track.study_runs import check_dataset, result_runs, settings_of, tags
 
 

@@ -8,7 +8,7 @@ import pandas as pd
 from laq.quantization.methods.registry import BASELINE, label_of
 from laq.report.analysis import Analysis
 from laq.report.correlations import DEPENDENCE
-from laq.report.rendering import markdown_table, number, numbers, plain, spread, templates
+from laq.report.rendering import markdown_table, number, numbers, spread, templates
 from laq.report.tables import BASE_OF, SEED_SPREAD, main_rows
 from laq.sections.report import Report
 from laq.study import NO_IMAGES
@@ -130,8 +130,3 @@ def _intervals(low: "pd.Series[float]", high: "pd.Series[float]") -> "pd.Series[
 
 def _mean_and_deviation(rows: pd.DataFrame, name: str) -> "pd.Series[str]":
     return spread(rows[f"{name}_mean"], rows[f"{name}_std"], "z.1f")
-
-
-def line(*cells: object) -> str:
-    """A row of a Markdown table."""
-    return f"| {' | '.join(map(plain, cells))} |"

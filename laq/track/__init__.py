@@ -14,7 +14,6 @@ from laq.study import FOLDER as STUDY
 from laq.study import INPUTS, LAYERS, MEASUREMENTS, read_measurements, seconds_file, weights_file
 from laq.subsets import read_subsets
 from laq.track.descriptions import root_description
-from laq.track.outbox import send_outbox
 from laq.track.own_run import annotate
 from laq.track.results import Results, row_dicts
 from laq.track.runs import ResultRuns, RunSpec
@@ -39,7 +38,7 @@ def run(params: Params) -> str:
     """
     check_study(params)
     result, store = study_runs(params), Store()
-    waiting = send_outbox(store)
+    waiting = store.send_outbox()
     sent = store.send(result)
     study, name = sent.ids[result.root.key], result.root.name
     if in_pipeline():
@@ -54,7 +53,7 @@ def run(params: Params) -> str:
 def send_waiting() -> str:
     """Send the runs that wait in the outbox; returns a sentence that says how many and to where."""
     store = Store()
-    return f"Sent {send_outbox(store)} runs to {store}"
+    return f"Sent {store.send_outbox()} runs to {store}"
 
 
 def study_runs(params: Params) -> ResultRuns:
@@ -83,7 +82,10 @@ def _root(results: Results) -> RunSpec:
         key=results.key,
         name=f"{experiment() or params.name}, {len(results.subsets)} subsets",
         params={name: str(value) for name, value in flatten(settings_of(params))},
-        metrics=_metrics(summary),
+        metrics={  # the report's headline at every bit-width, and its correlations
+            **{f"top1/{name}": value for name, value in headline(summary).items()},
+            **{f"rho/{name}": value for name, value in read_json(need(REPORT / METRICS))["rho"].items()},
+        },
         tags={**tags(results), "laq.level": "study"},
         inputs=results.provenance.inputs,
         files=[
@@ -93,10 +95,3 @@ def _root(results: Results) -> RunSpec:
         ],
         description=root_description(results, summary, title),
     )
-
-
-def _metrics(summary: pd.DataFrame) -> dict[str, float]:
-    """The report's headline at every bit-width, and its correlations."""
-    top1 = headline(summary)
-    rho = read_json(need(REPORT / METRICS))["rho"]
-    return {**{f"top1/{k}": v for k, v in top1.items()}, **{f"rho/{k}": v for k, v in rho.items()}}

@@ -6,7 +6,8 @@ from typing import Final
 import pandas as pd
 
 from laq.quantization.methods.registry import label_of
-from laq.report.markdown import accuracies, findings, line
+from laq.report.markdown import accuracies, findings
+from laq.report.rendering import markdown_table
 from laq.report.tables import BASE_OF
 from laq.sections.track import Track
 from laq.subsets import Subset
@@ -41,28 +42,27 @@ def root_description(results: Results, summary: pd.DataFrame, title: str) -> str
 def _winners(results: Results) -> Iterable[str]:
     limit = results.params.track
     yield f"**Best network of each subset, of {limit.champion_kib:g} KiB at most**"
-    rows = [line("subset", *_HEAD), line(*["---"] * (1 + len(_HEAD)))]
-    for subset in results.subsets[:_MOST_SUBSETS]:
-        winner = best(results.of(subset), limit.champion_bytes)
-        rows.append(line(subset.name, *(_cells(winner) if winner else ["none is so small", *[""] * 6])))
-    yield "\n".join(rows)
+    subsets = results.subsets[:_MOST_SUBSETS]
+    winners = {subset.name: best(results.of(subset), limit.champion_bytes) for subset in subsets}
+    rows = [
+        {"subset": name, **(_cells(row) if row else {"network": "none is so small"})}
+        for name, row in winners.items()
+    ]
+    yield markdown_table(pd.DataFrame(rows))
     if len(results.subsets) > _MOST_SUBSETS:
         yield f"And {len(results.subsets) - _MOST_SUBSETS} subsets more, each with a note on its run."
 
 
-_HEAD: Final = ("network", "method", "bits", "top-1 of the subset (%)", "points lost", "KiB", "times smaller")
-
-
-def _cells(row: Row) -> list[str]:
-    return [
-        str(BASE_OF.get(row["variant"], row["variant"])),
-        label_of(row["method"]),
-        str(row["bits"]),
-        f"{row['top1_sub_percent']:.2f}",
-        "" if row["method"] == "float" else f"{row['drop_sub_points']:z.2f}",
-        f"{row['size_bytes'] / 1024:.1f}",
-        f"{row['compression']:.1f}",
-    ]
+def _cells(row: Row) -> dict[str, str]:
+    return {
+        "network": str(BASE_OF.get(row["variant"], row["variant"])),
+        "method": label_of(row["method"]),
+        "bits": str(row["bits"]),
+        "top-1 of the subset (%)": f"{row['top1_sub_percent']:.2f}",
+        "points lost": "" if row["method"] == "float" else f"{row['drop_sub_points']:z.2f}",
+        "KiB": f"{row['size_bytes'] / 1024:.1f}",
+        "times smaller": f"{row['compression']:.1f}",
+    }
 
 
 def _provenance(results: Results) -> str:
@@ -82,19 +82,19 @@ def subset_description(subset: Subset, rows: Sequence[Row], limit: Track) -> str
     if winner is None:
         found = f"No network is as small as {limit.champion_kib:g} KiB."
     else:
-        network, method, bits, score, lost, size, _ = _cells(winner)
+        cells = _cells(winner)
         found = (
-            f"**{method} at {bits} bits** on the {network} network is best of those of "
-            f"{limit.champion_kib:g} KiB at most: {score} % top-1 of the subset, {lost} points lost, "
-            f"{size} KiB."
+            f"**{cells['method']} at {cells['bits']} bits** on the {cells['network']} network is best of "
+            f"those of {limit.champion_kib:g} KiB at most: {winner['top1_sub_percent']:.2f} % top-1 of the "
+            f"subset, {cells['points lost']} points lost, {cells['KiB']} KiB."
         )
     return "\n\n".join([f"Classes: {', '.join(subset.class_names)}", found, _table(rows)])[:LONGEST]
 
 
 def cell_description(subset: Subset, rows: Sequence[Row]) -> str:
     """One method and bit-width for one subset, beside the networks as they are."""
-    return "\n\n".join([f"Classes: {', '.join(subset.class_names)}", _table(rows)])[:LONGEST]
+    return f"Classes: {', '.join(subset.class_names)}\n\n{_table(rows)}"[:LONGEST]
 
 
 def _table(rows: Sequence[Row]) -> str:
-    return "\n".join([line(*_HEAD), line(*["---"] * len(_HEAD)), *(line(*_cells(row)) for row in rows)])
+    return markdown_table(pd.DataFrame([_cells(row) for row in rows]))

@@ -47,8 +47,11 @@ class Provenance:
     @cached_property
     def examples(self) -> tuple[str, ...]:
         """Test images, as a server takes them."""
-        images = read_images(DATASET, "test").images[:_EXAMPLES]
-        return tuple(map(_as_png, images.permute(0, 2, 3, 1).numpy()))
+        examples = []
+        for pixels in read_images(DATASET, "test").images[:_EXAMPLES].permute(0, 2, 3, 1).numpy():
+            Image.fromarray(pixels).save(buffer := io.BytesIO(), "PNG")
+            examples.append(base64.b64encode(buffer.getvalue()).decode())
+        return tuple(examples)
 
     @cached_property
     def tags(self) -> dict[str, str]:
@@ -81,9 +84,3 @@ class Results:
 def row_dicts(table: pd.DataFrame) -> list[dict[str, Any]]:
     """The rows of a table by the names of its columns."""
     return [{str(column): value for column, value in row.items()} for row in table.to_dict("records")]
-
-
-def _as_png(pixels: Any) -> str:
-    buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, "PNG")
-    return base64.b64encode(buffer.getvalue()).decode()

@@ -86,23 +86,29 @@ class Sender:
         models.sort(key=lambda model: (model.status != _READY, model.creation_timestamp, model.model_id))
         places = {(keys.get(model.source_run_id), model.name): model for model in reversed(models)}
         self.models = {(key, name): model for (key, name), model in places.items() if key}
-        kept = {model.model_id for model in self.models.values()}
+        if self._delete_others(runs, models):
+            return self._look()
+        finished = {key for key, run in self.runs.items() if run.info.status == "FINISHED"}
+        ready = {place for place, model in self.models.items() if model.status == _READY}
+        return [
+            spec
+            for spec in self.result.runs
+            if spec.key not in finished or not ready.issuperset((spec.key, m.name) for m in spec.models)
+        ]
+
+    def _delete_others(self, runs: Sequence[Run], models: Sequence[LoggedModel]) -> bool:
+        """Delete runs and models that are not kept, and versions of them; returns whether there were any."""
+        kept = {run.info.run_id for run in self.runs.values()}
+        kept |= {model.model_id for model in self.models.values()}
         surplus = [model for model in models if model.model_id not in kept]
         for model in surplus:
             self.client.delete_logged_model(model.model_id)
-        for run in (others := [run for run in runs if run.info.run_id not in keys]):
+        others = [run for run in runs if run.info.run_id not in kept]
+        for run in others:
             for version in self.client.search_model_versions(f"run_id = '{run.info.run_id}'"):
                 self.client.delete_model_version(version.name, version.version)
             self.client.delete_run(run.info.run_id)
-        if surplus or others:
-            return self._look()
-        return [spec for spec in self.result.runs if not self._is_complete(spec)]
-
-    def _is_complete(self, spec: RunSpec) -> bool:
-        """Whether the run is finished, and its models are ready."""
-        run, models = self.runs.get(spec.key), [self.models.get((spec.key, m.name)) for m in spec.models]
-        is_finished = run is not None and run.info.status == "FINISHED"
-        return is_finished and all(model and model.status == _READY for model in models)
+        return bool(surplus or others)
 
     def _create_run(self, spec: RunSpec) -> Run:
         """An empty run below its parent."""

@@ -49,6 +49,11 @@ class Sent:
     experiment_id: str
 
 
+def outbox() -> Path:
+    """The folder of results that wait until a store has them, each a file named by its root's key."""
+    return project_root() / ".laq" / "outbox"
+
+
 class Store:
     """The tracking server that ``MLFLOW_TRACKING_URI`` names, or sqlite at the project's root.
 
@@ -91,6 +96,24 @@ class Store:
                 f"MLflow at {self}: {reason}; nothing measured is lost: see to the store "
                 "(MLFLOW_TRACKING_URI), then `laq track` sends what it lacks"
             ) from error
+
+    def send_outbox(self) -> int:
+        """Send the results that wait, and delete each once it is sent; returns how many runs were sent.
+
+        Raises:
+            LaqError: the store cannot be reached or written, or a network that is to be sent is gone.
+        """
+        folder, count = outbox(), 0
+        folder.mkdir(parents=True, exist_ok=True)
+        with FileLock(folder.with_suffix(".lock")):  # what another process is sending is gone when it is done
+            for path in sorted(folder.glob("*.json")):
+                result = ResultRuns.load(path)
+                for weights in [model.weights for run in result.runs for model in run.models]:
+                    if not weights.exists():
+                        raise LaqError(f"{path}: waits to be sent, but {weights} is gone; remove the former")
+                count += self.send(result).count
+                path.unlink()
+        return count
 
     def _locked(self) -> AbstractContextManager[Any]:
         """Keep other processes away from a sqlite file: two that create one at once break it."""
@@ -156,7 +179,6 @@ def _open_client(uri: str, file: Path | None) -> MlflowClient:
         if uri.startswith(_DATABASES):
             engine = sqlalchemy.create_engine(uri, poolclass=sqlalchemy.NullPool)
             connection = stack.enter_context(engine.connect())
-            sqlalchemy.inspect(connection).get_table_names()
             if engine.dialect.name == "postgresql":
                 connection.execute(sqlalchemy.select(sqlalchemy.func.pg_advisory_lock(_SETUP_LOCK)))
         client = MlflowClient(uri)

@@ -38,10 +38,6 @@ class TrackedStudy:
         """The name of the DVC experiment that it was."""
         return self.tags.get("laq.dvc_experiment")
 
-    def is_called(self, start: str) -> bool:
-        """Whether the run's id begins so, or the key of the result, which DVC's experiments show."""
-        return self.run.startswith(start) or self.tags.get("laq.key", "").startswith(start)
-
     @property
     def label(self) -> str:
         """What people call it: the DVC experiment, or else the start of the run's id."""
@@ -57,7 +53,14 @@ class TrackedStudies:
         with store.one_line_errors():
             found = store.client.get_experiment_by_name(experiment)
             self._ids = [str(found.experiment_id)] if found else []
-            self.studies = [_tracked(run) for run in self._runs("tags.`laq.level` = 'study'")]
+            self.studies: list[TrackedStudy] = []
+            for run in self._runs("tags.`laq.level` = 'study'"):
+                data, info = run.inputs.dataset_inputs if run.inputs else [], run.info
+                uses = {
+                    t.value: d.dataset.digest for d in data for t in d.tags if t.key == "mlflow.data.context"
+                }
+                study = TrackedStudy(info.run_id, info.start_time, run.data.params, run.data.tags, uses)
+                self.studies.append(study)
 
     def find(self, name: str) -> TrackedStudy:
         """The study that ``name`` means: latest, previous, a DVC experiment, the start of a run's id or key.
@@ -67,8 +70,13 @@ class TrackedStudies:
         """
         if name in AGES:
             return self._by_age(name)
-        exact = [s for s in self.studies if name in {s.run, s.experiment}]
-        found = exact or [s for s in self.studies if _RUN_ID.fullmatch(name) and s.is_called(name)]
+        found = [s for s in self.studies if name in {s.run, s.experiment}]
+        if not found and _RUN_ID.fullmatch(name):  # DVC's experiments show the start of the result's key
+            found = [
+                s
+                for s in self.studies
+                if s.run.startswith(name) or s.tags.get("laq.key", "").startswith(name)
+            ]
         if len(found) == 1:
             return found[0]
         if found:
@@ -84,7 +92,7 @@ class TrackedStudies:
         Raises:
             LaqError: the store has none of the study's cells.
         """
-        asked = f"tags.`laq.root` = '{study.tags['laq.key']}' and tags.`laq.level` = 'cell'"
+        asked = f"tags.`laq.root` = '{study.tags.get('laq.key')}' and tags.`laq.level` = 'cell'"
         with self.store.one_line_errors():
             rows = [row for run in self._runs(asked) for row in _rows(run.data.params, run.data.metrics)]
         if not rows:
@@ -129,12 +137,6 @@ class TrackedStudies:
             page = self.store.client.search_runs(self._ids, condition, order_by=order, page_token=token)
             yield from (run for run in page if run.info.status == "FINISHED")
             token = page.token or ""
-
-
-def _tracked(run: Any) -> TrackedStudy:
-    data = run.inputs.dataset_inputs if run.inputs else []
-    uses = {tag.value: d.dataset.digest for d in data for tag in d.tags if tag.key == "mlflow.data.context"}
-    return TrackedStudy(run.info.run_id, run.info.start_time, run.data.params, run.data.tags, uses)
 
 
 def _named(studies: Sequence[TrackedStudy]) -> str:

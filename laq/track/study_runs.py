@@ -117,23 +117,18 @@ def _cell_run(results: Results, subset: Subset, rows: Sequence[Row], parent: str
     last = rows[-1]
     method, bits, calibration, seed = _recipe(last)
     quantized = [row for row in rows if row["method"] != "float"]
-    layers = {row["variant"]: _layers_of(results, row) for row in quantized}
+    shown = ("layer", "bits", "levels", "weights", "sparsity_percent", "relative_error")
+    layers = {
+        row["variant"]: [
+            {n: layer[n] for n in shown} for layer in results.layers if layer["cell"] == row["cell"]
+        ]
+        for row in quantized
+    }
     return RunSpec(
         key=digest([parent, *_recipe(last)]),
         name=f"{subset.name}, {method}, {bits} bits" + (f", {calibration}-{seed}" if seed else ""),
         parent=parent,
-        params={
-            "method": method,
-            "bits": bits,
-            "calibration": calibration,
-            "calibration_seed": seed,
-            "levels": "" if pd.isna(last["levels"]) else str(last["levels"]),
-            **_not_quantized(last),
-            **_subset_params(subset),
-            "network": last["network"],
-            "dataset": last["dataset"],
-            **_settings(results.params),
-        },
+        params={**_subset_params(subset), **_cell_params(results.params, last)},
         metrics={**_scores(rows), **_divergences(subset)},
         series={
             f"{variant}/layers/{name}": [layer[name] for layer in some]
@@ -151,25 +146,26 @@ def _cell_run(results: Results, subset: Subset, rows: Sequence[Row], parent: str
     )
 
 
-def _not_quantized(row: Row) -> dict[str, str]:
-    """What keeps its weights, and why, where the network is not quantized whole."""
-    kept = row.get("not_quantized")
-    return {"not_quantized": str(kept)[:_LONGEST_PARAM]} if isinstance(kept, str) else {}
+def _cell_params(params: Params, row: Row) -> dict[str, str]:
+    """What tells cells apart, and the study's other settings of how networks are quantized."""
+    method, bits, calibration, seed = _recipe(row)
+    study = params.study.model_dump(mode="json", exclude={*Grid.model_fields, "also"})
+    kept = row.get("not_quantized")  # what keeps its weights, and why
+    return {
+        "method": method,
+        "bits": bits,
+        "calibration": calibration,
+        "calibration_seed": seed,
+        "levels": "" if pd.isna(row["levels"]) else str(row["levels"]),
+        **({"not_quantized": kept[:_LONGEST_PARAM]} if isinstance(kept, str) else {}),
+        "network": row["network"],
+        "dataset": row["dataset"],
+        **{name: str(value) for name, value in study.items()},
+    }
 
 
 def _subset_params(subset: Subset) -> dict[str, str]:
     return {"subset": subset.name, "kind": subset.kind, "classes": ", ".join(subset.class_names)}
-
-
-def _settings(params: Params) -> dict[str, str]:
-    """How networks are quantized, but for what tells cells apart."""
-    study = params.study.model_dump(mode="json", exclude={*Grid.model_fields, "also"})
-    return {name: str(value) for name, value in study.items()}
-
-
-def _layers_of(results: Results, row: Row) -> list[dict[str, Any]]:
-    shown = ("layer", "bits", "levels", "weights", "sparsity_percent", "relative_error")
-    return [{name: layer[name] for name in shown} for layer in results.layers if layer["cell"] == row["cell"]]
 
 
 def _scores(rows: Sequence[Row]) -> dict[str, float]:
@@ -185,18 +181,13 @@ def _scores(rows: Sequence[Row]) -> dict[str, float]:
 
 def _overview(rows: Sequence[Row]) -> dict[str, float]:
     """The subset's restricted top-1 by method and bits, and that of its networks as they are."""
-    return {
-        f"top1_sub/{row['variant']}" + ("" if row["method"] == "float" else f"/{_short(row)}"): row[
-            "top1_sub_percent"
-        ]
-        for row in rows
-    }
-
-
-def _short(row: Row) -> str:
-    """The recipe of a cell among its subset's, in the name of a metric."""
-    method, bits, calibration, seed = _recipe(row)
-    return f"{method}-{bits_name(bits)}" + (f".{calibration}-{seed}" if seed else "")
+    metrics = {}
+    for row in rows:
+        method, bits, calibration, seed = _recipe(row)
+        recipe = f"/{method}-{bits_name(bits)}" + (f".{calibration}-{seed}" if seed else "")
+        name = f"top1_sub/{row['variant']}" + ("" if method == "float" else recipe)
+        metrics[name] = row["top1_sub_percent"]
+    return metrics
 
 
 def _divergences(subset: Subset) -> dict[str, float]:

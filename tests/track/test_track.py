@@ -29,10 +29,9 @@ from laq.errors import LaqError
 from laq.files import digest
 from laq.network import Classifier, build, evaluate, predict
 from laq.quantization import load
-from laq.track.outbox import outbox, send_outbox
 from laq.track.registry import CHAMPION
 from laq.track.runs import Input, ModelSpec, ResultRuns, RunSpec
-from laq.track.store import Store
+from laq.track.store import Store, outbox
 from laq.track.study_runs import subset_runs
 from tests.trees import CLASSES, DESIGN, LAYERS, example, make_tree, mixed_results, network, png
 
@@ -382,16 +381,16 @@ def test_what_waits_is_sent_once_and_what_cannot_be_sent_is_told(
     tree = make_tree(weights)
     for _ in range(2):
         tree.save(outbox() / f"{tree.root.key}.json")
-    assert (send_outbox(store), send_outbox(store)) == (3, 0)
+    assert (store.send_outbox(), store.send_outbox()) == (3, 0)
     check_once(store.client, tree)
     gone = tmp_path / "gone.safetensors"
     make_tree(gone, "another").save(outbox() / "another.json")
     with pytest.raises(LaqError, match="gone.safetensors is gone"):
-        send_outbox(store)
+        store.send_outbox()
     (path,) = outbox().glob("*.json")
     path.write_text("{", encoding="utf-8")
     with pytest.raises(LaqError, match="not a result that waits to be sent"):
-        send_outbox(store)
+        store.send_outbox()
     assert path.exists()
 
 
