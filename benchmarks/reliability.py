@@ -20,13 +20,14 @@ from pathlib import Path
 from typing import Final
 
 import click
+import pandas as pd
 from records import Record, commit_of, read_records
 from reliability_ground import Ground
 from reliability_scenarios import SCENARIOS
 
 from laq.progress import progress
 from laq.provenance import commit
-from laq.report.markdown import line
+from laq.report.rendering import markdown_table
 
 _ROOT: Final = Path(__file__).parents[1]
 _results = click.option(
@@ -92,23 +93,25 @@ def table(results: Path) -> None:
 
 def render(records: Sequence[Record]) -> str:
     """The table, and below it what was lost, one by one."""
-    lines = ["# What is lost when things go wrong", "", _ABOUT, ""]
-    lines += [
-        line("what was done", "times", "how the disturbed commands ended", "lost", "commit"),
-        line(*["---"] * 5),
-    ]
-    lost = []
+    rows, lost = [], []
     for name, scenario in SCENARIOS.items():
         played = [record for record in records if record["scenario"] == name]
         ends = Counter(end for record in played for end in record["ends"])
         with_losses = [record for record in played if record["lost"]]
         told = ", ".join(f"{count} × {end}" for end, count in ends.most_common())
-        commits = ", ".join(sorted({commit_of(record) for record in played}))
-        why = scenario.missing or "not played"
         found = f"{len(with_losses)} of {len(played)}" if with_losses else "nothing"
-        lines.append(line(scenario.done, str(len(played)), told or why, found if played else "", commits))
+        rows.append(
+            {
+                "what was done": scenario.done,
+                "times": len(played),
+                "how the disturbed commands ended": told or scenario.missing or "not played",
+                "lost": found if played else "",
+                "commit": ", ".join(sorted({commit_of(record) for record in played})),
+            }
+        )
         lost += [f"- {name}, seed {record['seed']}: {'; '.join(record['lost'])}" for record in with_losses]
-    return "\n".join([*lines, *(["", "## Losses", "", *lost] if lost else [])])
+    whole = ["# What is lost when things go wrong", _ABOUT, markdown_table(pd.DataFrame(rows))]
+    return "\n\n".join([*whole, *(["## Losses", "\n".join(lost)] if lost else [])])
 
 
 _ABOUT: Final = """\

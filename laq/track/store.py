@@ -97,6 +97,15 @@ class Store:
                 "(MLFLOW_TRACKING_URI), then `laq track` sends what it lacks"
             ) from error
 
+    def send(self, result: ResultRuns) -> Sent:
+        """Send the runs and models of a result that the store lacks, and register the best models.
+
+        Raises:
+            LaqError: the store cannot be reached or written; what was sent until then stays.
+        """
+        with self.one_line_errors(), self._locked():
+            return self._send(result, set())
+
     def send_outbox(self) -> int:
         """Send the results that wait, and delete each once it is sent; returns how many runs were sent.
 
@@ -121,15 +130,6 @@ class Store:
             return nullcontext()
         self._file.parent.mkdir(parents=True, exist_ok=True)
         return FileLock(f"{self._file}.lock")
-
-    def send(self, result: ResultRuns) -> Sent:
-        """Send the runs and models of a result that the store lacks, and register the best models.
-
-        Raises:
-            LaqError: the store cannot be reached or written; what was sent until then stays.
-        """
-        with self.one_line_errors(), self._locked():
-            return self._send(result, set())
 
     @retry(
         retry=retry_if_exception(
