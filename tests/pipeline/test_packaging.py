@@ -16,7 +16,7 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["
 CORE = ("laq.quantization", "laq.serving")
 # Modules that are not called as their packages are.
 MODULES = {"pillow": "PIL", "pyyaml": "yaml", "scikit-learn": "sklearn", "umap-learn": "umap"}
-MODULES |= {"markdown-it-py": "markdown_it"}
+MODULES |= {"markdown-it-py": "markdown_it", "ruamel.yaml": "ruamel"}
 
 
 def modules_of(requirements: list[str]) -> set[str]:
