@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from laq.architectures import NetworkDesign
+from laq.architectures import NetworkDesign, Preprocess
 from laq.dataset import FOLDER as DATASET
 from laq.dataset import ImageSet, read_images
 from laq.errors import LaqError
@@ -39,6 +39,9 @@ def embed(network: nn.Module, data: ImageSet) -> np.ndarray:
     another order, and what is chosen by them now and then with it.
     """
     exact = deepcopy(network).double()
+    for module in exact.modules():
+        if isinstance(module, Preprocess):
+            module.precision = torch.float64
     with torch.inference_mode(), collecting_features(exact) as features:
         for images in progress(torch.split(data.images, _BATCH), "embed", unit="batch"):
             exact(images)

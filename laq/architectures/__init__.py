@@ -72,10 +72,11 @@ class NetworkDesign:
 
 
 class Preprocess(nn.Module):
-    """Pixels 0..255 (b, 3, h, w), any dtype → scaled, normalised float32 (b, 3, size, size)."""
+    """Pixels 0..255 (b, 3, h, w), any dtype → scaled, normalised ``precision`` (b, 3, size, size)."""
 
     mean: Tensor
     std: Tensor
+    precision = torch.float32
 
     def __init__(self, design: NetworkDesign) -> None:
         super().__init__()
@@ -86,7 +87,7 @@ class Preprocess(nn.Module):
 
     def forward(self, pixels: Tensor) -> Tensor:
         """Return the network's input."""
-        scaled = self.resize(pixels.to(torch.float32) / 255)
+        scaled = self.resize(pixels.to(self.precision) / 255)
         normal: Tensor = (scaled - self.mean) / self.std
         return normal
 

@@ -1,6 +1,7 @@
 """Networks: known sizes, honest scores, training that can be killed, weights that must fit."""
 
 import json
+from copy import deepcopy
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,7 @@ from laq.dataset import ImageSet
 from laq.embeddings import embed, imagenet_network
 from laq.errors import LaqError
 from laq.files import md5, read_json
-from laq.network import WEIGHTS, evaluate, fit, make_network
+from laq.network import WEIGHTS, collecting_features, evaluate, fit, make_network
 from laq.network.training import augment, has_bfloat16, training_device
 from laq.network.weights import load_foreign_weights, load_tensors, save_tensors
 from laq.sections.network import Network, Training
@@ -283,6 +284,20 @@ def test_timm_networks_are_built_by_name_and_embedded() -> None:
     with torch.no_grad():
         logits = network.body.fc(torch.from_numpy(features).float())
     torch.testing.assert_close(logits, network(images(8).images).detach(), rtol=1e-3, atol=1e-4)
+
+
+def test_features_are_formed_in_float64_from_the_pixels_on() -> None:
+    network = build(NetworkDesign("resnet8", 10, 48, (0.4,) * 3, (0.2,) * 3), seed=1)
+    data = images(30)
+    before = flat(network)
+    features = embed(network, data)
+    inputs = F.interpolate(data.images.double() / 255, (48, 48), mode="bilinear", antialias=True)
+    exact = deepcopy(network).double()
+    with torch.no_grad(), collecting_features(exact) as expected:
+        exact.body((inputs - exact.preprocess.mean) / exact.preprocess.std)
+    np.testing.assert_allclose(features, expected[0].numpy(), rtol=1e-11, atol=1e-12)
+    assert torch.equal(flat(network), before)
+    assert network(data.images).dtype == torch.float32
 
 
 def hub(model: str) -> Network:
