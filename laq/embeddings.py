@@ -18,7 +18,7 @@ from laq.progress import progress
 from laq.sections.embeddings import OWN, Embeddings
 
 FOLDER = Path("data/embeddings")
-_BATCH: Final = 25  # what float64 convolutions are fastest with: their patches fit the cache
+_BATCH: Final = 16  # what float64 convolutions are fastest with: their patches stay in memory once had
 
 
 def run(params: Embeddings) -> None:

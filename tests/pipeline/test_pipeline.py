@@ -54,7 +54,7 @@ def test_the_pipeline_ends_with_a_report_of_every_cell(clone: Path) -> None:
     assert len(table) == SUBSETS * 2 * (1 + 2 * BITS)
     assert set(table.dataset) == {"glyphs"}
     layers = pd.read_csv(clone / "data/study/layers.csv")
-    assert set(layers.groupby("cell").size()) == {22}
+    assert set(layers.groupby("cell").size()) == {10}
     assert layers.levels.isin([7, 255]).all()
     found = read_json(clone / "data/report/metrics.json")
     mean = table[
