@@ -146,7 +146,7 @@ def test_the_table_says_what_was_asked_for_and_what_it_came_to(
     assert 4 < mixed.mean_bits < 8
     assert pd.isna(mixed.levels)
     layers = pd.read_csv(room.FOLDER / room.LAYERS).set_index("cell")
-    assert layers.loc["random-1.quantized.rtn-4_last_8", "bits"].tolist() == [4] * 21 + [8]
+    assert layers.loc["random-1.quantized.rtn-4_last_8", "bits"].tolist() == [4] * 9 + [8]
     # Each subset's own classes and images, whichever network.
     auto = {tuple(classes): images for images, classes in asked}
     assert {(1, 2), (7, 50)} <= auto.keys()
