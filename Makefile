@@ -9,7 +9,7 @@ VENV := .venv
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 INSTALLED := $(VENV)/.installed
 
-.PHONY: repro test lint format schema install bench clean
+.PHONY: repro test lint format schema install dependencies bench clean
 
 # Until a team has committed its own dvc.lock, what this machine writes there is no change to the project.
 repro: $(INSTALLED)
@@ -48,6 +48,10 @@ $(INSTALLED): pyproject.toml requirements.txt
 	# So that `mlflow run .` needs no pyenv.
 	$(VENV)/bin/python -m laq.environment
 	touch $@
+
+# After a change of imports: the files of `laq` that each stage depends on, in dvc.yaml.
+dependencies: $(INSTALLED)
+	$(VENV)/bin/python tools/dependencies.py
 
 # Speed beside Brevitas and the textbook, in an environment of its own; never part of the tests.
 bench: $(VENV)-bench/.installed

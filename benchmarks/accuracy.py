@@ -28,13 +28,13 @@ from accuracy_table import render
 from records import Record, read_records
 from torch import Tensor, nn
 
+from laq.git import commit
 from laq.network import Classifier, evaluate, load_network
 from laq.params import load_params
 from laq.progress import progress
-from laq.provenance import commit
 from laq.quantization import METHODS, Recipe, choose_bits, parse_bits, quantize
 from laq.study import Cell, StudyInputs
-from laq.subsets import Subset, read_subsets
+from laq.subsets.subset import Subset, read_subsets
 
 Job = tuple[Trial, list[Subset]]
 _RESULTS: Final = Path("benchmarks/results/accuracy.jsonl")

@@ -18,13 +18,14 @@ import click
 import numpy as np
 import pandas as pd
 
-from laq.dataset import read_class_names
+from laq.dataset.images import read_class_names
 from laq.finetune import finetune
 from laq.parallel import Workers
 from laq.params import load_params
 from laq.progress import progress
-from laq.study import StudyInputs, measure_all, plan, read_measurement
-from laq.subsets import Subset
+from laq.study import StudyInputs, measure_all, plan
+from laq.study.results import read_measurement
+from laq.subsets.subset import Subset
 
 MEASURED = (
     "top1_all_percent", "top5_all_percent", "top1_sub_percent", "top5_sub_percent", "mean_bits", "levels",

@@ -24,8 +24,8 @@ import click
 from records import Record, read_records
 from speed_plan import CASES, CONTENDERS, OURS, ROOT, Job, Setting, plan
 
-from laq.cache import code_digest
 from laq.files import read_json, replacing_file
+from laq.imports import code_digest
 from laq.progress import progress
 
 _RESULTS: Final = ROOT / "benchmarks" / "results" / "speed.jsonl"
@@ -57,7 +57,7 @@ def run(results: Path, repeats: int, *, fresh: bool, **chosen: Any) -> None:
     jobs = list(plan(chosen["cases"] or tuple(CASES), chosen["contenders"], repeats, setting))
     if fresh:
         write_records(results, [r for r in read_records(results) if not any(job.made(r) for job in jobs)])
-    records, code = read_records(results), code_digest("quantization")
+    records, code = read_records(results), code_digest("laq.quantization")
     # Records of the engine count only if its code is still the same.
     valid = [record for record in records if record["contender"] not in OURS or record["code"] == code]
     missing = [job for job in jobs if not any(job.made(record) for record in valid)]

@@ -21,9 +21,9 @@ from speed_plan import OURS, Job
 from speed_quality import quality
 from torch import Tensor, nn
 
-from laq.cache import code_digest
 from laq.files import write_json
-from laq.provenance import commit
+from laq.git import commit
+from laq.imports import code_digest
 
 _MIB: Final = 2**20
 _GEMM_SIDE: Final = 2048
@@ -59,7 +59,7 @@ def measure(job: Job) -> dict[str, Any]:
         "solver_flops": outcome.solver_flops,
         "gemm_flops": gemm_flops(job.device) if job.contender in OURS else None,
         **commit(),
-        "code": code_digest("quantization"),
+        "code": code_digest("laq.quantization"),
         "versions": versions(),
         "machine": machine(job.device),
     }

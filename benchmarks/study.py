@@ -21,12 +21,12 @@ import click
 import numpy as np
 
 from laq.finetune import finetune
+from laq.git import commit
 from laq.parallel import Workers
 from laq.params import Params, load_params
 from laq.progress import progress
-from laq.provenance import commit
 from laq.study import Cell, StudyInputs, measure_all, plan
-from laq.subsets import Subset, read_subsets
+from laq.subsets.subset import Subset, read_subsets
 
 
 @click.command()

@@ -6,14 +6,10 @@ into its place, and whoever made the same at the same time takes that one.
 """
 
 from collections.abc import Callable
-from functools import cache
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from laq.files import TAKEN, digest, folder_digest, md5, partial_folder, project_root, write_json
-
-_PACKAGE = Path(__file__).parent
+from laq.files import TAKEN, digest, partial_folder, project_root, write_json
 
 
 def place_of(kind: str, inputs: dict[str, Any]) -> Path:
@@ -24,7 +20,7 @@ def place_of(kind: str, inputs: dict[str, Any]) -> Path:
 def cached(kind: str, inputs: dict[str, Any], fill: Callable[[Path], None]) -> Path:
     """The folder that ``fill`` filled for these ``inputs``, now or in an earlier run.
 
-    ``inputs`` must name everything the result depends on (``code_digest`` for the code).
+    ``inputs`` must name everything the result depends on (``laq.imports.code_digest`` for the code).
     """
     folder = place_of(kind, inputs)
     if not folder.exists():
@@ -39,11 +35,3 @@ def cached(kind: str, inputs: dict[str, Any], fill: Callable[[Path], None]) -> P
                 if error.errno not in TAKEN:
                     raise
     return folder
-
-
-@cache
-def code_digest(*rooms: str) -> str:
-    """The hash of the source of these rooms (folders, or modules by their name) and torch's version."""
-    folders = [_PACKAGE / room for room in rooms if (_PACKAGE / room).is_dir()]
-    modules = [md5(_PACKAGE / f"{room}.py") for room in rooms if not (_PACKAGE / room).is_dir()]
-    return digest([folder_digest(*folders), modules, version("torch")])

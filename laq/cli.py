@@ -11,8 +11,9 @@ from typing import Any
 import click
 
 from laq.errors import LaqError
-from laq.params import load_params
-from laq.provenance import in_git
+from laq.git import in_git
+from laq.params import Params, load_params
+from laq.provenance import chain, check, check_inputs, find_stale, recording
 from laq.quantization.methods.registry import METHODS, find_method
 from laq.sections.commands import Compare
 from laq.sections.study import check_bits
@@ -95,7 +96,7 @@ def dataset() -> None:
     """Draw the glyphs, or fetch and verify CIFAR-100."""
     from laq import dataset as room
 
-    room.run(load_params().dataset)
+    _run_stage("dataset", lambda params: room.run(params.dataset))
 
 
 @main.command()
@@ -103,7 +104,7 @@ def network() -> None:
     """Train the network, or load its weights; score it."""
     from laq import network as room
 
-    room.run(load_params().network)
+    _run_stage("network", lambda params: room.run(params.network))
 
 
 @main.command()
@@ -111,7 +112,7 @@ def embeddings() -> None:
     """Write the penultimate features of every training image."""
     from laq import embeddings as room
 
-    room.run(load_params().embeddings)
+    _run_stage("embeddings", lambda params: room.run(params.embeddings))
 
 
 @main.command()
@@ -119,7 +120,7 @@ def divergence() -> None:
     """Write the divergence of every pair of classes."""
     from laq import divergence as room
 
-    room.run(load_params().divergence)
+    _run_stage("divergence", lambda params: room.run(params.divergence))
 
 
 @main.command()
@@ -127,7 +128,7 @@ def subsets() -> None:
     """Choose the subsets of classes."""
     from laq import subsets as room
 
-    room.run(load_params().subsets)
+    _run_stage("subsets", lambda params: room.run(params.subsets))
 
 
 def _workers(command: Callable[..., None]) -> Callable[..., None]:
@@ -155,8 +156,10 @@ def finetune(jobs: int | None, scheduler: str) -> None:
     from laq import finetune as room
     from laq.parallel import workers
 
-    params = load_params()
-    room.run(params.finetune, workers(jobs, scheduler), wanted=params.study.fine_tunes)
+    def run(params: Params) -> None:
+        room.run(params.finetune, workers(jobs, scheduler), wanted=params.study.fine_tunes)
+
+    _run_stage("finetune", run)
 
 
 @main.command()
@@ -166,7 +169,7 @@ def study(jobs: int | None, scheduler: str) -> None:
     from laq import study as room
     from laq.parallel import workers
 
-    room.run(load_params().study, workers(jobs, scheduler))
+    _run_stage("study", lambda params: room.run(params.study, workers(jobs, scheduler)))
 
 
 @main.command()
@@ -180,11 +183,11 @@ def report(publish: Path | None) -> None:
     """Write the findings: numbers, tables and pictures."""
     from laq import report as room
 
-    params = load_params()
     if publish is None:
-        room.run(params.report)
+        _run_stage("report", lambda params: room.run(params.report))
     else:
-        room.publish(publish, params.study)
+        check(load_params().settings, "report")
+        room.publish(publish)
 
 
 @main.command()
@@ -204,7 +207,9 @@ def track() -> None:
     """Send the study's runs to MLflow, each once."""
     from laq import track as room
 
-    click.echo(room.run(load_params()))
+    params = load_params()
+    check_inputs("track", params.settings)
+    click.echo(room.run(params))
 
 
 @main.command()
@@ -226,7 +231,7 @@ def quantize(
 ) -> None:
     """Quantize for one subset or all, measure, and send MLflow runs with the networks.
 
-    What the pipeline has not made yet is made first.
+    What the pipeline has not made yet, or would make otherwise now, is made first.
     """
     from laq import quantize as room
     from laq import track
@@ -235,8 +240,7 @@ def quantize(
     params = load_params()
     usual = params.quantize
     request = room.Request(subset or usual.subset, bits or usual.bits, method or usual.method)
-    if not room.inputs_exist():
-        _repro("finetune")
+    _make("finetune", params)
     click.echo(room.run(params, request, workers(jobs, scheduler)))
     click.echo(track.send_waiting())
 
@@ -277,14 +281,14 @@ def compare(first: str | None, second: str | None) -> None:
 def advise(jobs: int | None, scheduler: str, **asked: Any) -> None:
     """Find the smallest network that keeps its accuracy on some classes, and write it with the evidence.
 
-    What the pipeline has not made yet is made first. Ends with code 2 if no candidate will do.
+    What the pipeline has not made yet, or would make otherwise now, is made first. Ends with code 2 if no
+    candidate will do.
     """
     from laq import advise as room
     from laq.parallel import workers
 
     params, question = load_params(), room.Question(**asked)
-    if stage := room.stage_needed(question):
-        _repro(stage)
+    _make("subsets" if question.subset else "divergence", params)
     advice = room.run(params, question, workers(jobs, scheduler))
     click.echo(advice.text)
     if advice.refusal:
@@ -295,15 +299,35 @@ def advise(jobs: int | None, scheduler: str, **asked: Any) -> None:
 @click.argument("stage", required=False)
 def pipeline(stage: str | None) -> None:
     """Run `dvc repro`, up to STAGE if one is named; the whole of it ends with what `track` does."""
-    _repro(stage)
+    _repro(*([stage] if stage else []))
     if stage is None:
         from laq import track as room
 
         # DVC may have restored results whose runs this store has never seen.
-        click.echo(room.run(load_params()))
+        params = load_params()
+        check_inputs("track", params.settings)
+        click.echo(room.run(params))
 
 
-def _repro(stage: str | None = None) -> None:
+def _run_stage(name: str, run: Callable[[Params], None]) -> None:
+    """Run a stage, and record what made its outputs."""
+    params = load_params()
+    with recording(name, params.settings):
+        run(params)
+
+
+def _make(stage: str, params: Params) -> None:
+    """Run the pipeline up to ``stage`` where outputs are missing or stale."""
+    study = params.settings
+    for _ in range(2 * len(chain(stage))):  # each stage runs once, and once more where it is forced to
+        stale = find_stale(study, stage)
+        if stale is None:
+            return
+        _repro(*(("--force", "--single-item", stale.stage) if stale.unseen else (stage,)))
+    check(study, stage)
+
+
+def _repro(*arguments: str) -> None:
     """Run the pipeline with the Python that runs laq; ends the process where it fails."""
     binaries = str(Path(sys.executable).parent)
     environment = {**os.environ, "PATH": os.pathsep.join([binaries, os.environ.get("PATH", "")])}
@@ -311,6 +335,6 @@ def _repro(stage: str | None = None) -> None:
     if not in_git() and Path(".dvc").is_dir():
         # A copy of the project without its history; DVC insists on git unless told otherwise.
         subprocess.run([*dvc, "config", "--local", "core.no_scm", "true"], env=environment, check=True)
-    command = [*dvc, "repro", *([stage] if stage else [])]
+    command = [*dvc, "repro", *arguments]
     if code := subprocess.run(command, env=environment, check=False).returncode:
         sys.exit(code)

@@ -1,23 +1,23 @@
 """Stage ``embeddings``: the penultimate features of every training image."""
 
 from copy import deepcopy
-from pathlib import Path
 from typing import Final
 
 import numpy as np
 import torch
 from torch import nn
 
-from laq.architectures import NetworkDesign, Preprocess
-from laq.dataset import FOLDER as DATASET
-from laq.dataset import ImageSet, read_images
+from laq.architectures import Classifier, NetworkDesign, Preprocess
+from laq.dataset.images import ImageSet, read_images
 from laq.errors import LaqError
 from laq.files import replacing_folder
-from laq.network import Classifier, collecting_features, load_network
+from laq.network.evaluation import collecting_features
+from laq.network.weights import load_network
+from laq.paths import DATASET
+from laq.paths import EMBEDDINGS as FOLDER
 from laq.progress import progress
 from laq.sections.embeddings import OWN, Embeddings
 
-FOLDER = Path("data/embeddings")
 _BATCH: Final = 16  # what float64 convolutions are fastest with: their patches stay in memory once had
 
 

@@ -195,9 +195,3 @@ def digest(content: Any) -> str:
     """The SHA-256 of ``content`` written as canonical JSON: a name for a result's inputs."""
     text = json.dumps(content, sort_keys=True, separators=(",", ":"), default=str)
     return hashlib.sha256(text.encode()).hexdigest()
-
-
-def folder_digest(*folders: Path) -> str:
-    """The SHA-256 over the names and bytes of every file below ``folders``."""
-    files = sorted(f for folder in folders for f in folder.rglob("*") if f.is_file())
-    return digest([(f.name, md5(f)) for f in files if f.suffix not in {".pyc", ".nbi", ".nbc"}])

@@ -5,19 +5,19 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
-from laq.cache import cached, code_digest
-from laq.dataset import FOLDER as DATASET
-from laq.dataset import read_images, read_manifest
+from laq.cache import cached
+from laq.dataset.images import read_images, read_manifest
 from laq.errors import LaqError
 from laq.files import md5, replacing_folder
-from laq.network import FOLDER as NETWORK
-from laq.network import WEIGHTS, fit, load_network, read_design, save_tensors
+from laq.imports import code_digest
+from laq.network.training import fit
+from laq.network.weights import load_network, read_design, save_tensors
 from laq.parallel import Workers, run_all
+from laq.paths import DATASET, NETWORK, WEIGHTS, finetuned_weights
+from laq.paths import FINETUNE as FOLDER
 from laq.progress import progress
 from laq.sections.network import Training
-from laq.subsets import Subset, read_subsets
-
-FOLDER = Path("data/finetune")
+from laq.subsets.subset import Subset, read_subsets
 
 
 def run(params: Training, workers: Workers, *, wanted: bool) -> None:
@@ -29,7 +29,7 @@ def run(params: Training, workers: Workers, *, wanted: bool) -> None:
     made = finetune(read_subsets() if wanted else [], params, workers)
     with replacing_folder(FOLDER) as folder:
         for subset, weights in made.items():
-            shutil.copyfile(weights, weights_of(folder, subset))
+            shutil.copyfile(weights, finetuned_weights(folder, subset.name))
 
 
 def finetune(subsets: Sequence[Subset], params: Training, workers: Workers) -> dict[Subset, Path]:
@@ -42,11 +42,6 @@ def finetune(subsets: Sequence[Subset], params: Training, workers: Workers) -> d
             made[done.item] = done.result
             bar.update()
     return {subset: made[subset] for subset in subsets}
-
-
-def weights_of(folder: Path, subset: Subset) -> Path:
-    """Where the weights of the subset's network lie."""
-    return folder / f"{subset.name}.safetensors"
 
 
 def _finetuned(params: Training, subset: Subset) -> Path:
@@ -63,6 +58,6 @@ def _finetuned(params: Training, subset: Subset) -> Path:
         "network": md5(NETWORK / WEIGHTS),
         "design": read_design().to_json(),
         "params": params.model_dump(),
-        "code": code_digest("dataset", "architectures", "network", "finetune"),
+        "code": code_digest("laq.finetune"),
     }
     return cached("finetune", inputs, fill) / WEIGHTS

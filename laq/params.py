@@ -58,6 +58,11 @@ class Block(Section):
     compare: Compare
     advise: Advise
 
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The study as plain values, as records of provenance hold them."""
+        return self.model_dump(mode="json")
+
 
 class Params(Block):
     """The study that runs, and its name."""

@@ -1,40 +1,190 @@
-"""Which code made a result."""
+"""The chain of provenance: a record of what made each stage's outputs, checked by all who use them.
 
-import os
-import subprocess
-from typing import Any
+The stages are those of ``dvc.yaml``. A record, ``data/provenance/<stage>.json``, holds the parameters that
+the stage used, the hashes of its inputs and outputs, that of each file of ``laq`` that it uses, and the
+versions of the packages that these import.
+"""
 
-_CODE = ("laq", "dvc.yaml", "requirements.txt")
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import reduce
+from pathlib import Path
+from typing import Any, Final
+
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
+
+from laq.errors import LaqError
+from laq.files import dvc_md5, need, read_json, write_json
+from laq.imports import package_versions, source_files
+
+FILE: Final = Path("dvc.yaml")
+RECORDS: Final = Path("data/provenance")
+Parameters = Mapping[str, Any]  # of a study: its name, and its sections
+# What is said of a part of a record that differs from what is there now.
+_CHANGES: Final = {
+    "parameters": "params.yaml: {study}.{name} is {new!r}, and was {old!r} when the stage {stage} ran",
+    "code": "{name}: changed since the stage {stage} ran",
+    "inputs": "{name}: changed since the stage {stage} read it",
+    "outputs": "{name}: changed since the stage {stage} wrote it",
+    "versions": "{name} {new} is installed, and the stage {stage} ran with {old}",
+}
 
 
-def commit() -> dict[str, Any]:
-    """The git commit that the code is at, and whether code or pipeline differ from it."""
+@dataclass(frozen=True)
+class Stage:
+    """A stage of the pipeline: what it reads and writes, and its keys in the study's block, dotted."""
+
+    name: str
+    keys: tuple[str, ...]
+    inputs: tuple[Path, ...]
+    outputs: tuple[Path, ...]
+
+    @property
+    def record(self) -> Path:
+        """Where the record lies of what made the outputs."""
+        return RECORDS / f"{self.name}.json"
+
+    def made_by(self, study: Parameters) -> dict[str, Any]:
+        """What makes the stage's outputs as things are: all of its record but the outputs."""
+        module = f"laq.{self.name}"
+        return {
+            "parameters": {key: _value(study, key) for key in self.keys},
+            "inputs": _hashes(self.inputs),
+            "code": source_files(module),
+            "versions": package_versions(module),
+        }
+
+
+@dataclass(frozen=True)
+class Stale:
+    """A stage whose outputs are not what it would make now, and why, in one line.
+
+    ``unseen`` is a change that DVC does not see: the stage must be forced to run.
+    """
+
+    stage: str
+    reason: str
+    unseen: bool = False
+
+    @property
+    def advice(self) -> str:
+        """The reason, and what to run."""
+        forced = f" --force --single-item {self.stage}`, then `dvc repro" if self.unseen else ""
+        return f"{self.reason}; run `dvc repro{forced}`"
+
+
+def read_stages() -> dict[str, Stage]:
+    """The stages of ``dvc.yaml``, in its order, which is that of running them.
+
+    Raises:
+        LaqError: the file is missing or is not YAML.
+    """
     try:
-        head = _git("rev-parse", "HEAD")
-        dirty = _git("status", "--porcelain", "--", *_CODE)
-    except (OSError, subprocess.CalledProcessError):
-        return {"commit": None, "dirty": None}
-    return {"commit": head, "dirty": bool(dirty)}
+        declared = YAML(typ="safe").load(need(FILE).read_text(encoding="utf-8"))["stages"]
+    except (YAMLError, UnicodeDecodeError, KeyError, TypeError) as error:
+        raise LaqError(f"{FILE}: holds no stages ({' '.join(str(error).split())})") from error
+    return {name: _stage(name, fields) for name, fields in declared.items()}
 
 
-def in_git() -> bool:
-    """Whether the current folder is in a git checkout."""
-    try:
-        return _git("rev-parse", "--is-inside-work-tree") == "true"
-    except (OSError, subprocess.CalledProcessError):
-        return False
+def _stage(name: str, fields: Mapping[str, Any]) -> Stage:
+    return Stage(
+        name,
+        tuple(key.removeprefix("${study}.") for key in fields.get("params", ())),
+        tuple(Path(path) for path in fields.get("deps", ()) if not path.startswith("laq/")),
+        tuple(Path(path) for path in fields.get("outs", ()) if not path.startswith(str(RECORDS))),
+    )
 
 
-def experiment() -> str | None:
-    """The name of the DVC experiment that this process is part of."""
-    return os.environ.get("DVC_EXP_NAME")
+def chain(*names: str) -> list[Stage]:
+    """The stages that these need, themselves included, in the order of running them."""
+    stages = read_stages()
+    needed = set(names)
+    for stage in reversed(stages.values()):
+        if stage.name in needed:
+            needed |= {s.name for s in stages.values() if _feeds(s, stage)}
+    return [stage for stage in stages.values() if stage.name in needed]
 
 
-def in_pipeline() -> bool:
-    """Whether DVC runs this process as a stage."""
-    return "DVC_STAGE" in os.environ
+def _feeds(earlier: Stage, later: Stage) -> bool:
+    """Whether the later stage reads an output of the earlier one."""
+    return any(path.is_relative_to(output) for path in later.inputs for output in earlier.outputs)
 
 
-def _git(*arguments: str) -> str:
-    done = subprocess.run(["git", *arguments], check=True, capture_output=True, text=True)
-    return done.stdout.strip()
+@contextmanager
+def recording(name: str, study: Parameters) -> Iterator[None]:
+    """Run a stage in this block: what it reads is checked first, and what made its outputs recorded after.
+
+    Raises:
+        LaqError: what it reads is missing or stale.
+    """
+    check_inputs(name, study)
+    stage = read_stages()[name]
+    stage.record.unlink(missing_ok=True)  # so that a stage that is killed leaves none
+    made_by = stage.made_by(study)
+    yield
+    write_json(stage.record, {**made_by, "outputs": _hashes(stage.outputs)})
+
+
+def check_inputs(name: str, study: Parameters) -> None:
+    """See that what a stage reads is what the pipeline would make now.
+
+    Raises:
+        LaqError: something is missing or stale.
+    """
+    *earlier, _ = chain(name)
+    check(study, *(stage.name for stage in earlier))
+
+
+def check(study: Parameters, *names: str) -> None:
+    """See that the outputs of these stages are what the pipeline would make now, up to the dataset.
+
+    Raises:
+        LaqError: one is missing or stale; the line names it, what changed, and what to run.
+    """
+    if stale := find_stale(study, *names):
+        raise LaqError(stale.advice)
+
+
+def find_stale(study: Parameters, *names: str) -> Stale | None:
+    """The first of these stages, and those that they need, whose outputs are missing or stale."""
+    return next((stale for stage in chain(*names) for stale in _staleness(stage, study)), None)
+
+
+def read_records(*names: str) -> dict[str, dict[str, Any]]:
+    """The records of these stages and of those that they need, by name."""
+    return {stage.name: read_json(stage.record) for stage in chain(*names)}
+
+
+def _staleness(stage: Stage, study: Parameters) -> Iterator[Stale]:
+    for path in (*stage.outputs, stage.record):
+        if not path.exists():
+            yield Stale(stage.name, f"{path}: not found")
+            return
+    made, now = read_json(stage.record), stage.made_by(study) | {"outputs": _hashes(stage.outputs)}
+    if not isinstance(made, dict) or made.keys() != now.keys():
+        yield Stale(stage.name, f"{stage.record}: not the record of a stage")
+        return
+    for part, text in _CHANGES.items():
+        for name, old, new in _differences(made[part], now[part]):
+            reason = text.format(study=study["name"], stage=stage.name, name=name, old=old, new=new)
+            yield Stale(stage.name, reason, unseen=part == "versions")
+
+
+def _differences(old: Any, new: Any, key: str = "") -> Iterator[tuple[str, Any, Any]]:
+    """The dotted names of what two nested maps have different, and the values."""
+    if not (isinstance(old, dict) and isinstance(new, dict)):
+        if old != new:
+            yield key, old, new
+        return
+    for name in dict.fromkeys([*old, *new]):
+        yield from _differences(old.get(name), new.get(name), f"{key}.{name}".lstrip("."))
+
+
+def _value(study: Parameters, key: str) -> Any:
+    return reduce(lambda section, name: section[name], key.split("."), study)
+
+
+def _hashes(paths: tuple[Path, ...]) -> dict[str, str]:
+    return {str(path): dvc_md5(path) for path in paths}

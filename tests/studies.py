@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from laq.subsets import Subset, describe
+from laq.subsets.subset import Subset, describe
 
 
 @dataclass(frozen=True)

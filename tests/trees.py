@@ -17,7 +17,7 @@ from laq.files import digest
 from laq.network import NetworkDesign, build
 from laq.params import load_params
 from laq.quantization import Recipe, quantize, save
-from laq.subsets import Subset
+from laq.subsets.subset import Subset
 from laq.track.results import Provenance, Results
 from laq.track.runs import Input, ModelSpec, ResultRuns, RunSpec
 from laq.track.store import Store

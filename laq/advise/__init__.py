@@ -8,23 +8,19 @@ from laq.advise.candidates import Candidates, measure
 from laq.advise.choice import Wanted, judged
 from laq.advise.export import SubsetExport
 from laq.advise.figures import draw
-from laq.advise.question import NAMES, Question
+from laq.advise.question import Question
 from laq.advise.text import Findings, answer, for_terminal, markdown
-from laq.dataset import FOLDER as DATASET
-from laq.dataset import read_manifest
-from laq.divergence import FOLDER as DIVERGENCE
+from laq.dataset.images import read_manifest
 from laq.files import md5, replacing_folder
-from laq.network import FOLDER as NETWORK
-from laq.network import WEIGHTS, read_design
+from laq.git import commit
+from laq.network.weights import read_design
 from laq.parallel import Workers
 from laq.params import Params
-from laq.provenance import commit
-from laq.subsets import FILE as SUBSETS
+from laq.paths import DATASET, NETWORK, WEIGHTS
 from laq.track import own_run
 from laq.track.store import Store
-from laq.track.study_runs import check_dataset
 
-__all__ = ["FOLDER", "Advice", "Question", "run", "stage_needed"]
+__all__ = ["FOLDER", "Advice", "Question", "run"]
 
 FOLDER: Final = Path("data/advise")
 TEXT: Final = "advice.md"
@@ -40,12 +36,6 @@ class Advice:
     refusal: str
 
 
-def stage_needed(question: Question) -> str:
-    """The stage up to which the pipeline must run first; empty if its outputs exist."""
-    stage, last = ("subsets", SUBSETS) if question.subset else ("divergence", NAMES)
-    return "" if all(path.exists() for path in (DATASET, NETWORK, DIVERGENCE, last)) else stage
-
-
 def run(params: Params, question: Question, workers: Workers = Workers()) -> Advice:  # noqa: B008 (frozen)
     """Measure all candidates and write ``advice.md``, ``candidates.csv`` and ``pareto.png``.
 
@@ -54,10 +44,8 @@ def run(params: Params, question: Question, workers: Workers = Workers()) -> Adv
     all files as artifacts.
 
     Raises:
-        LaqError: a class or subset is unknown, an earlier stage's output is missing or belongs to another
-            study, or measuring failed.
+        LaqError: a class or subset is unknown, or measuring failed.
     """
-    check_dataset(params)
     measured = measure(params, question.subset_of(), workers)
     found = _found(measured, question, params.advise.lose)
     with replacing_folder(FOLDER) as folder:
@@ -103,6 +91,7 @@ def _provenance(measured: Candidates, folder: Path) -> dict[str, str]:
     """Names and hashes of the data, the networks and the code that the result was made from."""
     inputs, subset, study = measured.inputs, measured.subset, measured.inputs.params
     tuned, made, code = inputs.finetuned.get(subset.name), folder / WEIGHTS, commit()
+    uncommitted = f" with uncommitted changes of {', '.join(code['uncommitted'])}" if code["dirty"] else ""
     told = {
         "classes": ", ".join(subset.class_names),
         "divergence of their pairs": f"median {subset.median_divergence:.2f} nats, "
@@ -113,7 +102,7 @@ def _provenance(measured: Candidates, folder: Path) -> dict[str, str]:
         "fine-tuned network": f"MD5 {md5(tuned)}" if tuned else "",
         "quantization": f"{study.alphabet} alphabet, a step per {study.granularity}, radius {study.radius}, "
         f"{study.calibration_images} calibration images",
-        "commit": f"{code['commit']}{' and changes' if code['dirty'] else ''}" if code["commit"] else "",
+        "commit": f"{code['commit']}{uncommitted}" if code["commit"] else "",
         "code of the measurement": f"SHA-256 {inputs.code}",
         "delivered file": f"MD5 {md5(made)}" if made.exists() else "",
     }

@@ -9,16 +9,21 @@ import pandas as pd
 from scipy.stats import binomtest
 
 from laq.advise.export import SubsetExport
-from laq.cache import cached, code_digest
+from laq.cache import cached
 from laq.files import read_json, write_json
 from laq.finetune import finetune
-from laq.network import WEIGHTS
+from laq.imports import code_digest
 from laq.parallel import Workers
 from laq.params import Params
+from laq.paths import WEIGHTS
 from laq.sections.commands import Advise
 from laq.sections.study import Grid, Study
-from laq.study import NO_IMAGES, Cell, StudyInputs, measure_all, plan, read_measurement
-from laq.subsets import Subset
+from laq.study.cells import Cell, plan
+from laq.study.inputs import StudyInputs
+from laq.study.measure import measure_all
+from laq.study.results import read_measurement
+from laq.study.tables import NO_IMAGES
+from laq.subsets.subset import Subset
 
 CONFIDENCE: Final = 0.95
 _SIZE: Final = "size.json"
@@ -100,7 +105,7 @@ def _exported_size(export: SubsetExport, cell: Cell, packed: Path, inputs: Study
         (place / WEIGHTS).unlink()
         write_json(place / _SIZE, size)
 
-    code = code_digest("advise/export")
+    code = code_digest("laq.advise.export")
     dependencies = {**inputs.dependencies(cell), "names": export.names, "export": code}
     return int(read_json(cached("sizes", dependencies, fill) / _SIZE))
 

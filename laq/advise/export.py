@@ -7,20 +7,22 @@ from typing import Any, Final
 
 import torch
 
-from laq.architectures import classifier_head
-from laq.dataset import ImageSet
+from laq.architectures import Classifier, build, classifier_head
+from laq.dataset.images import ImageSet
 from laq.errors import LaqError
 from laq.files import write_json
-from laq.network import WEIGHTS, Classifier, build, predict, read_design
-from laq.network.evaluation import top_k
+from laq.network.evaluation import predict, top_k
+from laq.network.weights import read_design
+from laq.paths import WEIGHTS
 from laq.quantization import Cut, Recipe, load, load_quantized, save
-from laq.subsets import Subset
+from laq.subsets.subset import Subset
 
 ABOUT: Final = "network.json"
 # A test runs these lines as they are.
 LOADING: Final = f"""\
 import json
-from laq.network import NetworkDesign, build
+from laq.architectures import NetworkDesign
+from laq.architectures import build
 from laq.quantization import load
 about = json.load(open("data/advise/{ABOUT}", encoding="utf-8"))
 network = load("data/advise/{WEIGHTS}", build(NetworkDesign.from_json(about["design"])))

@@ -4,18 +4,16 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from math import inf
-from pathlib import Path
 from typing import Final
 
 import numpy as np
 
-from laq.divergence import FOLDER as DIVERGENCE
 from laq.errors import LaqError
 from laq.files import need
+from laq.paths import CLASS_NAMES, DIVERGENCE
 from laq.quantization.options import nearest_name
-from laq.subsets import Subset, describe, read_subsets
+from laq.subsets.subset import Subset, describe, read_subsets
 
-NAMES: Final[Path] = DIVERGENCE / "class_names.npy"
 ASKED: Final = "asked"  # name and kind of a subset that is not one of the study's
 
 
@@ -79,7 +77,7 @@ class Question:
                 hint = nearest_name(self.subset, list(subsets))
                 raise LaqError(f"--subset: found {self.subset!r}; must be {', '.join(subsets)}{hint}")
             return subsets[self.subset]
-        matrix, names = np.load(need(DIVERGENCE / "matrix.npy")), [str(n) for n in np.load(need(NAMES))]
+        matrix, names = np.load(need(DIVERGENCE / "matrix.npy")), [str(n) for n in np.load(need(CLASS_NAMES))]
         classes = list(_numbers(self.classes, names))
         if len(set(classes)) < max(len(classes), 2):
             found = ", ".join(names[number] for number in classes)
@@ -99,5 +97,5 @@ def _numbers(classes: str, names: Sequence[str]) -> Iterator[int]:
             meant = f"close: {', '.join(close)}; " if close else ""
             raise LaqError(
                 f"--classes: unknown class {entry!r}; {meant}allowed are 0 to {len(names) - 1} and the names "
-                f"in {NAMES}"
+                f"in {CLASS_NAMES}"
             )

@@ -12,8 +12,8 @@ from laq.advise.export import LOADING
 from laq.quantization.methods.registry import BASELINE, label_of
 from laq.report.rendering import markdown_table, templates
 from laq.report.tables import BASE_OF
-from laq.study import IMAGES_OF
-from laq.subsets import Subset
+from laq.study.tables import IMAGES_OF
+from laq.subsets.subset import Subset
 
 NETWORKS: Final = {"original": "original", "finetuned": "fine-tuned"}
 _MOST_NAMED: Final = 5

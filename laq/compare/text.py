@@ -8,7 +8,7 @@ from laq.compare.pairing import INPUTS, SIDES, Comparison, alone, each, paired
 from laq.quantization.methods.registry import label_of
 from laq.report.rendering import markdown_table, numbers, spread, templates
 from laq.report.tables import BASE_OF
-from laq.study import IMAGES_OF
+from laq.study.tables import IMAGES_OF
 
 
 def markdown(pair: Comparison, table: pd.DataFrame) -> str:

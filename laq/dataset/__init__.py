@@ -4,18 +4,17 @@ What needs torch is imported when it is first used (PEP 562): ``laq.params`` rea
 """
 
 from importlib import import_module
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from laq.dataset.registry import Dataset
 from laq.files import md5, replacing_folder, write_json
+from laq.paths import DATASET as FOLDER
 
 if TYPE_CHECKING:
     from laq.dataset.images import ImageSet, read_class_names, read_images, read_manifest
 
 __all__ = ["FOLDER", "ImageSet", "read_class_names", "read_images", "read_manifest", "run"]
 
-FOLDER = Path("data/dataset")
 FILES = ("train", "test", "meta")
 
 

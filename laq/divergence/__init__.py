@@ -2,23 +2,20 @@
 
 from hashlib import sha256
 from io import BytesIO
-from pathlib import Path
 from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from laq.divergence.estimators import gaussian_divergence, knn_divergence, symmetrised
+from laq.divergence.files import ALTERNATIVES, MADE, MATRIX
 from laq.divergence.reduction import pca, reduce
-from laq.embeddings import FOLDER as EMBEDDINGS
 from laq.errors import LaqError
-from laq.files import need, project_root, read_json, replacing_folder, write_json
+from laq.files import need, project_root, replacing_folder, write_json
+from laq.paths import DIVERGENCE as FOLDER
+from laq.paths import EMBEDDINGS
 from laq.sections.divergence import Divergence, Given
 
-FOLDER = Path("data/divergence")
-MATRIX = "matrix.npy"
-ALTERNATIVES = "alternatives"
-_MADE = "divergence.json"
 DIGITS: Final = 4  # significant ones
 
 
@@ -40,7 +37,7 @@ def run(params: Divergence) -> None:
         np.save(folder / MATRIX, rounded(matrix))
         np.save(folder / "class_names.npy", names)
         made = {"name": params.name, "estimator": method, "dimensions": points.shape[1]}
-        write_json(folder / _MADE, made)
+        write_json(folder / MADE, made)
         (folder / ALTERNATIVES).mkdir()
         for name, other in (given | alternatives(features, labels, points, params)).items():
             np.save(folder / ALTERNATIVES / f"{name}.npy", other)
@@ -51,11 +48,6 @@ def run(params: Divergence) -> None:
 def rounded(matrix: NDArray[np.float64]) -> NDArray[np.float64]:
     """The matrix with ``DIGITS`` significant digits, each number the float nearest to its decimal."""
     return np.array([[float(f"{value:.{DIGITS}g}") for value in row] for row in matrix])
-
-
-def read_name(folder: Path = FOLDER) -> str:
-    """How the study's own matrix was made, in the words of ``divergence.alternatives``."""
-    return str(read_json(folder / _MADE)["name"])
 
 
 def alternatives(

@@ -6,14 +6,15 @@ from typing import Any
 import torch
 
 from laq.architectures import Classifier, NetworkDesign, build
-from laq.cache import code_digest
-from laq.dataset import FOLDER as DATASET
-from laq.dataset import ImageSet, read_images, read_manifest
+from laq.dataset.images import ImageSet, read_images, read_manifest
 from laq.errors import LaqError
-from laq.files import digest, project_root, read_json, replacing_folder, write_json
+from laq.files import digest, project_root, replacing_folder, write_json
+from laq.imports import code_digest
 from laq.network.evaluation import Scores, collecting_features, evaluate, predict, score
 from laq.network.training import fit, training_device
-from laq.network.weights import load_foreign_weights, load_tensors, save_tensors
+from laq.network.weights import load_foreign_weights, load_network, load_tensors, read_design, save_tensors
+from laq.paths import DATASET, WEIGHTS
+from laq.paths import NETWORK as FOLDER
 from laq.sections.network import Network
 
 __all__ = [
@@ -34,9 +35,6 @@ __all__ = [
     "save_tensors",
     "score",
 ]
-
-FOLDER = Path("data/network")
-WEIGHTS = "network.safetensors"
 
 
 def run(params: Network) -> None:
@@ -82,21 +80,9 @@ def _checkpoint(params: Network) -> Path:
     inputs = [
         params.model_dump(),
         read_manifest(DATASET)["md5"],
-        code_digest("dataset", "architectures", "network"),
+        code_digest("laq.network"),
     ]
     return project_root() / ".laq" / "training" / f"{digest(inputs)}.pt"
-
-
-def load_network(folder: Path = FOLDER, weights: Path | None = None) -> Classifier:
-    """The network of the study, or with ``weights`` another one of its design."""
-    network = build(read_design(folder))
-    network.load_state_dict(load_tensors(weights or folder / WEIGHTS))
-    return network
-
-
-def read_design(folder: Path = FOLDER) -> NetworkDesign:
-    """The design of the network in ``folder``."""
-    return NetworkDesign.from_json(read_json(folder / "network.json")["design"])
 
 
 def _design(params: Network, train: ImageSet) -> NetworkDesign:

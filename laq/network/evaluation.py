@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from laq.architectures import classifier_head
-from laq.dataset import ImageSet
+from laq.dataset.images import ImageSet
 
 BATCH = 250
 

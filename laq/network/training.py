@@ -15,7 +15,7 @@ from torch.optim.lr_scheduler import ConstantLR, LRScheduler, OneCycleLR
 from tqdm import tqdm
 
 from laq.architectures import seeded
-from laq.dataset import ImageSet
+from laq.dataset.images import ImageSet
 from laq.errors import LaqError
 from laq.files import replacing_file
 from laq.progress import progress

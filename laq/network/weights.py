@@ -11,8 +11,10 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
+from laq.architectures import Classifier, NetworkDesign, build
 from laq.errors import LaqError
-from laq.files import need, project_root, replacing_file
+from laq.files import need, project_root, read_json, replacing_file
+from laq.paths import NETWORK, WEIGHTS
 
 _SUFFIX: Final = ".safetensors"
 # What torch.load raises on files that are something else, or damaged.
@@ -44,6 +46,18 @@ def load_tensors(path: Path) -> dict[str, Tensor]:
         return safetensors.torch.load_file(need(path))
     except SafetensorError as error:
         raise LaqError(f"{path}: not a whole safetensors file ({error})") from error
+
+
+def load_network(folder: Path = NETWORK, weights: Path | None = None) -> Classifier:
+    """The network of the study, or with ``weights`` another one of its design."""
+    network = build(read_design(folder))
+    network.load_state_dict(load_tensors(weights or folder / WEIGHTS))
+    return network
+
+
+def read_design(folder: Path = NETWORK) -> NetworkDesign:
+    """The design of the network in ``folder``."""
+    return NetworkDesign.from_json(read_json(folder / "network.json")["design"])
 
 
 def load_foreign_weights(network: nn.Module, name: str, sha256: str | None) -> str:

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from laq.errors import LaqError
-from laq.study import NO_IMAGES
+from laq.study.tables import NO_IMAGES
 
 VARIANTS: Final = {
     "original": "Original",

@@ -5,28 +5,28 @@ from dataclasses import dataclass
 
 import pandas as pd
 
-from laq.dataset import FOLDER as DATASET
 from laq.errors import LaqError
 from laq.files import digest
-from laq.finetune import FOLDER as FINETUNE
-from laq.network import FOLDER as NETWORK
-from laq.network import WEIGHTS
 from laq.parallel import Workers
 from laq.params import Params
+from laq.paths import WEIGHTS
 from laq.quantization.methods.registry import BASELINE
 from laq.quantization.options import nearest_name
 from laq.report import headline
 from laq.report.tables import summarise, with_drops
 from laq.sections.commands import ALL
-from laq.study import StudyInputs, layer_rows, measure_all, measurement_row, plan, read_seconds
-from laq.subsets import FILE as SUBSETS
-from laq.subsets import Subset, read_subsets
+from laq.study import measurement_row
+from laq.study.cells import plan
+from laq.study.inputs import StudyInputs
+from laq.study.measure import measure_all
+from laq.study.results import layer_rows, read_seconds
+from laq.subsets.subset import Subset, read_subsets
 from laq.track.descriptions import root_description
 from laq.track.own_run import OWN_RUN
 from laq.track.results import Results, Row, row_dicts
 from laq.track.runs import RunSpec
 from laq.track.store import outbox
-from laq.track.study_runs import check_dataset, result_runs, settings_of, tags
+from laq.track.study_runs import result_runs, settings_of, tags
 
 
 @dataclass(frozen=True)
@@ -38,11 +38,6 @@ class Request:
     method: str
 
 
-def inputs_exist() -> bool:
-    """Whether the outputs of the pipeline that the command needs exist."""
-    return all(path.exists() for path in (DATASET, NETWORK, SUBSETS, FINETUNE))
-
-
 def run(params: Params, request: Request, workers: Workers = Workers()) -> str:  # noqa: B008 (frozen)
     """Quantize by the method and by round-to-nearest, measure, and store the runs for sending.
 
@@ -50,9 +45,8 @@ def run(params: Params, request: Request, workers: Workers = Workers()) -> str: 
         A table with a line per subset, variant of the network and method.
 
     Raises:
-        LaqError: the subset is unknown, or an earlier stage's output is missing or belongs to another study.
+        LaqError: the subset is unknown, or measuring failed.
     """
-    check_dataset(params)
     subsets = _requested_subsets(request.subset)
     study = params.study.restricted(
         bits=(request.bits,),

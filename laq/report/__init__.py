@@ -8,10 +8,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from laq.divergence import FOLDER as DIVERGENCE
 from laq.errors import LaqError
-from laq.files import need, read_json, replacing_folder, write_json
-from laq.provenance import commit
+from laq.files import need, replacing_folder, write_json
+from laq.git import commit
+from laq.paths import DIVERGENCE, SUBSETS
+from laq.paths import REPORT as FOLDER
+from laq.provenance import read_records
 from laq.quantization.methods.registry import BASELINE
 from laq.report.analysis import Analysis, analyse, title_of
 from laq.report.answers import answers
@@ -23,11 +25,9 @@ from laq.report.page import PageContents, write_page
 from laq.report.tables import main_rows
 from laq.sections.base import FILE as PARAMS
 from laq.sections.report import Report
-from laq.sections.study import Study, bits_name
-from laq.study import FOLDER as STUDY
-from laq.study import INPUTS, read_measurements, study_code
-from laq.subsets import FILE as SUBSETS
-from laq.subsets import read_subsets
+from laq.sections.study import bits_name
+from laq.study.tables import read_measurements
+from laq.subsets.subset import read_subsets
 
 __all__ = [
     "CORRELATIONS",
@@ -44,7 +44,6 @@ __all__ = [
     "title_of",
 ]
 
-FOLDER = Path("data/report")
 METRICS = "metrics.json"
 PAGE = "page.html"
 SUMMARY = "summary.csv"
@@ -161,22 +160,18 @@ def headline(summary: pd.DataFrame) -> dict[str, float]:
     return found
 
 
-def publish(target: Path, params: Study) -> None:
+def publish(target: Path) -> None:
     """Copy the report to ``target`` with all that it takes to place it: parameters, hashes, commit.
 
     The table of measurements is compressed: it belongs in git and is large.
 
     Raises:
-        LaqError: ``target`` holds something else, or the study was made by other code or parameters.
+        LaqError: ``target`` holds something else than a published report.
     """
     if target.exists() and not (target / PROVENANCE).is_file():
         raise LaqError(
             f"--publish {target}: holds something else than a published report; name another folder"
         )
-    inputs = read_json(STUDY / INPUTS)
-    need(FOLDER / METRICS)
-    if inputs != {**inputs, "code": study_code(), "params": params.model_dump(mode="json")}:
-        raise LaqError(f"{STUDY}: made by other code or parameters than are here now; run `dvc repro`")
     with replacing_folder(target) as folder:
         shutil.copytree(FOLDER, folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns(*_UNPUBLISHED))
         # The same bytes whenever it is made; pandas reads it as it is.
@@ -185,7 +180,7 @@ def publish(target: Path, params: Study) -> None:
         (folder / TABLE).unlink()
         for file in (PARAMS, DIVERGENCE / "heat_map.png"):
             shutil.copyfile(need(file), folder / file.name)
-        write_json(folder / PROVENANCE, {**commit(), "inputs": inputs})
+        write_json(folder / PROVENANCE, {**commit(), "stages": read_records("report")})
 
 
 def read_summary() -> pd.DataFrame:

@@ -13,7 +13,7 @@ from laq.report.mixed_model import mixed_model
 from laq.report.paired_tests import paired_effects, with_holm
 from laq.report.tables import GROUP, complete
 from laq.sections.report import Report
-from laq.study import NO_IMAGES
+from laq.study.tables import NO_IMAGES
 
 CALIBRATION: Final = "calibration"
 FINETUNING: Final = "finetuning"

@@ -9,9 +9,10 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from laq.divergence import ALTERNATIVES, FOLDER, MATRIX, read_name
+from laq.divergence.files import ALTERNATIVES, MATRIX, read_name
 from laq.files import need
-from laq.subsets import Subset
+from laq.paths import DIVERGENCE
+from laq.subsets.subset import Subset
 
 Floats = NDArray[np.float64]
 MAIN: Final = "main"
@@ -42,7 +43,7 @@ def divergences_in(table: pd.DataFrame, members: pd.DataFrame | None = None) -> 
     return SubsetDivergences(nats, members)
 
 
-def read_divergences(subsets: Sequence[Subset], seed: int, folder: Path = FOLDER) -> SubsetDivergences:
+def read_divergences(subsets: Sequence[Subset], seed: int, folder: Path = DIVERGENCE) -> SubsetDivergences:
     """The divergences within ``subsets`` from all matrices that the stage ``divergence`` wrote.
 
     Raises:

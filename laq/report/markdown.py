@@ -11,7 +11,7 @@ from laq.report.correlations import DEPENDENCE
 from laq.report.rendering import markdown_table, number, numbers, spread, templates
 from laq.report.tables import BASE_OF, SEED_SPREAD, main_rows
 from laq.sections.report import Report
-from laq.study import NO_IMAGES
+from laq.study.tables import NO_IMAGES
 
 IMAGES: Final = {NO_IMAGES: "", "subset": "subset", "all": "all classes"}
 _TEMPLATES: Final = "laq.report"

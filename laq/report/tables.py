@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from laq.study import NO_IMAGES
+from laq.study.tables import NO_IMAGES
 
 Floats = NDArray[np.float64]
 BASE_OF: Final = {"quantized": "original", "finetuned_quantized": "finetuned"}

@@ -7,24 +7,31 @@ from typing import Any
 
 import pandas as pd
 
-from laq.dataset import FOLDER as DATASET
-from laq.dataset import read_manifest
-from laq.files import md5, need, project_root, replacing_file, replacing_folder, write_json
-from laq.network import FOLDER as NETWORK
-from laq.network import WEIGHTS, read_design
+from laq.dataset.images import read_manifest
+from laq.files import replacing_file, replacing_folder
+from laq.network.weights import read_design
 from laq.parallel import Workers
+from laq.paths import DATASET, WEIGHTS
+from laq.paths import STUDY as FOLDER
 from laq.sections.study import Study
 from laq.study.cells import Cell, plan
 from laq.study.inputs import StudyInputs, study_code
 from laq.study.measure import measure_all
 from laq.study.results import layer_rows, read_measurement, read_seconds
-from laq.subsets import FILE as SUBSETS
-from laq.subsets import read_subsets
+from laq.study.tables import (
+    IMAGES_OF,
+    LAYERS,
+    MEASUREMENTS,
+    NO_IMAGES,
+    read_measurements,
+    seconds_file,
+    weights_file,
+)
+from laq.subsets.subset import read_subsets
 
 __all__ = [
     "FOLDER",
     "IMAGES_OF",
-    "INPUTS",
     "LAYERS",
     "MEASUREMENTS",
     "NO_IMAGES",
@@ -43,17 +50,9 @@ __all__ = [
     "weights_file",
 ]
 
-FOLDER = Path("data/study")
-MEASUREMENTS = "measurements.csv"
-LAYERS = "layers.csv"
-INPUTS = "inputs.json"
-# The entry in column ``calibration`` for networks that were made without calibration images.
-NO_IMAGES = "none"
-IMAGES_OF = {"subset": "the subset", "all": "all classes"}
-
 
 def run(params: Study, workers: Workers = Workers()) -> None:  # noqa: B008 (frozen)
-    """Write ``measurements.csv`` (a row per cell), ``layers.csv``, weights and the inputs' hashes.
+    """Write ``measurements.csv`` (a row per cell), ``layers.csv`` and the networks' weights.
 
     The seconds that quantization took are no result and go to ``seconds_file``. Each cell is kept as soon as
     it is done, so that a killed run continues where it stopped.
@@ -66,14 +65,6 @@ def run(params: Study, workers: Workers = Workers()) -> None:  # noqa: B008 (fro
     with replacing_folder(FOLDER) as folder:
         _write_table(folder / MEASUREMENTS, (measurement_row(*done) for done in folders.items()))
         _write_table(folder / LAYERS, (r for done in folders.items() for r in layer_rows(*done)))
-        hashes = {
-            "code": study_code(),
-            "dataset_md5": inputs.dataset,
-            "network_md5": md5(NETWORK / WEIGHTS),
-            "subsets_md5": md5(SUBSETS),
-            "params": params.model_dump(mode="json"),
-        }
-        write_json(folder / INPUTS, hashes)
         for cell, source in folders.items():
             if (source / WEIGHTS).exists():
                 weights_file(folder, cell.name).parent.mkdir(parents=True)
@@ -81,29 +72,6 @@ def run(params: Study, workers: Workers = Workers()) -> None:  # noqa: B008 (fro
     with replacing_file(seconds_file()) as partial:
         rows = [{"cell": cell.name, "seconds": read_seconds(done)} for cell, done in folders.items()]
         pd.DataFrame(rows).dropna().to_csv(partial, index=False)
-
-
-def read_measurements(path: Path = FOLDER / MEASUREMENTS) -> pd.DataFrame:
-    """The table of all cells; column ``bits`` has the bits as requested, as texts.
-
-    Raises:
-        LaqError: the stage has not run.
-    """
-    types: dict[Any, Any] = {"levels": "Int64", "seed": "Int64", "bits": str}
-    return pd.read_csv(need(path), dtype=types)
-
-
-def seconds_file() -> Path:
-    """The file with the seconds that the cells of ``measurements.csv`` took on this machine.
-
-    DVC does not version it, because the outputs of a stage must be the same bytes in every run.
-    """
-    return project_root() / ".laq" / "seconds" / f"{md5(FOLDER / MEASUREMENTS)}.csv"
-
-
-def weights_file(folder: Path, cell_name: str) -> Path:
-    """The file with a cell's quantized weights."""
-    return folder / "networks" / cell_name / WEIGHTS
 
 
 def measurement_row(cell: Cell, source: Path) -> dict[str, Any]:

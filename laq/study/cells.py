@@ -8,7 +8,7 @@ from typing import get_args
 from laq.quantization import METHODS, Recipe, parse_bits
 from laq.quantization.bits.spec import Budget
 from laq.sections.study import Base, Calibration, Grid, Study, bits_name
-from laq.subsets import Subset
+from laq.subsets.subset import Subset
 
 FLOAT_BITS = 32
 BASES: tuple[Base, ...] = get_args(Base)

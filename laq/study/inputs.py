@@ -8,15 +8,13 @@ from typing import Any
 
 import torch
 
-from laq.cache import code_digest, place_of
-from laq.dataset import FOLDER as DATASET
-from laq.dataset import ImageSet, read_images, read_manifest
+from laq.cache import place_of
+from laq.dataset.images import ImageSet, read_images, read_manifest
 from laq.errors import LaqError
 from laq.files import md5
-from laq.finetune import FOLDER as FINETUNE
-from laq.finetune import weights_of
-from laq.network import FOLDER as NETWORK
-from laq.network import WEIGHTS, read_design
+from laq.imports import code_digest
+from laq.network.weights import read_design
+from laq.paths import DATASET, FINETUNE, NETWORK, WEIGHTS, finetuned_weights
 from laq.quantization import METHODS
 from laq.sections.study import Calibration, Study
 from laq.study.cells import Cell
@@ -24,9 +22,7 @@ from laq.study.cells import Cell
 
 def study_code() -> str:
     """The hash of the code that a measurement depends on, which leaves out the training of networks."""
-    network = ("architectures", "network/evaluation", "network/weights")
-    study = (f"study/{name}" for name in ("cells", "inputs", "measure", "results"))
-    return code_digest("dataset", *network, "quantization", *study)
+    return code_digest("laq.study.measure")
 
 
 @dataclass(frozen=True)
@@ -74,7 +70,7 @@ class StudyInputs:
         """The file with the weights of the cell's network before quantization."""
         if cell.base == "original":
             return NETWORK / WEIGHTS
-        return self.finetuned.get(cell.subset.name) or weights_of(FINETUNE, cell.subset)
+        return self.finetuned.get(cell.subset.name) or finetuned_weights(FINETUNE, cell.subset.name)
 
     def images(self, split: str) -> ImageSet:
         """The images of ``split``: ``train``, from which calibration draws, or ``test``, for the scores."""

@@ -8,9 +8,11 @@ from typing import Final, Self
 
 import torch
 
+from laq.architectures import Classifier
 from laq.cache import cached
 from laq.errors import LaqError
-from laq.network import Classifier, load_network, predict, score
+from laq.network.evaluation import predict, score
+from laq.network.weights import load_network
 from laq.parallel import Workers, run_all
 from laq.progress import progress
 from laq.quantization import QuantizedNetwork, Recipe, choose_bits_each, parse_bits, quantize_each

@@ -4,11 +4,13 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Final
 
+from laq.architectures import Classifier
 from laq.files import read_json, write_json
-from laq.network import WEIGHTS, Classifier, Scores
+from laq.network.evaluation import Scores
+from laq.paths import WEIGHTS
 from laq.quantization import QuantizedNetwork, float32_bytes, save
 from laq.study.cells import FLOAT_BITS, Cell
-from laq.subsets import Subset
+from laq.subsets.subset import Subset
 
 SECONDS: Final = "seconds.json"
 MEASUREMENT: Final = "measurement.json"

@@ -4,22 +4,20 @@ from pathlib import Path
 
 import pandas as pd
 
-from laq.divergence import FOLDER as DIVERGENCE
 from laq.files import digest, md5, need, read_json, write_json
+from laq.git import experiment, in_pipeline
 from laq.params import Params
-from laq.provenance import experiment, in_pipeline
+from laq.paths import DIVERGENCE, REPORT, STUDY
+from laq.provenance import read_records
 from laq.report import CORRELATIONS, METRICS, TABLE, TEXT, headline, read_summary, title_of
-from laq.report import FOLDER as REPORT
-from laq.study import FOLDER as STUDY
-from laq.study import INPUTS, LAYERS, MEASUREMENTS, read_measurements, seconds_file, weights_file
-from laq.subsets import read_subsets
+from laq.study.tables import LAYERS, MEASUREMENTS, read_measurements, seconds_file, weights_file
+from laq.subsets.subset import read_subsets
 from laq.track.descriptions import root_description
 from laq.track.own_run import annotate
 from laq.track.results import Results, row_dicts
 from laq.track.runs import ResultRuns, RunSpec
 from laq.track.store import Store
 from laq.track.study_runs import (
-    check_study,
     flatten,
     result_runs,
     settings_of,
@@ -34,9 +32,8 @@ def run(params: Params) -> str:
     """Send the study's runs that the store lacks, and those that wait; returns a sentence that says so.
 
     Raises:
-        LaqError: the results are another study's, or the store cannot be reached or written.
+        LaqError: the store cannot be reached or written.
     """
-    check_study(params)
     result, store = study_runs(params), Store()
     waiting = store.send_outbox()
     sent = store.send(result)
@@ -71,8 +68,8 @@ def study_runs(params: Params) -> ResultRuns:
 
 def study_key(params: Params) -> str:
     """The name of the study's result: the hash of its parameters, tables and report."""
-    files = (STUDY / MEASUREMENTS, STUDY / INPUTS, REPORT / TEXT, REPORT / CORRELATIONS)
-    return digest([params.name, settings_of(params), [md5(file) for file in files]])
+    files = (STUDY / MEASUREMENTS, REPORT / TEXT, REPORT / CORRELATIONS)
+    return digest([params.name, settings_of(params), read_records("study"), [md5(file) for file in files]])
 
 
 def _root(results: Results) -> RunSpec:
@@ -91,7 +88,7 @@ def _root(results: Results) -> RunSpec:
         files=[
             *((path, "report") for path in sorted(REPORT.iterdir()) if path.is_file()),
             *((path, "divergence") for path in sorted(DIVERGENCE.glob("*.png"))),
-            (STUDY / INPUTS, "study"),
         ],
+        documents={"provenance.json": read_records("report")},
         description=root_description(results, summary, title),
     )

@@ -10,7 +10,7 @@ from laq.report.markdown import accuracies, findings
 from laq.report.rendering import markdown_table
 from laq.report.tables import BASE_OF
 from laq.sections.track import Track
-from laq.subsets import Subset
+from laq.subsets.subset import Subset
 from laq.track.results import Results, Row
 from laq.track.runs import rank
 
@@ -70,7 +70,8 @@ def _provenance(results: Results) -> str:
     provenance = results.provenance
     made_from = "; ".join(f"{data.name} `{data.digest}`" for data in provenance.inputs)
     code = provenance.tags.get("laq.commit", "unknown")
-    changed = ", with changes since" if provenance.tags.get("laq.dirty") == "True" else ""
+    files = provenance.tags.get("laq.uncommitted")
+    changed = f" with uncommitted changes of {files}" if files else ""
     experiment = provenance.tags.get("laq.dvc_experiment")
     name = f"; DVC experiment `{experiment}`" if experiment else ""
     return f"Made from {made_from} (DVC's MD5s); commit `{code}`{changed}{name}."

@@ -11,15 +11,13 @@ from typing import Any, Final
 import pandas as pd
 from PIL import Image
 
-from laq.dataset import FOLDER as DATASET
-from laq.dataset import read_images, read_manifest
+from laq.dataset.images import read_images, read_manifest
 from laq.files import dvc_md5
-from laq.network import FOLDER as NETWORK
-from laq.network import read_design
+from laq.git import commit, experiment
+from laq.network.weights import read_design
 from laq.params import Params
-from laq.provenance import commit, experiment
-from laq.subsets import FILE as SUBSETS
-from laq.subsets import Subset
+from laq.paths import DATASET, NETWORK, SUBSETS
+from laq.subsets.subset import Subset
 from laq.track.runs import Input
 
 Row = Mapping[str, Any]
@@ -56,7 +54,9 @@ class Provenance:
     @cached_property
     def tags(self) -> dict[str, str]:
         """The code that results are tracked by, and the DVC experiment that this is."""
-        found = {**commit(), "dvc_experiment": experiment()}
+        code = commit()
+        files = ", ".join(code["uncommitted"] or ()) or None
+        found = {**code, "uncommitted": files, "dvc_experiment": experiment()}
         return {f"laq.{name}": str(value) for name, value in found.items() if value is not None}
 
 

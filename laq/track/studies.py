@@ -9,8 +9,8 @@ import pandas as pd
 
 from laq.errors import LaqError
 from laq.report.tables import BASE_OF
-from laq.study import NO_IMAGES
 from laq.study.cells import FLOAT_BITS
+from laq.study.tables import NO_IMAGES
 from laq.track.store import Store
 
 # By what they are called, and how far they lie back.

@@ -7,17 +7,12 @@ from typing import Any, Final
 
 import pandas as pd
 
-from laq.dataset import FOLDER as DATASET
-from laq.dataset import read_manifest
-from laq.errors import LaqError
-from laq.files import digest, read_json
+from laq.files import digest
 from laq.params import Params
 from laq.report import subset_picture
 from laq.report.tables import BASE_OF
 from laq.sections.study import Grid, bits_name
-from laq.study import FOLDER as STUDY
-from laq.study import INPUTS
-from laq.subsets import Subset
+from laq.subsets.subset import Subset
 from laq.track.descriptions import cell_description, subset_description
 from laq.track.results import Results, Row
 from laq.track.runs import ModelSpec, ResultRuns, RunSpec
@@ -210,32 +205,6 @@ def _model(results: Results, subset: Subset, row: Row) -> ModelSpec:
         },
         metrics={name: row[name] for name in ("top1_sub_percent", "top1_all_percent", "size_bytes")},
     )
-
-
-def check_study(params: Params) -> None:
-    """See that what lies in ``data/`` is the study that ``params`` describe.
-
-    Raises:
-        LaqError: it is another one's.
-    """
-    made_from = read_json(STUDY / INPUTS)["params"]
-    check_dataset(params)
-    if made_from != params.study.model_dump(mode="json"):
-        raise LaqError(f"{STUDY}: made with other parameters than params.yaml has now; run `dvc repro`")
-
-
-def check_dataset(params: Params) -> None:
-    """See that the images in ``data/`` are the study's.
-
-    Raises:
-        LaqError: they are another one's.
-    """
-    found = read_manifest(DATASET)["name"]
-    if found != params.dataset.name:
-        raise LaqError(
-            f"{DATASET}: holds {found}, the study {params.name} in params.yaml is on "
-            f"{params.dataset.name}; run `dvc repro`"
-        )
 
 
 def flatten(nested: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -19,16 +19,16 @@ from laq import dataset, network
 from laq.advise.candidates import as_study, interval, planned
 from laq.advise.choice import Wanted, judged, nearest
 from laq.advise.figures import draw
-from laq.advise.question import NAMES, Question
+from laq.advise.question import Question
 from laq.advise.text import Findings, answer, for_terminal, markdown
 from laq.cli import main
 from laq.dataset import read_class_names, read_images
 from laq.errors import LaqError
 from laq.files import read_json, write_json
 from laq.params import load_params
+from laq.paths import CLASS_NAMES, SUBSETS
 from laq.quantization import load, read_metadata
-from laq.subsets import FILE as SUBSETS
-from laq.subsets import Subset
+from laq.subsets.subset import Subset
 from laq.track.store import Store
 from tests.conftest import ROOT, tiny_params, write_params
 
@@ -243,9 +243,9 @@ def test_a_question_names_classes_or_a_subset_and_one_accuracy() -> None:
 
 @pytest.fixture
 def divergence(project: Path) -> Path:
-    NAMES.parent.mkdir(parents=True)
-    np.save(NAMES, np.array(["maple_tree", "oak_tree", "palm_tree", "7", "rose"]))
-    np.save(NAMES.parent / "matrix.npy", np.arange(25.0).reshape(5, 5))
+    CLASS_NAMES.parent.mkdir(parents=True)
+    np.save(CLASS_NAMES, np.array(["maple_tree", "oak_tree", "palm_tree", "7", "rose"]))
+    np.save(CLASS_NAMES.parent / "matrix.npy", np.arange(25.0).reshape(5, 5))
     return project
 
 
@@ -313,9 +313,9 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         network.run(read.network)
         tell_classes_apart()
         names = read_class_names(dataset.FOLDER)
-        NAMES.parent.mkdir(parents=True)
-        np.save(NAMES, np.array(names))
-        np.save(NAMES.parent / "matrix.npy", np.ones((len(names), len(names))))
+        CLASS_NAMES.parent.mkdir(parents=True)
+        np.save(CLASS_NAMES, np.array(names))
+        np.save(CLASS_NAMES.parent / "matrix.npy", np.ones((len(names), len(names))))
         yield folder
 
 

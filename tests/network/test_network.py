@@ -359,7 +359,7 @@ def test_the_stage_writes_weights_design_and_scores(project: Path) -> None:
             training=RECIPE.model_copy(update={"epochs": 1, "batch_size": 50}),
         )
     )
-    record = stage.read_json(stage.FOLDER / "network.json")
+    record = read_json(stage.FOLDER / "network.json")
     network = stage.load_network()
     assert network.design == stage.read_design()
     assert network.design.classes == 100

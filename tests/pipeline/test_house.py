@@ -18,8 +18,9 @@ from tests.conftest import ROOT
 
 # A room imports those before it.
 ORDER = [
-    "errors", "progress", "provenance", "files", "cache", "parallel", "quantization", "sections", "architectures",
-    "pictures", "serving", "dataset", "network", "embeddings", "divergence", "subsets", "finetune", "study", "report", "params",
+    "errors", "progress", "git", "files", "paths", "imports", "provenance", "cache", "parallel", "quantization",
+    "sections", "architectures", "pictures", "serving", "dataset", "network", "embeddings", "divergence", "subsets",
+    "finetune", "study", "report", "params",
     "predecessor", "track", "quantize", "compare", "advise", "cli", "__main__", "environment",
 ]  # fmt: skip
 # Options of whoever runs a command, not of what comes out: no launcher passes them on, variables do.

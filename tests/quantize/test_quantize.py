@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from laq import quantize, track
+from laq import cli, quantize, track
 from laq.cli import main
 from laq.track.study_runs import subset_runs
 from tests.conftest import ROOT
@@ -30,7 +30,7 @@ def test_the_command_takes_what_params_yaml_takes(
         return "the outcome"
 
     monkeypatch.setattr(quantize, "run", run)
-    monkeypatch.setattr(quantize, "inputs_exist", lambda: True)
+    monkeypatch.setattr(cli, "find_stale", lambda *_: None)
     monkeypatch.setattr(track, "send_waiting", lambda: "what was sent")
     monkeypatch.chdir(ROOT)
     result = CliRunner().invoke(main, ["quantize", "--bits", text])

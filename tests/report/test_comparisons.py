@@ -15,7 +15,7 @@ from laq.report.correlations import dependence
 from laq.report.divergences import divergences_in, subset_divergences
 from laq.report.tables import over_seeds, with_drops
 from laq.sections.report import Report
-from laq.subsets import Subset
+from laq.subsets.subset import Subset
 from tests.studies import Planted, made_up_matrix, made_up_study, made_up_subsets
 
 PARAMS = Report(bootstrap_samples=400, permutations=999, confidence=0.95, seed=0)

@@ -16,7 +16,7 @@ from scipy import stats
 from laq.errors import LaqError
 from laq.report.page import PageContents, write_page
 from laq.report.tables import with_drops
-from laq.subsets import Subset, describe
+from laq.subsets.subset import Subset, describe
 
 NAMES = [
     '<b>a</b> & "b"',

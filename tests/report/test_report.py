@@ -10,9 +10,9 @@ from matplotlib.figure import Figure
 
 from laq import report
 from laq.divergence import ALTERNATIVES
-from laq.divergence import FOLDER as DIVERGENCE
 from laq.errors import LaqError
 from laq.files import read_json, write_json
+from laq.paths import DIVERGENCE, STUDY, SUBSETS
 from laq.quantization import METHODS
 from laq.report import headline, metrics, read_summary
 from laq.report.analysis import Analysis, analyse
@@ -22,8 +22,6 @@ from laq.report.figures import draw_against_bits, draw_against_divergence
 from laq.report.markdown import answers_text, findings, markdown
 from laq.report.tables import main_rows, over_seeds, summarise, with_drops
 from laq.sections.report import Report
-from laq.study import FOLDER as STUDY
-from laq.subsets import FILE as SUBSETS
 from tests.studies import Planted, made_up_matrix, made_up_study, made_up_subsets
 
 PARAMS = Report(bootstrap_samples=500, permutations=999, confidence=0.95, seed=0)

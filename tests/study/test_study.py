@@ -16,11 +16,12 @@ from laq.errors import LaqError
 from laq.files import write_json
 from laq.parallel import Workers
 from laq.params import Params, load_params
+from laq.paths import SUBSETS
 from laq.quantization import QuantizedNetwork, Recipe, choose_bits_each, quantize_each
 from laq.sections.study import Further, Study
 from laq.study import plan, read_measurements
 from laq.study.measure import cost, groups_of
-from laq.subsets import Subset
+from laq.subsets.subset import Subset
 from tests.conftest import ROOT, tiny_params, write_params
 
 SUBSET = Subset("random-1", "random", (1, 2), ("a", "b"), 2.0, 1.0, 1.5, 1.5)
@@ -106,7 +107,7 @@ def ready_for_a_study(folder: Path) -> Params:
     read = load_params()
     dataset.run(read.dataset)
     network.run(read.network)
-    write_json(subsets.FILE, [asdict(SUBSET), asdict(OTHER)])
+    write_json(SUBSETS, [asdict(SUBSET), asdict(OTHER)])
     finetune.run(read.finetune, Workers(), wanted=read.study.fine_tunes)
     return read
 
@@ -170,7 +171,7 @@ def test_the_table_is_the_same_whoever_does_the_work_and_in_a_smaller_study(
     assert tables[0] == tables[1] == tables[2]
     large = read_measurements().set_index("cell")
     shutil.rmtree(project / ".laq")
-    write_json(subsets.FILE, [asdict(OTHER)])
+    write_json(SUBSETS, [asdict(OTHER)])
     room.run(params.model_copy(update={"bits": (3,)}))
     small = read_measurements().set_index("cell")
     assert len(small) == 2 + 2 * 3
@@ -235,7 +236,7 @@ def test_the_bar_knows_that_choosing_bits_takes_longest_and_shared_networks_serv
 
 def test_what_is_not_quantized_is_in_the_table_and_nothing_where_all_is(project: Path) -> None:
     params = ready_for_a_study(project).study.model_copy(update={"bits": (3,), "methods": ("rtn",)})
-    write_json(subsets.FILE, [asdict(OTHER)])
+    write_json(SUBSETS, [asdict(OTHER)])
     room.run(params)
     assert "not_quantized" not in read_measurements()
     room.run(params.model_copy(update={"ignore": ("body.fc",)}))

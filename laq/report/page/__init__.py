@@ -17,7 +17,7 @@ from laq.files import replacing_file
 from laq.report.page.columns import columns_of
 from laq.report.page.data import Floats, page_data
 from laq.report.rendering import templates
-from laq.subsets import Subset
+from laq.subsets.subset import Subset
 
 _SCRIPTS: Final = ("state.js", "plot.js", "panel.js", "map.js", "page.js")
 

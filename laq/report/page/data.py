@@ -23,8 +23,8 @@ from laq.errors import LaqError
 from laq.quantization.methods.registry import label_of
 from laq.report.figures import in_order
 from laq.report.tables import BASE_OF, DROPS
-from laq.study import IMAGES_OF, NO_IMAGES
-from laq.subsets import Subset
+from laq.study.tables import IMAGES_OF, NO_IMAGES
+from laq.subsets.subset import Subset
 
 Floats = NDArray[np.float64]
 

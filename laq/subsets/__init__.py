@@ -7,54 +7,29 @@ is taken. Powers differ by library; what they give is rounded before it decides 
 
 import ast
 import csv
-import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Final, Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
-from laq.divergence import FOLDER as DIVERGENCE
 from laq.errors import LaqError
-from laq.files import need, project_root, read_json, write_json
+from laq.files import need, project_root, write_json
+from laq.paths import CLASS_NAMES, DIVERGENCE, SUBSETS
 from laq.sections.subsets import Band, Subsets
+from laq.subsets.subset import Matrix, Subset, describe, mean_of, pairs_of
 
-FILE = Path("data/subsets.json")
-Matrix = NDArray[np.float64]
 _NONE: Final = 1e-300  # what stands for a ratio of 0
 Extreme = Literal["similar", "dissimilar"]
 _EXTREMES: Final[dict[Extreme, Callable[[Iterable[float]], float]]] = {"similar": min, "dissimilar": max}
 
 
-@dataclass(frozen=True)
-class Subset:
-    """Classes to keep, and the largest, smallest, mean and median divergence (nats) of their pairs."""
-
-    name: str
-    kind: str
-    classes: tuple[int, ...]
-    class_names: tuple[str, ...]
-    max_divergence: float
-    min_divergence: float
-    mean_divergence: float
-    median_divergence: float
-
-
 def run(params: Subsets) -> None:
     """Write the subsets as JSON."""
     matrix = np.load(need(DIVERGENCE / "matrix.npy"))
-    names = [str(name) for name in np.load(need(DIVERGENCE / "class_names.npy"))]
-    write_json(FILE, [asdict(subset) for subset in choose_subsets(matrix, names, params)])
-
-
-def read_subsets(path: Path = FILE) -> list[Subset]:
-    """The subsets that the stage wrote."""
-    return [
-        Subset(**{**fields, "classes": tuple(fields["classes"]), "class_names": tuple(fields["class_names"])})
-        for fields in read_json(path)
-    ]
+    names = [str(name) for name in np.load(need(CLASS_NAMES))]
+    write_json(SUBSETS, [asdict(subset) for subset in choose_subsets(matrix, names, params)])
 
 
 def choose_subsets(matrix: Matrix, names: Sequence[str], params: Subsets) -> list[Subset]:
@@ -153,7 +128,7 @@ def _even_subsets(matrix: Matrix, size: int, count: int, rng: np.random.Generato
 
     starts = range(len(matrix))
     low, high = (
-        best(_mean(_pairs(matrix, greedy(matrix, start, size, kind))) for start in starts)
+        best(mean_of(pairs_of(matrix, greedy(matrix, start, size, kind))) for start in starts)
         for kind, best in _EXTREMES.items()
     )
     if low <= 0:
@@ -178,16 +153,6 @@ def nearest_to(matrix: Matrix, start: int, size: int, target: float) -> list[int
         total = float(sums[far.argmin()])
         chosen.append(int(far.argmin()))
     return chosen
-
-
-def _pairs(matrix: Matrix, classes: Sequence[int]) -> Matrix:
-    """The divergences (pairs,) of every two of ``classes``."""
-    return np.asarray(matrix[np.ix_(classes, classes)][np.triu_indices(len(classes), 1)])
-
-
-def _mean(pairs: Matrix) -> float:
-    """The mean, from the exact sum."""
-    return math.fsum(pairs.tolist()) / len(pairs)
 
 
 def in_band(matrix: Matrix, size: int, band: Band, rng: np.random.Generator) -> list[list[int]]:
@@ -220,27 +185,6 @@ def _grow_in_band(matrix: Matrix, start: int, size: int, band: Band, rng: np.ran
             break
         chosen.append(int(rng.choice(fits.nonzero()[0])))
     return chosen
-
-
-def describe(matrix: Matrix, names: Sequence[str], name: str, kind: str, classes: Sequence[int]) -> Subset:
-    """The subset ``classes`` with the statistics of its pairs' divergences.
-
-    Raises:
-        LaqError: a class is named twice, or there is but one.
-    """
-    if len(set(classes)) < max(len(classes), 2):
-        raise LaqError(f"subset {name}: needs two or more different classes, found {list(classes)}")
-    pairs = _pairs(matrix, classes)
-    return Subset(
-        name=name,
-        kind=kind,
-        classes=tuple(classes),
-        class_names=tuple(names[c] for c in classes),
-        max_divergence=float(pairs.max()),
-        min_divergence=float(pairs.min()),
-        mean_divergence=_mean(pairs),
-        median_divergence=float(np.median(pairs)),
-    )
 
 
 def read_log(path: Path, names: Sequence[str]) -> list[list[int]]:

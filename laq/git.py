@@ -1,0 +1,47 @@
+"""What git and DVC say of the folder and the process that results are made in."""
+
+import os
+import subprocess
+from typing import Any
+
+# What results depend on; their data are told by their hashes.
+_SOURCES = ("laq", "dvc.yaml", "params.yaml", "requirements.txt")
+
+
+def commit() -> dict[str, Any]:
+    """The commit that the current folder is at, and the files that results depend on that differ from it.
+
+    All are None outside of git, and before its first commit.
+    """
+    try:
+        head = _git("rev-parse", "HEAD")
+        changed = _git(
+            "status", "--porcelain", "--untracked-files=all", "--no-renames", "-z", "--", *_SOURCES
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return {"commit": None, "dirty": None, "uncommitted": None}
+    files = sorted(entry[3:] for entry in changed.split("\0") if entry)
+    return {"commit": head, "dirty": bool(files), "uncommitted": files}
+
+
+def in_git() -> bool:
+    """Whether the current folder is in a git checkout."""
+    try:
+        return _git("rev-parse", "--is-inside-work-tree") == "true"
+    except (OSError, subprocess.CalledProcessError):
+        return False
+
+
+def experiment() -> str | None:
+    """The name of the DVC experiment that this process is part of."""
+    return os.environ.get("DVC_EXP_NAME")
+
+
+def in_pipeline() -> bool:
+    """Whether DVC runs this process as a stage."""
+    return "DVC_STAGE" in os.environ
+
+
+def _git(*arguments: str) -> str:
+    done = subprocess.run(["git", *arguments], check=True, capture_output=True, text=True)
+    return done.stdout.strip("\n")
