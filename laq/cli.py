@@ -186,8 +186,9 @@ def report(publish: Path | None) -> None:
     if publish is None:
         _run_stage("report", lambda params: room.run(params.report))
     else:
-        check(load_params().settings, "report")
-        room.publish(publish)
+        params = load_params()
+        check(params.settings, "report")
+        room.publish(publish, params.network)
 
 
 @main.command()
@@ -293,6 +294,34 @@ def advise(jobs: int | None, scheduler: str, **asked: Any) -> None:
     click.echo(advice.text)
     if advice.refusal:
         raise LaqError(advice.refusal)
+
+
+@main.command()
+@click.argument("folder", type=click.Path(path_type=Path))
+@click.option(
+    "--cells",
+    type=click.IntRange(min=0),
+    help="How many cells to draw; 0 for all.  [default: verify.cells in the folder's params.yaml]",
+)
+@click.option(
+    "--seed",
+    type=click.IntRange(0, 2**32 - 1),
+    help="What draws them.  [default: verify.seed in the folder's params.yaml]",
+)
+@_workers
+def verify(folder: Path, cells: int | None, seed: int | None, jobs: int | None, scheduler: str) -> None:
+    """Measure cells of a published study again, and compare with what was published.
+
+    FOLDER is what `laq report --publish FOLDER` wrote. Ends with code 1 if a cell differs or could not be
+    measured.
+    """
+    from laq import verify as room
+    from laq.parallel import workers
+
+    outcome = room.run(folder, cells, seed, workers(jobs, scheduler))
+    click.echo(outcome.text)
+    if not outcome.equal:
+        sys.exit(1)
 
 
 @main.command()

@@ -24,7 +24,7 @@ from laq.dataset.registry import Dataset
 from laq.errors import LaqError
 from laq.quantization.options import nearest_name
 from laq.sections.base import FILE, Section
-from laq.sections.commands import ALL, Advise, Compare, Quantize
+from laq.sections.commands import ALL, Advise, Compare, Quantize, Verify
 from laq.sections.divergence import Divergence
 from laq.sections.embeddings import Embeddings
 from laq.sections.mistakes import lines
@@ -57,6 +57,7 @@ class Block(Section):
     quantize: Quantize
     compare: Compare
     advise: Advise
+    verify: Verify
 
     @property
     def settings(self) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from typing import Final
 
 DATASET: Final = Path("data/dataset")
 NETWORK: Final = Path("data/network")
+DESIGN: Final = "network.json"  # of a network: its design and where its weights come from
 WEIGHTS: Final = "network.safetensors"  # of a network, in whichever folder
 EMBEDDINGS: Final = Path("data/embeddings")
 DIVERGENCE: Final = Path("data/divergence")

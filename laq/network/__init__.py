@@ -13,7 +13,7 @@ from laq.imports import code_digest
 from laq.network.evaluation import Scores, collecting_features, evaluate, predict, score
 from laq.network.training import fit, training_device
 from laq.network.weights import load_foreign_weights, load_network, load_tensors, read_design, save_tensors
-from laq.paths import DATASET, WEIGHTS
+from laq.paths import DATASET, DESIGN, WEIGHTS
 from laq.paths import NETWORK as FOLDER
 from laq.sections.network import Network
 
@@ -46,7 +46,7 @@ def run(params: Network) -> None:
         save_tensors(folder / WEIGHTS, network.state_dict())
         record = {"design": network.design.to_json(), "origin": origin}
         write_json(
-            folder / "network.json",
+            folder / DESIGN,
             {**record, "test_top1_percent": scores.top1_all, "test_top5_percent": scores.top5_all},
         )
     _checkpoint(params).unlink(missing_ok=True)

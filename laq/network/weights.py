@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from laq.architectures import Classifier, NetworkDesign, build
 from laq.errors import LaqError
 from laq.files import need, project_root, read_json, replacing_file
-from laq.paths import NETWORK, WEIGHTS
+from laq.paths import DESIGN, NETWORK, WEIGHTS
 
 _SUFFIX: Final = ".safetensors"
 # What torch.load raises on files that are something else, or damaged.
@@ -57,7 +57,7 @@ def load_network(folder: Path = NETWORK, weights: Path | None = None) -> Classif
 
 def read_design(folder: Path = NETWORK) -> NetworkDesign:
     """The design of the network in ``folder``."""
-    return NetworkDesign.from_json(read_json(folder / "network.json")["design"])
+    return NetworkDesign.from_json(read_json(folder / DESIGN)["design"])
 
 
 def load_foreign_weights(network: nn.Module, name: str, sha256: str | None) -> str:

@@ -11,7 +11,8 @@ import pandas as pd
 from laq.errors import LaqError
 from laq.files import need, replacing_folder, write_json
 from laq.git import commit
-from laq.paths import DIVERGENCE, SUBSETS
+from laq.machine import processor
+from laq.paths import DESIGN, DIVERGENCE, NETWORK, SUBSETS, WEIGHTS
 from laq.paths import REPORT as FOLDER
 from laq.provenance import read_records
 from laq.quantization.methods.registry import BASELINE
@@ -24,6 +25,7 @@ from laq.report.markdown import answers_text, findings, markdown
 from laq.report.page import PageContents, write_page
 from laq.report.tables import main_rows
 from laq.sections.base import FILE as PARAMS
+from laq.sections.network import Network
 from laq.sections.report import Report
 from laq.sections.study import bits_name
 from laq.study.tables import read_measurements
@@ -160,10 +162,11 @@ def headline(summary: pd.DataFrame) -> dict[str, float]:
     return found
 
 
-def publish(target: Path) -> None:
-    """Copy the report to ``target`` with all that it takes to place it: parameters, hashes, commit.
+def publish(target: Path, params: Network) -> None:
+    """Copy the report to ``target`` with all that it takes to place it and to measure it again.
 
-    The table of measurements is compressed: it belongs in git and is large.
+    These are the parameters, the records of all stages, the commit, the processor, the subsets, and the
+    network if it was trained here. The table of measurements is compressed: it belongs in git and is large.
 
     Raises:
         LaqError: ``target`` holds something else than a published report.
@@ -178,9 +181,12 @@ def publish(target: Path) -> None:
         compressed = gzip.compress((folder / TABLE).read_bytes(), mtime=0)
         (folder / f"{TABLE}.gz").write_bytes(compressed)
         (folder / TABLE).unlink()
-        for file in (PARAMS, DIVERGENCE / "heat_map.png"):
+        for file in (PARAMS, DIVERGENCE / "heat_map.png", SUBSETS, NETWORK / DESIGN):
             shutil.copyfile(need(file), folder / file.name)
-        write_json(folder / PROVENANCE, {**commit(), "stages": read_records("report")})
+        if params.source == "train":  # others' weights are where the parameters say
+            shutil.copyfile(need(NETWORK / WEIGHTS), folder / WEIGHTS)
+        record = {**commit(), "processor": processor(), "stages": read_records("report")}
+        write_json(folder / PROVENANCE, record)
 
 
 def read_summary() -> pd.DataFrame:

@@ -1,11 +1,12 @@
-"""The sections of commands that are no stages: ``quantize``, ``compare`` and ``advise``."""
+"""The sections of commands that are no stages: ``quantize``, ``compare``, ``advise`` and ``verify``."""
 
-from typing import Annotated, Final
+from collections.abc import Mapping
+from typing import Annotated, Any, Final
 
 from pydantic import Field
 
-from laq.sections.base import Section, Text
-from laq.sections.study import Bits, Grid, MethodName
+from laq.sections.base import Count, Section, Seed, Text
+from laq.sections.study import Base, Bits, Grid, MethodName
 
 ALL: Final = "all"  # subsets
 
@@ -29,3 +30,30 @@ class Advise(Grid):
     """Which networks the command ``advise`` chooses from, and the points of accuracy they may lose."""
 
     lose: Annotated[float, Field(ge=0, le=100)]
+
+
+class Tolerance(Section):
+    """How far a value may be from the published one on another machine, and why.
+
+    It is for cells of some methods and bases, all of them where none are named: ``points`` of what is in
+    percent, and a share ``relative`` of everything else.
+    """
+
+    methods: tuple[MethodName, ...] = ()
+    bases: tuple[Base, ...] = ()
+    points: Annotated[float, Field(ge=0, le=100)]
+    relative: Annotated[float, Field(ge=0, le=1)]
+    why: Annotated[str, Field(min_length=1)]
+
+    def names(self, row: Mapping[str, Any]) -> bool:
+        """Whether it is for a row of the study's table."""
+        base = "finetuned" if str(row["variant"]).startswith("finetuned") else "original"
+        return (not self.methods or row["method"] in self.methods) and (not self.bases or base in self.bases)
+
+
+class Verify(Section):
+    """How many published cells the command ``verify`` draws (0: all) by which seed, and its tolerances."""
+
+    cells: Count
+    seed: Seed
+    tolerances: tuple[Tolerance, ...] = ()

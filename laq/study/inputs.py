@@ -29,8 +29,9 @@ def study_code() -> str:
 class StudyInputs:
     """The study's parameters, images and networks, identified by their hashes.
 
-    ``finetuned`` are files of weights outside ``data/``, by the name of their subset. Hashes are computed
-    once, here, and are handed to other processes.
+    ``finetuned`` are files of weights outside ``data/``, by the name of their subset. ``purpose`` keeps
+    results apart from others of the same cells. Hashes are computed once, here, and are handed to other
+    processes.
     """
 
     params: Study
@@ -38,6 +39,7 @@ class StudyInputs:
     code: str = field(default_factory=study_code)
     dataset: Mapping[str, str] = field(default_factory=lambda: read_manifest(DATASET)["md5"])
     design: Mapping[str, Any] = field(default_factory=lambda: read_design().to_json())
+    purpose: str = ""
     _hashes: dict[Path, str] = field(default_factory=dict, repr=False)
 
     def folder(self, cell: Cell) -> Path:
@@ -64,6 +66,7 @@ class StudyInputs:
             "design": self.design,
             "code": self.code,
             **learned,
+            **({"purpose": self.purpose} if self.purpose else {}),
         }
 
     def weights(self, cell: Cell) -> Path:

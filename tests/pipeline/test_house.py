@@ -18,15 +18,15 @@ from tests.conftest import ROOT
 
 # A room imports those before it.
 ORDER = [
-    "errors", "progress", "git", "files", "paths", "imports", "provenance", "cache", "parallel", "quantization",
-    "sections", "architectures", "pictures", "serving", "dataset", "network", "embeddings", "divergence", "subsets",
-    "finetune", "study", "report", "params",
-    "predecessor", "track", "quantize", "compare", "advise", "cli", "__main__", "environment",
+    "errors", "progress", "git", "files", "paths", "machine", "imports", "provenance", "cache", "parallel",
+    "quantization", "sections", "architectures", "pictures", "serving", "dataset", "network", "embeddings",
+    "divergence", "subsets", "finetune", "study", "report", "params", "predecessor", "track", "quantize", "compare",
+    "advise", "verify", "cli", "__main__", "environment",
 ]  # fmt: skip
 # Options of whoever runs a command, not of what comes out: no launcher passes them on, variables do.
 WHO_WORKS = {"jobs", "scheduler"}
 # Commands with options, which are a section of params.yaml too.
-WITHOUT_A_STAGE = ["quantize", "compare", "advise"]
+WITHOUT_A_STAGE = ["quantize", "compare", "advise", "verify"]
 MODULES = sorted((ROOT / "laq").rglob("*.py"))
 
 

@@ -1,0 +1,14 @@
+"""The machine that results are made on."""
+
+from pathlib import Path
+
+import torch
+
+_CPUINFO = Path("/proc/cpuinfo")
+
+
+def processor() -> str:
+    """The processor's name and the vector units that torch uses of it, on which last digits may depend."""
+    lines = _CPUINFO.read_text(encoding="utf-8").splitlines() if _CPUINFO.exists() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return f"{names[0] if names else 'unknown processor'}, {torch.backends.cpu.get_cpu_capability()}"

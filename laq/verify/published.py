@@ -1,0 +1,72 @@
+"""A folder that `laq report --publish` wrote, as far as measuring again needs it."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import pandas as pd
+
+from laq.errors import LaqError
+from laq.files import read_json
+from laq.params import Params, load_params
+from laq.paths import DESIGN
+from laq.report import PROVENANCE, TABLE
+from laq.study.tables import read_measurements
+from laq.subsets.subset import Subset, read_subsets
+
+SUBSETS: Final = "subsets.json"
+PARAMS: Final = "params.yaml"
+_NEEDED: Final = (PROVENANCE, PARAMS, SUBSETS, DESIGN, f"{TABLE}.gz")
+
+
+@dataclass(frozen=True)
+class Published:
+    """A published study: its parameters, the record of what made it, its subsets and its table."""
+
+    folder: Path
+    params: Params
+    record: dict[str, Any]
+    subsets: list[Subset]
+    table: pd.DataFrame
+
+    @property
+    def hashes(self) -> dict[str, str]:
+        """DVC's MD5 of what the study was measured on, by its path."""
+        inputs: dict[str, str] = self.record["stages"]["study"]["inputs"]
+        return inputs
+
+    @property
+    def origin(self) -> str:
+        """The commit and the processor that the numbers were published from."""
+        return f"commit {self.record.get('commit')}, {self.record.get('processor', 'an unnamed processor')}"
+
+    def drawn(self, count: int | None, seed: int) -> pd.DataFrame:
+        """``count`` rows of the table drawn by ``seed``, in the table's order; all of them for None."""
+        if count is None or count >= len(self.table):
+            return self.table
+        rows = np.random.default_rng(seed).choice(len(self.table), count, replace=False)
+        return self.table.iloc[np.sort(rows)]
+
+
+def read_published(folder: Path) -> Published:
+    """Read a published folder.
+
+    Raises:
+        LaqError: a file is missing or is not what a published report has.
+    """
+    for name in _NEEDED:
+        if not (folder / name).is_file():
+            raise LaqError(
+                f"{folder / name}: not found; name a folder that `laq report --publish FOLDER` wrote"
+            )
+    record = read_json(folder / PROVENANCE)
+    try:
+        record["stages"]["study"]["inputs"]
+    except (KeyError, TypeError) as error:
+        raise LaqError(f"{folder / PROVENANCE}: does not tell what the study was measured on") from error
+    table = read_measurements(folder / f"{TABLE}.gz")
+    subsets = read_subsets(folder / SUBSETS)
+    if unknown := sorted(set(table.subset) - {subset.name for subset in subsets}):
+        raise LaqError(f"{folder / SUBSETS}: has no subset {unknown[0]}, which the table has")
+    return Published(folder, load_params(folder / PARAMS), record, subsets, table)

@@ -1,0 +1,77 @@
+"""What a published study was measured on, made again and checked by its hashes."""
+
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import chdir, contextmanager
+from pathlib import Path
+
+from laq.architectures import build
+from laq.dataset import run as write_dataset
+from laq.errors import LaqError
+from laq.files import digest, dvc_md5, project_root
+from laq.network.weights import load_foreign_weights, read_design, save_tensors
+from laq.paths import DATASET, DESIGN, NETWORK, SUBSETS, WEIGHTS
+from laq.verify.published import SUBSETS as PUBLISHED_SUBSETS
+from laq.verify.published import Published
+
+
+@contextmanager
+def rebuilt(published: Published) -> Iterator[None]:
+    """Make a folder with the study's dataset, network and subsets the current one for this block.
+
+    Raises:
+        LaqError: one of them cannot be had, or is not what was published.
+    """
+    root, own, folder = project_root(), DATASET.resolve(), published.folder.resolve()
+    place = root / ".laq" / "verify" / digest(published.record)
+    shutil.rmtree(place, ignore_errors=True)
+    place.mkdir(parents=True)
+    before = os.environ.get("DVC_ROOT")
+    os.environ["DVC_ROOT"] = str(root)  # relative paths of parameters, and the cache of cells, are from there
+    try:
+        with chdir(place):
+            _put_dataset(published, own)
+            _put_network(published, folder)
+            shutil.copyfile(folder / PUBLISHED_SUBSETS, SUBSETS)
+            _check(published)
+            yield
+    finally:
+        os.environ.pop("DVC_ROOT")
+        if before is not None:
+            os.environ["DVC_ROOT"] = before
+        shutil.rmtree(place)
+
+
+def _put_dataset(published: Published, own: Path) -> None:
+    """The project's own images if they are the published ones, or else those that the parameters name."""
+    if own.exists() and dvc_md5(own) == published.hashes.get(str(DATASET)):
+        DATASET.parent.mkdir()
+        DATASET.symlink_to(own)
+    else:
+        write_dataset(published.params.dataset)
+
+
+def _put_network(published: Published, folder: Path) -> None:
+    """The network that lies beside the results, or else the file that the parameters name."""
+    NETWORK.mkdir(parents=True)
+    shutil.copyfile(folder / DESIGN, NETWORK / DESIGN)
+    named = published.params.network
+    if (folder / WEIGHTS).exists():
+        shutil.copyfile(folder / WEIGHTS, NETWORK / WEIGHTS)
+    elif named.weights:
+        network = build(read_design())
+        load_foreign_weights(network.body, named.weights, named.sha256)
+        save_tensors(NETWORK / WEIGHTS, network.state_dict())
+    else:
+        raise LaqError(f"{folder / WEIGHTS}: not found; the study's network was trained, and is needed there")
+
+
+def _check(published: Published) -> None:
+    for path in (DATASET, NETWORK, SUBSETS):
+        found, told = dvc_md5(path), published.hashes.get(str(path))
+        if found != told:
+            raise LaqError(
+                f"{published.folder}: {path} is not what was published: its MD5 is {found}, "
+                f"provenance.json says {told}"
+            )
