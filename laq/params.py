@@ -59,16 +59,16 @@ class Block(Section):
     advise: Advise
     verify: Verify
 
-    @property
-    def settings(self) -> dict[str, Any]:
-        """The study as plain values, as records of provenance hold them."""
-        return self.model_dump(mode="json")
-
 
 class Params(Block):
     """The study that runs, and its name."""
 
     name: str
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The study as plain values, as records of provenance hold them."""
+        return self.model_dump(mode="json")
 
 
 def load_params(path: Path = FILE) -> Params:

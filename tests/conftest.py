@@ -64,8 +64,9 @@ def write_params(folder: Path, params: dict[str, Any]) -> None:
 
 @pytest.fixture
 def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty project folder with tiny parameters, the current folder while the test runs."""
+    """A project folder with tiny parameters and nothing made, the current folder while the test runs."""
     write_params(tmp_path, tiny_params())
+    shutil.copy(ROOT / "dvc.yaml", tmp_path)
     monkeypatch.chdir(tmp_path)
     for name in ("DVC_ROOT", "LAQ_CIFAR100", "MLFLOW_TRACKING_URI", "MLFLOW_RUN_ID"):
         monkeypatch.delenv(name, raising=False)

@@ -21,8 +21,7 @@ ABOUT: Final = "network.json"
 # A test runs these lines as they are.
 LOADING: Final = f"""\
 import json
-from laq.architectures import NetworkDesign
-from laq.architectures import build
+from laq.architectures import NetworkDesign, build
 from laq.quantization import load
 about = json.load(open("data/advise/{ABOUT}", encoding="utf-8"))
 network = load("data/advise/{WEIGHTS}", build(NetworkDesign.from_json(about["design"])))

@@ -1,6 +1,7 @@
 """The smallest network for some classes: the rule by hand, what is refused, and the command on a small project."""
 
 import re
+import shutil
 from collections.abc import Iterator
 from dataclasses import asdict
 from math import inf, sqrt
@@ -26,7 +27,8 @@ from laq.dataset import read_class_names, read_images
 from laq.errors import LaqError
 from laq.files import read_json, write_json
 from laq.params import load_params
-from laq.paths import CLASS_NAMES, SUBSETS
+from laq.paths import CLASS_NAMES, DIVERGENCE, EMBEDDINGS, SUBSETS
+from laq.provenance import Stale, recording
 from laq.quantization import load, read_metadata
 from laq.subsets.subset import Subset
 from laq.track.store import Store
@@ -304,18 +306,24 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     block["network"]["training"]["epochs"] = 0
     block["advise"] |= {"bits": [2, 8], "methods": ["rtn", "gpfq"], "lose": 10.0}
     write_params(folder, params)
+    shutil.copy(ROOT / "dvc.yaml", folder)
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         for name in ("DVC_ROOT", "MLFLOW_TRACKING_URI", "MLFLOW_RUN_ID"):
             patch.delenv(name, raising=False)
         read = load_params()
-        dataset.run(read.dataset)
-        network.run(read.network)
-        tell_classes_apart()
-        names = read_class_names(dataset.FOLDER)
-        CLASS_NAMES.parent.mkdir(parents=True)
-        np.save(CLASS_NAMES, np.array(names))
-        np.save(CLASS_NAMES.parent / "matrix.npy", np.ones((len(names), len(names))))
+        with recording("dataset", read.settings):
+            dataset.run(read.dataset)
+        with recording("network", read.settings):
+            network.run(read.network)
+            tell_classes_apart()
+        with recording("embeddings", read.settings):
+            EMBEDDINGS.mkdir()
+        with recording("divergence", read.settings):
+            names = read_class_names(dataset.FOLDER)
+            DIVERGENCE.mkdir()
+            np.save(CLASS_NAMES, np.array(names))
+            np.save(DIVERGENCE / "matrix.npy", np.ones((len(names), len(names))))
         yield folder
 
 
@@ -416,7 +424,8 @@ def test_asked_again_nothing_is_measured_again_and_all_bytes_are_the_same(
     assert again.exit_code == 0, again.output
     assert (again.stdout, contents()) == (first.stdout, before)
     # A smaller accuracy is another question to the same cells, as are the same classes as a subset.
-    write_json(SUBSETS, [asdict(Question(CLASSES[1]).subset_of())])
+    with recording("subsets", load_params().settings):
+        write_json(SUBSETS, [asdict(Question(CLASSES[1]).subset_of())])
     assert ask("--subset", "asked", "--keep", "0").exit_code == 0
     assert read_json(place / room.FOLDER / "network.json")["recipe"]["bits"] == 2
 
@@ -471,8 +480,10 @@ def test_the_run_that_mlflow_started_gets_files_note_and_tags(
 def test_what_the_pipeline_has_not_made_is_made_first(
     project: Path, monkeypatch: pytest.MonkeyPatch, options: tuple[str, ...], stage: str
 ) -> None:
-    asked = []
+    asked: list[str] = []
     monkeypatch.setattr("laq.cli._repro", asked.append)
+    # Nothing is there at first, and all of it after the pipeline has run.
+    monkeypatch.setattr("laq.cli.find_stale", lambda *_: None if asked else Stale(stage, "not found"))
     monkeypatch.setattr(room, "run", lambda *_: SimpleNamespace(text="", refusal=""))
     assert ask(*options).exit_code == 0
     assert asked == [stage]

@@ -33,7 +33,7 @@ STUDY = (
 )
 SECTIONS = (
     "unknown key; known here: advise, compare, dataset, divergence, embeddings, finetune, network, quantize, "
-    "report, study, subsets, track"
+    "report, study, subsets, track, verify"
 )
 ABSENT = object()
 

@@ -22,7 +22,7 @@ from laq.dataset import read_images
 from laq.files import read_json
 from laq.network import Classifier, build, predict, read_design
 from laq.quantization import load
-from tests.conftest import ROOT, tiny_params, write_params
+from tests.conftest import tiny_params, write_params
 from tests.project import BITS, SUBSETS, environment, laq, run, stages_run
 
 RUNS = 1 + SUBSETS * (1 + 2 * BITS)  # the study, its subsets, and two methods at each bit-width for each
@@ -259,7 +259,6 @@ def test_an_experiment_of_other_bits_reruns_study_report_and_track_alone_and_is_
 def test_missing_input_is_told_in_a_line_with_exit_code_2(
     project: Path, command: list[str], message: str
 ) -> None:
-    shutil.copy(ROOT / "dvc.yaml", project)
     result = CliRunner().invoke(main, command)
     assert result.exit_code == 2
     assert message in result.stderr

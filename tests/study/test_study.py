@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 from torch import Tensor, nn
 
-from laq import dataset, finetune, network, subsets
+from laq import dataset, finetune, network
 from laq import study as room
 from laq.errors import LaqError
 from laq.files import write_json
@@ -21,7 +21,7 @@ from laq.quantization import QuantizedNetwork, Recipe, choose_bits_each, quantiz
 from laq.sections.study import Further, Study
 from laq.study import plan, read_measurements
 from laq.study.measure import cost, groups_of
-from laq.subsets.subset import Subset
+from laq.subsets.subset import Subset, read_subsets
 from tests.conftest import ROOT, tiny_params, write_params
 
 SUBSET = Subset("random-1", "random", (1, 2), ("a", "b"), 2.0, 1.0, 1.5, 1.5)
@@ -137,7 +137,7 @@ def test_the_table_says_what_was_asked_for_and_what_it_came_to(
     assert len(table) == 2 * 2 * (1 + 3)
     assert set(table.bits) == {"32", "3", "auto:3", "4 last:8"}
     # Texts in rows that no file has gone through, too: whoever groups by them must not average them.
-    cells = plan(subsets.read_subsets(), params.study)
+    cells = plan(read_subsets(), params.study)
     rows = [room.measurement_row(cell, room.StudyInputs(params.study).folder(cell)) for cell in cells]
     assert {row["bits"] for row in rows} == set(table.bits)
     assert table.loc["random-1.original.float", "mean_bits"] == 32
