@@ -184,7 +184,7 @@ FILES: list[tuple[Callable[[str], str], str]] = [
     (replaced("options: {}", "options: {[1]: 2}"), "glyphs: holds more than texts, numbers, lists and keys (keys must be str, int, float, bool or None, not tuple)"),
     (replaced("given: []", "given: &a [*a]"), "glyphs: holds more than texts, numbers, lists and keys (Circular reference detected)"),
     (replaced("options: {}", f"options: {'[' * 2000}{']' * 2000}"), "not YAML: maximum recursion depth exceeded"),
-    (replaced("learning_rate: 0.4", "learning_rate: 1e400"), "glyphs.network.training.learning_rate: found inf; must be a finite number"),
+    (replaced("learning_rate: 0.15", "learning_rate: 1e400"), "glyphs.network.training.learning_rate: found inf; must be a finite number"),
     (replaced("fuse: false", "fuse: off"), "glyphs.study.fuse: found 'off'; must be true or false"),
 ]  # fmt: skip
 
