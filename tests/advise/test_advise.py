@@ -396,7 +396,7 @@ def test_every_candidate_cut_to_its_classes_does_what_was_measured(place: Path, 
     params, subset = load_params(), Question(CLASSES[1]).subset_of()
     measured = room.measure(params, subset, room.Workers())
     export, test = room.SubsetExport(subset), read_images(dataset.FOLDER, "test")
-    assert measured.table.top1_sub_percent.nunique() > 3
+    assert measured.table.top1_sub_percent.nunique() > 2
     for row in measured.table[measured.table.method != "float"].to_dict("records"):
         whole = measured.folders[row["cell"]] / network.WEIGHTS
         export.write(tmp_path / "cut", whole)

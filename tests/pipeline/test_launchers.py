@@ -89,5 +89,5 @@ def test_a_real_run_refuses_such_values_in_a_line_and_runs_nothing(
         project, sys.executable, "-m", "mlflow", "run", ".", "-e", "quantize", "--env-manager", "local", *options,
         code=1, MLFLOW_TRACKING_URI=f"sqlite:///{store}",
     )  # fmt: skip
-    assert "found '4; touch hacked'; must be 2 to 24" in output
+    assert "found '4; touch hacked'; must be a whole number from 2 to 24" in output
     assert sorted(path.name for path in project.iterdir()) == before, output

@@ -220,7 +220,7 @@ def test_publishing_brings_the_provenance_and_deletes_nothing_else(own: Path) ->
 
 def test_an_unknown_subset_is_told_with_those_that_are_known(clone: Path) -> None:
     output = laq(clone, "quantize", "--subset", "mine", code=2)
-    assert "laq: --subset: 'mine' is unknown; known: similar-1, dissimilar-1, random-1, all" in output
+    assert "laq: --subset: found 'mine'; must be similar-1, dissimilar-1, random-1, all" in output
     assert "Traceback" not in output
 
 
@@ -253,7 +253,10 @@ def test_an_experiment_of_other_bits_reruns_study_report_and_track_alone_and_is_
         (["report"], "data/dataset: not found; run `dvc repro`"),
         (["report", "--publish", "out"], "data/dataset: not found; run `dvc repro`"),
         (["track"], "data/dataset: not found; run `dvc repro`"),
-        (["quantize", "--bits", "1"], "found '1'; must be 2 to 24, or a text such as auto:3"),
+        (
+            ["quantize", "--bits", "1"],
+            "found '1'; must be a whole number from 2 to 24, or a text such as auto:3",
+        ),
     ],
 )
 def test_missing_input_is_told_in_a_line_with_exit_code_2(
