@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
+import yaml
 from mlflow import MlflowClient
 from reliability_commands import finish
 
@@ -43,7 +44,10 @@ class Ground:
         if not self.done.exists():
             with replacing_folder(self.done) as folder:
                 shutil.copytree(self.bare, folder, symlinks=True, dirs_exist_ok=True)
-                finish(folder, "dvc", "repro")
+                # As `dvc repro` does, in a fraction of the time.
+                for stage in yaml.safe_load((folder / "dvc.yaml").read_text(encoding="utf-8"))["stages"]:
+                    finish(folder, "python", "-m", "laq", stage, DVC_STAGE=stage)
+                finish(folder, "dvc", "commit", "--force")
 
     @contextmanager
     def copy(self, source: Path, *without: str) -> Iterator[Path]:
