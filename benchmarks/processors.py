@@ -30,10 +30,10 @@ from laq.dataset.images import read_images
 from laq.divergence import DIGITS, class_divergence, rounded
 from laq.divergence.reduction import reduce
 from laq.embeddings import embed
+from laq.git import commit
 from laq.network import load_network
 from laq.params import load_params
 from laq.paths import DATASET
-from laq.provenance import commit
 from laq.subsets import choose_subsets
 
 PROCESSORS: Final = {

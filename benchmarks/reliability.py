@@ -25,8 +25,8 @@ from records import Record, commit_of, read_records
 from reliability_ground import Ground
 from reliability_scenarios import SCENARIOS
 
+from laq.git import commit
 from laq.progress import progress
-from laq.provenance import commit
 from laq.report.rendering import markdown_table
 
 _ROOT: Final = Path(__file__).parents[1]

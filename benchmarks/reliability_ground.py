@@ -14,13 +14,13 @@ import yaml
 from mlflow import MlflowClient
 from reliability_commands import finish
 
-from laq.files import digest, folder_digest, replacing_folder
+from laq.files import digest, md5, replacing_folder
 from tests.conftest import tiny_params
 from tests.project import make_clone
 
 Content = dict[str, str]  # names, and the hash of what is there
 
-_PROJECT: Final = ("laq", "dvc.yaml", "tests/conftest.py", "tests/project.py")
+_PROJECT: Final = ("dvc.yaml", "params.yaml", "tests/conftest.py", "tests/project.py")
 _MOST_NAMED: Final = 3
 # What is another one every time: what a run took, when, and under which id.
 _TIMES: Final = ("seconds", "MLmodel")
@@ -30,9 +30,8 @@ class Ground:
     """The project as cloned (``bare``) and after `dvc repro` (``done``), of the code as it is."""
 
     def __init__(self, work: Path, root: Path) -> None:
-        code = digest(
-            [folder_digest(root / "laq"), *(Path(root / name).read_text() for name in _PROJECT[1:])]
-        )
+        files = [*sorted((root / "laq").rglob("*.py")), *(root / name for name in _PROJECT)]
+        code = digest([md5(file) for file in files])
         self.folder = work / code[:12]
         self.bare, self.done = self.folder / "bare", self.folder / "done"
         for left in (*self.folder.glob("copy-*"), *self.folder.glob("*.log")):
