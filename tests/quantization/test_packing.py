@@ -724,7 +724,7 @@ def test_any_classifier_that_is_a_matrix_can_be_cut(
     loaded = load(tmp_path / "q", make())
     with torch.no_grad():
         full, few = result.network(pixels(6)), loaded(pixels(6))
-    torch.testing.assert_close(few, full[:, [8, 0, 3]], rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(few, full[:, [8, 0, 3]], rtol=1e-4, atol=1e-5)
 
 
 def test_a_classifier_whose_weights_serve_elsewhere_is_not_cut(tmp_path: Path) -> None:
