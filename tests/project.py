@@ -15,17 +15,28 @@ from click.testing import CliRunner
 
 from laq.cli import main
 from tests.conftest import ROOT, Once, tiny_params, write_params
+from tests.preloaded import server
 
 BINARIES = Path(sys.executable).parent
+# The project's environment is activated.
+os.environ["PATH"] = os.pathsep.join([str(BINARIES), os.environ["PATH"]])
 SUBSETS, BITS = 3, 2  # of the tiny study
 STARTS_WITHIN = 60  # seconds, after which a process that should have answered has not
 
 
 def environment() -> dict[str, str]:
-    """The user's environment with the project's activated, and nothing of MLflow's or DVC's in it."""
+    """The environment of the tests, with nothing of MLflow's or DVC's in it."""
     clean = {k: v for k, v in os.environ.items() if not k.startswith(("MLFLOW_", "DVC_", "LAQ_"))}
     # A process for every core would import for longer than it works.
-    return clean | {"PATH": os.pathsep.join([str(BINARIES), os.environ["PATH"]]), "LAQ_JOBS": "1"}
+    return clean | {"LAQ_JOBS": "1"}
+
+
+@pytest.fixture(scope="session")
+def preloaded() -> Iterator[None]:
+    """Programs that ``run`` starts, and those that these start, begin at once from here on."""
+    with server(BINARIES) as clients, pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PATH", str(clients), prepend=os.pathsep)
+        yield
 
 
 def run(folder: Path, *command: str, code: int = 0, **variables: str) -> str:
@@ -55,7 +66,7 @@ def stages_run(output: str) -> list[str]:
 
 
 @pytest.fixture(scope="session")
-def clone(once: Once) -> Path:
+def clone(once: Once, preloaded: None) -> Path:
     """A git repository with the project's files and tiny parameters, its pipeline run once.
 
     It is everybody's: what changes files, or the store, works on a copy.

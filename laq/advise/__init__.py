@@ -17,7 +17,7 @@ from laq.network.weights import read_design
 from laq.parallel import Workers
 from laq.params import Params
 from laq.paths import DATASET, NETWORK, WEIGHTS
-from laq.track import own_run
+from laq.track.own_run import annotate, own_run
 from laq.track.store import Store
 
 __all__ = ["FOLDER", "Advice", "Question", "run"]
@@ -54,9 +54,9 @@ def run(params: Params, question: Question, workers: Workers = Workers()) -> Adv
         (folder / TEXT).write_text(text, encoding="utf-8")
         found.table.round(6).to_csv(folder / TABLE, index=False)
         draw(folder / PICTURE, found)
-    if own_run.OWN_RUN:
+    if own_run():
         tags = {"laq.level": "advise", "laq.classes": ", ".join(found.subset.class_names)}
-        own_run.annotate(Store(), text, tags, sorted(FOLDER.iterdir()))
+        annotate(Store(), text, tags, sorted(FOLDER.iterdir()))
     return Advice(for_terminal(found, str(FOLDER)), "" if found.chosen else answer(found))
 
 

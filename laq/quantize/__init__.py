@@ -22,7 +22,7 @@ from laq.study.measure import measure_all
 from laq.study.results import layer_rows, read_seconds
 from laq.subsets.subset import Subset, read_subsets
 from laq.track.descriptions import root_description
-from laq.track.own_run import OWN_RUN
+from laq.track.own_run import own_run
 from laq.track.results import Results, Row, row_dicts
 from laq.track.runs import RunSpec
 from laq.track.store import outbox
@@ -55,7 +55,7 @@ def run(params: Params, request: Request, workers: Workers = Workers()) -> str: 
         seeds=params.study.seeds[:1],
     )
     results = _measure(params.model_copy(update={"study": study}), subsets, workers)
-    runs = result_runs(results, _root(results, request), OWN_RUN)
+    runs = result_runs(results, _root(results, request), own_run())
     runs.save(outbox() / f"{results.key}.json")
     return describe(results)
 
@@ -103,7 +103,7 @@ def _measure(params: Params, subsets: Sequence[Subset], workers: Workers) -> Res
     weights = {cell.name: folder / WEIGHTS for cell, folder in done.items() if cell.recipe}
     # What it took is no part of it: the same order measured anew is the same result.
     timeless = [{name: value for name, value in row.items() if name != "seconds"} for row in rows]
-    return Results(params, digest([OWN_RUN, settings_of(params), timeless]), subsets, rows, layers, weights)
+    return Results(params, digest([own_run(), settings_of(params), timeless]), subsets, rows, layers, weights)
 
 
 def _root(results: Results, request: Request) -> RunSpec:

@@ -463,7 +463,7 @@ def test_the_run_that_mlflow_started_gets_files_note_and_tags(
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{empty_database}")
     client = Store().client
     own = client.create_run(client.create_experiment("launched", place.as_uri())).info.run_id
-    monkeypatch.setattr("laq.track.own_run.OWN_RUN", own)
+    monkeypatch.setenv("MLFLOW_RUN_ID", own)
     assert ask(*CLASSES).exit_code == 0
     assert {file.path for file in client.list_artifacts(own)} == {
         path.name for path in (place / room.FOLDER).iterdir()

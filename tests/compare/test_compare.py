@@ -355,7 +355,7 @@ def test_the_run_that_mlflow_started_gets_files_note_and_tags(
 ) -> None:
     client = archive.store.client
     own = client.create_run(client.create_experiment("launched", folder[0].as_uri())).info.run_id
-    monkeypatch.setattr("laq.track.own_run.OWN_RUN", own)
+    monkeypatch.setenv("MLFLOW_RUN_ID", own)
     done = compare()
     tags = client.get_run(own).data.tags
     assert {file.path for file in client.list_artifacts(own)} == {"compare.md", "compare.csv", "compare.png"}
