@@ -7,6 +7,8 @@ PYTHON ?= python3.11
 VENV := .venv
 # Stages call `python`: it must be the environment's.
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
+# Many containers set this, and then each process compiles anew the thousands of modules that it imports.
+export PYTHONDONTWRITEBYTECODE :=
 INSTALLED := $(VENV)/.installed
 
 .PHONY: repro test lint format schema install dependencies bench clean
