@@ -3,6 +3,7 @@
 import ast
 from collections.abc import Iterator
 from functools import cache
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -218,3 +219,11 @@ def test_pages_name_no_method() -> None:
         text = path.read_text(encoding="utf-8")
         named = [name for method in METHODS.values() for name in (method.name, method.label) if name in text]
         assert not named, path
+
+
+@pytest.mark.parametrize("path", sorted([*ROOT.glob("benchmarks/*.py"), *ROOT.glob("tools/*.py")]), ids=str)
+def test_what_runs_beside_the_package_imports_only_what_it_has(path: Path) -> None:
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and str(node.module).partition(".")[0] in {"laq", "tests"}:
+            module = import_module(str(node.module))
+            assert [alias.name for alias in node.names if not hasattr(module, alias.name)] == []
