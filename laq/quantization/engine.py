@@ -3,6 +3,7 @@
 import copy
 import time
 import warnings
+from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
@@ -98,7 +99,7 @@ def _quantize_copies(
     folded = fold_batch_norms(analog, first) if shared.fuse else ()
     view = _view(analog, first)
     layers = _to_quantize(analog, view.structure, recipes)
-    quantized = tuple(copy.deepcopy(analog) for _ in recipes)
+    quantized = tuple(copied(analog) for _ in recipes)
     with worker_pool() as pool, Offload(shared.memory / 2) as offload:
         execution = view.execution(Networks(analog, quantized, output), pool, offload)
         stops = execution.stops(layers, _noted(chain([first], batches), seen))
@@ -150,12 +151,13 @@ def copied(network: nn.Module) -> nn.Module:
     Raises:
         QuantizationError: the network cannot be copied.
     """
+    held = [value for module in network.modules() for value in vars(module).values()]
     # Torch copies no tensor that it has computed with gradients, as hooks of weight_norm or prune do.
-    computed = (
-        v for m in network.modules() for v in vars(m).values() if isinstance(v, Tensor) and not v.is_leaf
-    )
+    computed = {id(v): v.detach().clone() for v in held if isinstance(v, Tensor) and not v.is_leaf}
+    # Of every module's empty dictionaries of hooks, deepcopy makes more work than of its weights.
+    empty = {id(v): v.copy() for v in held if type(v) in {dict, OrderedDict, set} and not v}
     try:
-        return copy.deepcopy(network, {id(t): t.detach().clone() for t in computed}).eval()
+        return copy.deepcopy(network, {**computed, **empty}).eval()
     except (RuntimeError, TypeError) as error:
         reason = str(error).partition("\n")[0]
         raise QuantizationError(f"the network cannot be copied: {reason}") from error
