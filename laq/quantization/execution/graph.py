@@ -2,7 +2,7 @@
 
 import inspect
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -37,6 +37,7 @@ _ENTERED: Final = (
     nn.TransformerEncoderLayer,
     nn.TransformerDecoderLayer,
 )
+_PLAIN: Final = frozenset({bool, int, float, str, type(None)})
 # Reading these of a weight tells nothing of its values.
 _METADATA: Final = frozenset({"shape", "dtype", "device", "ndim", "requires_grad", "is_cuda", "layout"})
 _METADATA_CALLS: Final = frozenset({"size", "dim", "numel", "stride", "is_floating_point", "type"})
@@ -62,7 +63,10 @@ class Graph:
 
 
 class _Tracer(fx.Tracer):
-    """Enters convolutions and linear layers, as whatever is derived from them, down to their functions."""
+    """Enters convolutions and linear layers, as whatever is derived from them, down to their functions.
+
+    Nothing is noted of the modules that nodes come from: torch takes longer for that than for the nodes.
+    """
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
@@ -76,6 +80,23 @@ class _Tracer(fx.Tracer):
         if name not in parameter_proxy_cache:
             parameter_proxy_cache[name] = self.create_proxy("get_attr", name, (), {})
         return parameter_proxy_cache[name]
+
+    def call_module(self, m: nn.Module, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        """A node for a leaf; of another module what its forward returns."""
+        name = self.path_of_module(m)
+        if self.is_leaf_module(m, name):
+            return self.create_proxy("call_module", name, args, kwargs)
+        return forward(*args, **kwargs)
+
+    def create_node(self, *args: Any, **kwargs: Any) -> fx.Node:
+        """A node of the graph and no more."""
+        return self.graph.create_node(*args, **kwargs)
+
+    def create_arg(self, a: Any) -> Any:
+        """A node's argument; torch's own asks of every number whether it is a tensor, a module and so on."""
+        if type(a) is tuple:
+            return tuple(map(self.create_arg, a))
+        return a if type(a) in _PLAIN else super().create_arg(a)
 
     def create_proxy(self, kind: str, target: Any, *args: Any, **kwargs: Any) -> fx.Proxy:
         """A node, but of attention, which would hide its projections and cannot be entered here."""
@@ -144,7 +165,7 @@ def _twin(module: nn.Module, done: dict[int, nn.Module]) -> nn.Module:
     """The same modules over the same tensors: tracing may leave attributes behind."""
     if id(module) not in done:
         twin = done[id(module)] = module.__new__(type(module))
-        twin.__dict__ = dict(vars(module))
+        vars(twin).update(vars(module))
         for place in ("_parameters", "_buffers"):
             twin.__dict__[place] = dict(vars(module)[place])
         children = vars(module)["_modules"].items()
@@ -246,7 +267,10 @@ class Reading:
         self.reads: dict[str, list[int]] = {}
         self._graph = graph
         self._parameters = Parameters(network)
-        self._network = network
+        self._modules = dict(network.named_modules())
+        self._named = {
+            n: self._parameters.name_of(attribute(network, at)) for n, at in graph.attributes.items()
+        }
         self._reasons: dict[str, str] = {}
         for position, node in enumerate(graph.nodes):
             self._read(position, node)
@@ -259,7 +283,7 @@ class Reading:
     def bias_of(self, call: fx.Node) -> str | None:
         """The parameter that a call adds, "" if that is no parameter; none if it adds none."""
         bias = arguments_of(call.target, call.args, call.kwargs)["bias"]  # type: ignore[arg-type]
-        return None if bias is None else self._parameter(bias) or ""
+        return None if bias is None else self._named.get(bias) or ""
 
     def _read(self, position: int, node: fx.Node) -> None:
         kind = operation_of(node.target) if node.op == "call_function" else None
@@ -277,22 +301,16 @@ class Reading:
     ) -> str | None:
         """Note a call, and return the name of its weight, if that is a parameter."""
         weight, inputs = arguments["weight"], arguments["input"]
-        parameter = self._parameter(weight)
+        parameter = self._named.get(weight)
         if parameter is None:
             self._computed(weight, name)
             return None
-        rest = [value for key, value in arguments.items() if key not in {"input", "weight", "bias"}]
-        is_constant = not any(isinstance(leaf, fx.Node) for leaf in pytree.tree_leaves(rest))
+        known = (inputs, weight, arguments["bias"])
+        is_constant = all(node in known for node in self._graph.nodes[position].all_input_nodes)
         if isinstance(inputs, fx.Node) and is_constant:
             operation = kind.of(name, arguments, self._parameters.tensors[parameter])
             self.calls.setdefault(parameter, []).append(Call(position, operation, inputs))
         return parameter
-
-    def _parameter(self, node: Any) -> str | None:
-        """The name of the parameter that a node stands for."""
-        if node not in self._graph.attributes:
-            return None
-        return self._parameters.name_of(attribute(self._network, self._graph.attributes[node]))
 
     def _computed(self, weight: Any, kind: str) -> None:
         """Note of all parameters that a weight is computed from that they are no weights themselves."""
@@ -304,24 +322,21 @@ class Reading:
                 waiting += node.all_input_nodes
         known = {*self._graph.attributes, *self._graph.constants}
         from_inputs = any(node.op == "placeholder" and node not in known for node in seen)
-        for name in filter(None, map(self._parameter, seen)):
+        for name in filter(None, map(self._named.get, seen)):
             # What is told first of a parameter is that something reads it; this tells more.
             self._reasons[name] = computed_reason(kind, name, from_inputs=from_inputs)
 
     def _read_by(self, node: fx.Node) -> Iterator[str]:
         """The names of the parameters on whose values a node depends directly."""
         if node.op == "call_module":
-            tensors: Iterable[Any] = self._network.get_submodule(str(node.target)).parameters()
-        elif _is_metadata(node):
-            return
-        else:
-            names = [self._graph.attributes[n] for n in node.all_input_nodes if n in self._graph.attributes]
-            tensors = [attribute(self._network, name) for name in names]
-        yield from filter(None, map(self._parameters.name_of, tensors))
+            parameters = self._modules[str(node.target)].parameters()
+            yield from filter(None, map(self._parameters.name_of, parameters))
+        elif not _is_metadata(node):
+            yield from filter(None, map(self._named.get, node.all_input_nodes))
 
     def _called(self, node: fx.Node) -> str:
         if node.op == "call_module":
-            return type(self._network.get_submodule(str(node.target))).__name__
+            return type(self._modules[str(node.target)]).__name__
         return str(getattr(node.target, "__name__", node.target)).partition(".")[0]
 
 
