@@ -4,7 +4,6 @@ import os
 import tempfile
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from contextlib import suppress
 from threading import Lock
 from types import TracebackType
 from typing import Any, Final, Self
@@ -24,6 +23,7 @@ class Offload:
         self._memory = memory
         self._held: dict[Key, Values] = {}
         self._sizes: dict[Key, int] = {}
+        self._in_files: set[Key] = set()
         self._used = 0
         self._lock = Lock()
         self._folder = tempfile.TemporaryDirectory(prefix="laq-", ignore_cleanup_errors=True)
@@ -45,6 +45,7 @@ class Offload:
                 self._used += size
         if not fits:  # in one file: tensors that share memory go on sharing it
             torch.save(_apart(values), self._file(key))
+            self._in_files.add(key)
 
     def look(self, key: Key) -> Values:
         """The activations, which stay."""
@@ -63,11 +64,11 @@ class Offload:
     def drop(self, key: Key) -> None:
         """Forget activations, if there are any."""
         with self._lock:
-            held = self._held.pop(key, None) is not None
+            self._held.pop(key, None)
             self._used -= self._sizes.pop(key, 0)
-        if not held:
-            with suppress(FileNotFoundError):
-                os.unlink(self._file(key))  # noqa: PTH108 (this room knows no pathlib)
+        if key in self._in_files:
+            self._in_files.remove(key)
+            os.unlink(self._file(key))  # noqa: PTH108 (this room knows no pathlib)
 
     def _file(self, key: Key) -> str:
         return f"{self._folder.name}/{'.'.join(map(str, key))}.pt"
