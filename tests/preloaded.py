@@ -26,8 +26,9 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-# Where the programs begin.
+# Where the programs begin, and those that are modules for `python -m`.
 PROGRAMS = {"laq": ("laq.__main__", "main"), "dvc": ("dvc.cli", "main"), "mlflow": ("mlflow.cli", "cli")}
+MODULES = {"laq": PROGRAMS["laq"], "tests.trees": ("tests.trees", "main")}
 IMPORTED = (
     "laq.embeddings", "laq.divergence.figures", "laq.finetune", "laq.quantize", "laq.cli",
     "dvc.repo", "dvc.repo.reproduce", "dvc.commands.repro", "mlflow.projects",
@@ -78,9 +79,9 @@ def client(address: str, real: str) -> None:
     """Let the server do what this program was called for."""
     name, words = os.path.basename(sys.argv[0]), sys.argv[1:]  # noqa: PTH119 (pathlib takes as long as all else)
     if name == "python":
-        if words[:2] != ["-m", "laq"]:
+        if words[:1] != ["-m"] or words[1] not in MODULES:
             os.execv(real, [real, *words])  # noqa: S606 (it is the program that was called)
-        name, words = "laq", words[2:]
+        name, words = words[1], words[2:]
     order = json.dumps([name, words, os.getcwd(), dict(os.environ)]).encode()  # noqa: PTH109 (likewise)
     with socket.socket(socket.AF_UNIX) as connection:
         connection.connect(address)
@@ -94,7 +95,7 @@ def client(address: str, real: str) -> None:
 
 def _serve(address: str, owner: socket.socket) -> Callable[[], Any] | None:
     """Fork for every client until the owner is gone; in a fork, this is the program to run."""
-    for module in (*IMPORTED, *(module for module, _ in PROGRAMS.values())):
+    for module in (*IMPORTED, *(module for module, _ in {**PROGRAMS, **MODULES}.values())):
         import_module(module)
     gc.freeze()  # forks share these objects, and look through none of them when they end
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
@@ -146,7 +147,7 @@ def _prepared(
     os.environ.clear()
     os.environ.update(variables)
     sys.argv = [name, *words]
-    module, function = PROGRAMS[name]
+    module, function = {**PROGRAMS, **MODULES}[name]
     run: Callable[[], Any] = getattr(import_module(module), function)
     return run
 

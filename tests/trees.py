@@ -142,5 +142,10 @@ def at_once(paths: Sequence[str]) -> int:
     return max(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children)
 
 
+def main() -> int:
+    """Deliver the trees that the command line names."""
+    return at_once(sys.argv[1:]) if sys.argv[2:] else deliver(sys.argv[1])
+
+
 if __name__ == "__main__":
-    sys.exit(at_once(sys.argv[1:]) if sys.argv[2:] else deliver(sys.argv[1]))
+    sys.exit(main())

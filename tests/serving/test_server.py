@@ -31,6 +31,7 @@ def base64_of(content: bytes) -> str:
     return base64.b64encode(content).decode()
 
 
+pytestmark = pytest.mark.usefixtures("preloaded")
 BOMB = base64_of(encoded(Image.new("1", (12_000, 12_000))))
 # What is sent as JSON, or as it is; the answer's status; what the answer says.
 HOSTILE: dict[str, tuple[Any, int, str]] = {

@@ -3,7 +3,6 @@
 import os
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
@@ -26,6 +25,7 @@ from tests.servers import (
 from tests.track.test_track import champion, check_once, runs_of
 from tests.trees import make_tree
 
+pytestmark = pytest.mark.usefixtures("preloaded")
 needs_postgresql = pytest.mark.skipif(POSTGRESQL is None, reason="PostgreSQL is not installed")
 
 
@@ -40,7 +40,7 @@ def delivering(folder: Path, store: str, *paths: Path, **variables: str) -> Iter
     """A process that delivers saved trees."""
     known = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
     process = subprocess.Popen(
-        [sys.executable, "-m", "tests.trees", *paths],
+        ["python", "-m", "tests.trees", *paths],
         cwd=folder, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
         env=environment() | {"PYTHONPATH": known, "MLFLOW_TRACKING_URI": store} | variables,
     )  # fmt: skip
