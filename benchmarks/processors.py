@@ -124,7 +124,7 @@ def one(images: int, ways: tuple[str, ...], target: Path) -> None:
     data = read_images(DATASET, "train")
     first = [(data.labels == label).nonzero()[:images, 0] for label in range(len(data.class_names))]
     data = data.take(torch.cat(first).sort().values)
-    features = embed(load_network(), data)
+    features = np.concatenate(list(embed(load_network(), data)))
     record: Record = {}
     for way in ways:
         reduction, _, estimator = way.replace("features", "none").partition("-")

@@ -17,9 +17,10 @@ from torch import Tensor, nn
 from laq.architectures import seeded
 from laq.architectures.resnet import CifarResNet
 from laq.cache import cached
-from laq.dataset.cifar100 import LOCAL_COPY, MD5, fetch_cifar100
+from laq.dataset.cifar100 import LOCAL_COPY, write_cifar100
 from laq.dataset.images import read_images
-from laq.files import md5, write_json
+from laq.dataset.layout import write_manifest
+from laq.files import md5
 from laq.network import load_tensors, save_tensors
 from laq.network.weights import load_foreign_weights
 
@@ -98,8 +99,7 @@ def _write_cifar100(folder: Path) -> None:
     """Write a random sample of the training images."""
     with TemporaryDirectory() as scratch, _local_copy(_CIFAR100):
         dataset = Path(scratch)
-        fetch_cifar100(dataset)
-        write_json(dataset / "manifest.json", {"name": "cifar100", "md5": MD5})
+        write_manifest(dataset, "cifar100", write_cifar100(dataset))
         sample = read_images(dataset, "train").sample(_MOST_IMAGES, torch.Generator().manual_seed(0))
     save_tensors(folder / "images.safetensors", {"images": sample.images})
 

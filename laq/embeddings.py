@@ -1,5 +1,6 @@
 """Stage ``embeddings``: the penultimate features of every training image."""
 
+from collections.abc import Iterator
 from copy import deepcopy
 from typing import Final
 
@@ -10,11 +11,12 @@ from torch import nn
 from laq.architectures import Classifier, NetworkDesign, Preprocess
 from laq.dataset.images import ImageSet, read_images
 from laq.errors import LaqError
-from laq.files import replacing_folder
+from laq.files import replacing_folder, write_array
 from laq.network.evaluation import collecting_features
 from laq.network.weights import load_network
 from laq.paths import DATASET
 from laq.paths import EMBEDDINGS as FOLDER
+from laq.pictures import Preprocessing
 from laq.progress import progress
 from laq.sections.embeddings import OWN, Embeddings
 
@@ -24,16 +26,16 @@ _BATCH: Final = 16  # what float64 convolutions are fastest with: their patches 
 def run(params: Embeddings) -> None:
     """Write ``features.npy`` float64 (n, f), ``labels.npy`` (n,) and ``class_names.npy``."""
     images = read_images(DATASET, "train")
-    network = load_network() if params.network == OWN else imagenet_network(params.network)
-    features = embed(network, images)
+    own = params.network == OWN
+    network = load_network() if own else imagenet_network(params.network, images.preprocessing)
     with replacing_folder(FOLDER) as folder:
-        np.save(folder / "features.npy", features)
+        write_array(folder / "features.npy", len(images), embed(network, images))
         np.save(folder / "labels.npy", images.labels.numpy())
         np.save(folder / "class_names.npy", np.array(images.class_names))
 
 
-def embed(network: nn.Module, data: ImageSet) -> np.ndarray:
-    """The penultimate features (n, f) of every image, in float64.
+def embed(network: nn.Module, data: ImageSet) -> Iterator[np.ndarray]:
+    """The penultimate features (b, f) of every image, in float64 and in batches.
 
     In float32 they would differ in their seventh digit from processor to processor, as sums are formed in
     another order, and what is chosen by them now and then with it.
@@ -42,13 +44,14 @@ def embed(network: nn.Module, data: ImageSet) -> np.ndarray:
     for module in exact.modules():
         if isinstance(module, Preprocess):
             module.precision = torch.float64
-    with torch.inference_mode(), collecting_features(exact) as features:
-        for images in progress(torch.split(data.images, _BATCH), "embed", unit="batch"):
+    batches = progress(data.batches(_BATCH), "embed", unit="batch", total=-(-len(data) // _BATCH))
+    for images in batches:
+        with torch.inference_mode(), collecting_features(exact) as features:
             exact(images)
-    return torch.cat(features).numpy()
+        yield features[0].numpy()
 
 
-def imagenet_network(name: str) -> Classifier:
+def imagenet_network(name: str, preprocessing: Preprocessing) -> Classifier:
     """A torchvision network with its ImageNet weights, at its own resolution.
 
     Raises:
@@ -59,7 +62,8 @@ def imagenet_network(name: str) -> Classifier:
     try:
         weights = torchvision.models.get_model_weights(name).DEFAULT
         views = weights.transforms()
-        design = NetworkDesign(name, 1000, views.crop_size[0], tuple(views.mean), tuple(views.std))
+        side, mean, std = views.crop_size[0], tuple(views.mean), tuple(views.std)
+        design = NetworkDesign(name, 1000, side, mean, std, preprocessing)
     except (ValueError, AttributeError) as error:
         raise LaqError(
             f"embeddings.network: {name!r} is neither {OWN!r} nor a torchvision classifier"

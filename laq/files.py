@@ -8,12 +8,15 @@ import json
 import os
 import shutil
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from laq.errors import LaqError
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 # What renaming a folder to a name says where a folder is that holds something.
 TAKEN: Final = (errno.ENOTEMPTY, errno.EEXIST)
@@ -139,6 +142,23 @@ def _name(error: OSError, target: Path) -> None:
         error.filename = str(target if below == [target.name] else target.joinpath(*below))
 
 
+def write_array(path: Path, length: int, pieces: Iterable["NDArray[Any]"]) -> None:
+    """Write a ``.npy`` file of an array (length, ...) that comes in ``pieces`` (b, ...), one at least.
+
+    So it need not be in memory at once. Nor is it memory-mapped, for then a full disk would kill the process.
+    """
+    import numpy as np  # noqa: PLC0415 (so that the command line starts without it)
+
+    with path.open("wb") as file:
+        for number, piece in enumerate(pieces):
+            if number == 0:
+                kind = np.lib.format.dtype_to_descr(piece.dtype)
+                shape = (length, *piece.shape[1:])
+                header = {"descr": kind, "fortran_order": False, "shape": shape}
+                np.lib.format.write_array_header_1_0(file, header)
+            file.write(piece.tobytes())
+
+
 def write_json(target: Path, content: Any) -> None:
     """Write ``content`` as indented JSON."""
     with replacing_file(target) as partial:
@@ -186,8 +206,13 @@ def dvc_md5(path: Path) -> str:
     """
     if need(path).is_file():
         return md5(path)
-    files = sorted((f.relative_to(path).as_posix(), f) for f in path.rglob("*") if f.is_file())
-    listing = json.dumps([{"md5": md5(file), "relpath": name} for name, file in files], sort_keys=True)
+    return folder_md5({f.relative_to(path).as_posix(): md5(f) for f in path.rglob("*") if f.is_file()})
+
+
+def folder_md5(files: Mapping[str, str]) -> str:
+    """The hash that DVC gives a folder with ``files``: their MD5s by their names."""
+    entries = [{"md5": hashed, "relpath": name} for name, hashed in sorted(files.items())]
+    listing = json.dumps(entries, sort_keys=True)
     return f"{hashlib.md5(listing.encode(), usedforsecurity=False).hexdigest()}.dir"
 
 

@@ -54,7 +54,7 @@ def _finetuned(params: Training, subset: Subset) -> Path:
 
     inputs = {
         "classes": sorted(subset.classes),
-        "dataset": read_manifest(DATASET)["md5"],
+        "dataset": read_manifest(DATASET).md5,
         "network": md5(NETWORK / WEIGHTS),
         "design": read_design().to_json(),
         "params": params.model_dump(),

@@ -6,7 +6,8 @@ This is the one reader: whoever learns from pictures, measures or serves them ge
 import io
 import re
 from contextlib import suppress
-from typing import Final
+from dataclasses import dataclass
+from typing import Final, Literal
 
 import numpy as np
 from PIL import Image, ImageFile, ImageOps, TiffImagePlugin, UnidentifiedImageError
@@ -22,9 +23,46 @@ _MAX_SCANS: Final = 100  # of a JPEG, each of which may take as long as the whol
 _MARKER: Final = re.compile(rb"\xff([\x01-\xcf\xd8-\xfe])")
 _START_OF_SCAN, _END_OF_IMAGE = 0xDA, 0xD9
 _WHITE: Final = 255
+Resize = Literal["crop", "squash", "pad"]
+Interpolation = Literal["bilinear", "bicubic", "lanczos", "box", "nearest"]
 # Blocks of more than 32 MiB return to the system when they are freed; in smaller ones glibc
 # keeps the memory of a large picture for every thread that has read one.
 Image.core.set_block_size(64 * 2**20)  # type: ignore[attr-defined]  # in Pillow's manual, "Block allocator"
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """How a picture of any size becomes an image that networks see: a square in mode RGB.
+
+    Attributes:
+        size: the side in pixels.
+        resize: ``crop`` scales the shorter side to ``size`` and keeps the centre, ``squash`` scales both,
+            ``pad`` scales the longer side and puts the picture in the middle of a black square.
+        interpolation: Pillow's filter. Where a picture becomes smaller, all but ``nearest`` use every pixel.
+    """
+
+    size: int
+    resize: Resize = "crop"
+    interpolation: Interpolation = "bilinear"
+
+    def __call__(self, picture: Image.Image) -> Image.Image:
+        """The picture at this size; one that has it already keeps its pixels."""
+        square, by = (self.size, self.size), Image.Resampling[self.interpolation.upper()]
+        picture = picture.convert("RGB")
+        if self.resize == "squash":
+            return picture.resize(square, by)
+        if self.resize == "crop":
+            return ImageOps.fit(picture, square, by)
+        longer = max(picture.size)
+        width, height = (max(1, round(side * self.size / longer)) for side in picture.size)
+        padded = Image.new("RGB", square)
+        padded.paste(
+            picture.resize((width, height), by), ((self.size - width) // 2, (self.size - height) // 2)
+        )
+        return padded
+
+
+SQUASHED_TO_32: Final = Preprocessing(32, "squash")  # what studies of small images do
 
 
 def read_picture(content: bytes, name: str, max_pixels: int = MAX_PIXELS) -> Image.Image:

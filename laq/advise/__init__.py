@@ -70,7 +70,7 @@ def _found(measured: Candidates, question: Question, usual: float) -> Findings:
         measured.subset,
         judged(table, wanted),
         wanted,
-        read_manifest(DATASET)["name"],
+        read_manifest(DATASET).name,
         design.architecture,
         design.classes,
     )
@@ -96,8 +96,8 @@ def _provenance(measured: Candidates, folder: Path) -> dict[str, str]:
         "classes": ", ".join(subset.class_names),
         "divergence of their pairs": f"median {subset.median_divergence:.2f} nats, "
         f"{subset.min_divergence:.2f} to {subset.max_divergence:.2f}",
-        "images": f"{read_manifest(DATASET)['name']}, MD5 of train {inputs.dataset['train']}, "
-        f"of test {inputs.dataset['test']}",
+        "images": f"{read_manifest(DATASET).name}, MD5 of train {inputs.dataset['train.npy']}, "
+        f"of test {inputs.dataset['test.npy']}",
         "network": f"{inputs.design['architecture']}, MD5 {md5(NETWORK / WEIGHTS)}",
         "fine-tuned network": f"MD5 {md5(tuned)}" if tuned else "",
         "quantization": f"{study.alphabet} alphabet, a step per {study.granularity}, radius {study.radius}, "

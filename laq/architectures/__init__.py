@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from laq.architectures.resnet import CifarResNet
 from laq.errors import LaqError
+from laq.pictures import SQUASHED_TO_32, Preprocessing
 
 _TORCHVISION: Final = (
     "alexnet",
@@ -51,8 +52,9 @@ ZOO: Final[dict[str, Callable[[int], nn.Module]]] = {
 class NetworkDesign:
     """All that it takes to build a classifier again, without its weights.
 
-    ``architecture`` is a name of the zoo, ``timm:NAME``, or ``torchhub:OWNER/REPO:MODEL``. Images are
-    scaled to ``input_size`` pixels a side and normalised by ``mean`` and ``std`` (of pixels in 0..1).
+    ``architecture`` is a name of the zoo, ``timm:NAME``, or ``torchhub:OWNER/REPO:MODEL``. Images, which
+    ``preprocessing`` makes of pictures, are scaled to ``input_size`` pixels a side where theirs differs, and
+    normalised by ``mean`` and ``std`` (of pixels in 0..1).
     """
 
     architecture: str
@@ -60,6 +62,7 @@ class NetworkDesign:
     input_size: int
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
+    preprocessing: Preprocessing = SQUASHED_TO_32  # of those that were saved without
 
     def to_json(self) -> dict[str, Any]:
         """The fields by name."""
@@ -68,7 +71,10 @@ class NetworkDesign:
     @classmethod
     def from_json(cls, fields: Mapping[str, Any]) -> Self:
         """The opposite."""
-        return cls(**{**fields, "mean": tuple(fields["mean"]), "std": tuple(fields["std"])})
+        given = {**fields, "mean": tuple(fields["mean"]), "std": tuple(fields["std"])}
+        if "preprocessing" in fields:
+            given["preprocessing"] = Preprocessing(**fields["preprocessing"])
+        return cls(**given)
 
 
 class Preprocess(nn.Module):
@@ -83,7 +89,8 @@ class Preprocess(nn.Module):
         self.size = design.input_size
         self.register_buffer("mean", torch.tensor(design.mean).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(design.std).view(1, 3, 1, 1), persistent=False)
-        self.resize = nn.Identity() if design.input_size == 32 else _Resize(design.input_size)
+        fits = design.input_size == design.preprocessing.size
+        self.resize = nn.Identity() if fits else _Resize(design.input_size)
 
     def forward(self, pixels: Tensor) -> Tensor:
         """Return the network's input."""

@@ -1,4 +1,4 @@
-"""Stage ``dataset``: the images, in CIFAR-100's layout.
+"""Stage ``dataset``: labelled images of one size, from the sources of the registry.
 
 What needs torch is imported when it is first used (PEP 562): ``laq.params`` reads the registry.
 """
@@ -7,15 +7,13 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from laq.dataset.registry import Dataset
-from laq.files import md5, replacing_folder, write_json
+from laq.files import replacing_folder
 from laq.paths import DATASET as FOLDER
 
 if TYPE_CHECKING:
     from laq.dataset.images import ImageSet, read_class_names, read_images, read_manifest
 
 __all__ = ["FOLDER", "ImageSet", "read_class_names", "read_images", "read_manifest", "run"]
-
-FILES = ("train", "test", "meta")
 
 
 def __getattr__(name: str) -> Any:
@@ -26,8 +24,12 @@ def __getattr__(name: str) -> Any:
 
 
 def run(params: Dataset) -> None:
-    """Write the files train, test and meta, and a manifest with their MD5s."""
+    """Write the images, labels and names of the dataset, and a manifest (``laq.dataset.layout``).
+
+    Raises:
+        LaqError: the source is missing, or is not what it must be.
+    """
+    from laq.dataset.layout import write_manifest  # noqa: PLC0415 (so that the command line starts without NumPy)
+
     with replacing_folder(FOLDER) as folder:
-        params.source.write(folder, params.options)
-        hashes = {name: md5(folder / name) for name in FILES}
-        write_json(folder / "manifest.json", {"name": params.name, "md5": hashes})
+        write_manifest(folder, params.name, params.source.write(folder, params.options))

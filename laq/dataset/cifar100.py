@@ -1,24 +1,40 @@
 """CIFAR-100 (Krizhevsky 2009): fetched or copied, and verified before anything reads it."""
 
 import hashlib
+import io
 import lzma
 import os
+import pickle
 import tarfile
 import tempfile
 import zipfile
 import zlib
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path, PurePosixPath
-from typing import Final
+from typing import Any, Final
 
+import numpy as np
+from numpy._core.multiarray import _reconstruct as reconstruct
+
+from laq.dataset.layout import Description, Split, write_split
 from laq.errors import LaqError
 from laq.files import project_root
+from laq.pictures import SQUASHED_TO_32
 
 LOCAL_COPY: Final = "LAQ_CIFAR100"
 MD5: Final = {
     "train": "16019d7e3df5f24257cddd939b257f8d",
     "test": "f0ef6b0ae62326f3e7ffdfab6717acfc",
     "meta": "7973b15100ade9c7d40fb424638fde48",
+}
+_SPLITS: Final[tuple[Split, ...]] = ("train", "test")
+# What the official files are pickled from, and nothing that could run code.
+_PICKLED_TYPES: Final = {
+    # They were pickled by an older NumPy under the first of these names.
+    ("numpy.core.multiarray", "_reconstruct"): reconstruct,
+    ("numpy._core.multiarray", "_reconstruct"): reconstruct,
+    ("numpy", "ndarray"): np.ndarray,
+    ("numpy", "dtype"): np.dtype,
 }
 _LARGEST: Final = 200 * 2**20  # bytes; train has 155 million
 # What archives raise that are cut off, damaged, encrypted or packed in a way that Python does not know.
@@ -36,6 +52,39 @@ _WAYS_OUT: Final = (
     f"set {LOCAL_COPY} to a copy (a folder, .zip, .tar, .tar.gz, .tar.bz2 or .tar.xz), run `dvc pull` if "
     "your team has a DVC remote, or use the built-in dataset (`study: glyphs` in params.yaml)"
 )
+
+
+def write_cifar100(folder: Path) -> Description:
+    """Write the official images into ``folder``; they are unpickled when their MD5s are known to be right.
+
+    Raises:
+        LaqError: they cannot be had.
+    """
+    with tempfile.TemporaryDirectory(dir=folder) as scratch:
+        official = Path(scratch)
+        fetch_cifar100(official)
+        train, test, meta = (_unpickle((official / name).read_bytes()) for name in MD5)
+    for split, content in zip(_SPLITS, (train, test), strict=True):
+        images = content["data"].reshape(-1, 3, SQUASHED_TO_32.size, SQUASHED_TO_32.size)
+        write_split(folder, split, [images], content["fine_labels"])
+    pairs = dict(zip(test["fine_labels"], test["coarse_labels"], strict=True))
+    superclasses = [meta["coarse_label_names"][coarse] for _, coarse in sorted(pairs.items())]
+    return Description(meta["fine_label_names"], SQUASHED_TO_32, superclasses, {"md5": dict(MD5)})
+
+
+class _ArrayUnpickler(pickle.Unpickler):
+    """Builds NumPy arrays and Python's own containers."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        try:
+            return _PICKLED_TYPES[module, name]
+        except KeyError:
+            raise pickle.UnpicklingError(f"{module}.{name} has no place in a dataset") from None
+
+
+def _unpickle(content: bytes) -> dict[str, Any]:
+    unpickled: dict[str, Any] = _ArrayUnpickler(io.BytesIO(content), encoding="latin1").load()
+    return unpickled
 
 
 def fetch_cifar100(target: Path, expected: Mapping[str, str] = MD5) -> None:

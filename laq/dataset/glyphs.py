@@ -1,12 +1,9 @@
 """The built-in dataset: 100 characters in 20 families, drawn from a seed without any network.
 
 Every image shows one character of DejaVu Sans, the font that ships inside matplotlib, in a random
-colour, place, size and rotation, over clutter (strokes and stray characters) and noise. The files
-have CIFAR-100's layout, so that one reader serves both.
+colour, place, size and rotation, over clutter (strokes and stray characters) and noise.
 """
 
-import pickle
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -14,7 +11,8 @@ from typing import Final
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from laq.dataset.images import SIDE
+from laq.dataset.layout import Description, Split, write_split
+from laq.pictures import SQUASHED_TO_32
 from laq.progress import progress
 
 FAMILIES: Final[dict[str, dict[str, str]]] = {
@@ -39,6 +37,7 @@ FAMILIES: Final[dict[str, dict[str, str]]] = {
     "weather": {"sun": "☀", "cloud": "☁", "umbrella": "☂", "snowman": "☃", "comet": "☄"},
     "zodiac": {"aries": "♈", "taurus": "♉", "gemini": "♊", "cancer": "♋", "leo": "♌"},
 }
+SIDE: Final = SQUASHED_TO_32.size  # of the images, in pixels
 _CANVAS: Final = 48  # characters are drawn once at this size, then placed by an affine map
 
 
@@ -66,33 +65,17 @@ def superclasses() -> list[int]:
     return [names.index(next(f for f in names if c.startswith(f + "_"))) for c in class_characters()]
 
 
-def write_glyphs(folder: Path, seed: int, train_per_class: int, test_per_class: int) -> None:
+def write_glyphs(folder: Path, seed: int, train_per_class: int, test_per_class: int) -> Description:
     """Draw the dataset into ``folder``; the same arguments give the same bytes."""
-    painter = _Painter(Style())
-    counts = {"train": train_per_class, "test": test_per_class}
+    painter, names = _Painter(Style()), list(class_characters())
+    counts: dict[Split, int] = {"train": train_per_class, "test": test_per_class}
     for (split, per_class), stream in zip(counts.items(), np.random.SeedSequence(seed).spawn(2), strict=True):
-        labels = np.tile(np.arange(len(class_characters())), per_class)
+        labels = np.tile(np.arange(len(names)), per_class).tolist()
         rng = np.random.default_rng(stream)
-        rows = [painter.draw(int(c), rng).ravel() for c in progress(labels, f"draw {split}")]
-        _write_split(folder, split, np.stack(rows), labels)
-    meta = {"fine_label_names": list(class_characters()), "coarse_label_names": sorted(FAMILIES)}
-    _pickle(folder / "meta", meta)
-
-
-def _write_split(folder: Path, split: str, data: np.ndarray, labels: np.ndarray) -> None:
-    names, coarse = list(class_characters()), superclasses()
-    content = {
-        "filenames": [f"{names[c]}_{i:06d}.png" for i, c in enumerate(labels)],
-        "batch_label": f"glyphs {split}",
-        "fine_labels": labels.tolist(),
-        "coarse_labels": [coarse[c] for c in labels],
-        "data": data,
-    }
-    _pickle(folder / split, content)
-
-
-def _pickle(path: Path, content: Mapping[str, object]) -> None:
-    path.write_bytes(pickle.dumps(content, protocol=4))
+        images = (painter.draw(label, rng)[None] for label in progress(labels, f"draw {split}"))
+        write_split(folder, split, images, labels)
+    families = sorted(FAMILIES)
+    return Description(names, SQUASHED_TO_32, [families[number] for number in superclasses()])
 
 
 class _Painter:

@@ -1,94 +1,150 @@
-"""Images in memory, and the one reader for the layout that CIFAR-100 and the glyphs share."""
+"""Labelled images, which stay in their files until they are needed."""
 
-import io
-import pickle
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import torch
-from numpy._core.multiarray import _reconstruct as reconstruct
+from numpy.typing import NDArray
+from pydantic import TypeAdapter, ValidationError
 from torch import Tensor
 
+from laq.dataset.layout import CLASSES, MANIFEST, Classes, Manifest, images_file, labels_file
 from laq.errors import LaqError
-from laq.files import md5, need, read_json
+from laq.files import md5, need
+from laq.pictures import SQUASHED_TO_32, Preprocessing
 
-SIDE = 32
-_PICKLED_TYPES = {
-    # CIFAR-100 was pickled by an older NumPy under the first of these names.
-    ("numpy.core.multiarray", "_reconstruct"): reconstruct,
-    ("numpy._core.multiarray", "_reconstruct"): reconstruct,
-    ("numpy", "ndarray"): np.ndarray,
-    ("numpy", "dtype"): np.dtype,
-}
+_REMEDY: Final = "remove the folder and run `dvc repro dataset`"
 
 
 @dataclass(frozen=True)
 class ImageSet:
-    """Labelled images: ``images`` uint8 (n, 3, 32, 32), ``labels`` int64 (n,)."""
+    """Labelled images: those at ``rows`` of ``pixels``, all of them where ``rows`` is None.
 
-    images: Tensor
+    Choosing images copies no pixels. ``pixels`` are uint8 (N, 3, h, w) and may lie in a memory-mapped file,
+    ``labels`` int64 (n,), ``rows`` int64 (n,). ``preprocessing`` makes such images of other pictures.
+    """
+
+    pixels: Tensor
     labels: Tensor
     class_names: tuple[str, ...]
+    preprocessing: Preprocessing = SQUASHED_TO_32
+    rows: Tensor | None = None
 
     def __len__(self) -> int:
         """The number of images."""
         return len(self.labels)
 
+    @property
+    def images(self) -> Tensor:
+        """The images, uint8 (n, 3, h, w), in memory where they are not all of ``pixels``."""
+        return self.pixels if self.rows is None else self.pixels[self.rows]
+
+    def batches(self, size: int) -> Iterator[Tensor]:
+        """The images in batches (b, 3, h, w) of ``size`` images at most."""
+        for start in range(0, len(self), size):
+            some = slice(start, start + size)
+            yield self.pixels[some] if self.rows is None else self.pixels[self.rows[some]]
+
     def select(self, classes: Sequence[int]) -> "ImageSet":
-        """The images of ``classes`` only, in their order here; labels keep their numbers."""
+        """The images of ``classes`` only, in their order here; labels keep their numbers.
+
+        Raises:
+            LaqError: there is no such class.
+        """
+        if unknown := sorted(set(classes).difference(range(len(self.class_names)))):
+            raise LaqError(f"class {unknown[0]} is unknown; the dataset has 0 to {len(self.class_names) - 1}")
         return self.take(torch.isin(self.labels, torch.tensor(list(classes))).nonzero()[:, 0])
 
     def take(self, rows: Tensor) -> "ImageSet":
         """The images at ``rows`` (int64), in that order."""
-        return ImageSet(self.images[rows], self.labels[rows], self.class_names)
+        own = rows if self.rows is None else self.rows[rows]
+        return replace(self, labels=self.labels[rows], rows=own)
 
     def sample(self, count: int, generator: torch.Generator) -> "ImageSet":
-        """``count`` images without repetition (all, if there are fewer)."""
+        """``count`` images without repetition (all, if there are fewer), each as likely as any other.
+
+        So classes appear in it about as often as among these images.
+        """
         return self.take(torch.randperm(len(self), generator=generator)[:count])
 
 
 def read_images(folder: Path, split: str) -> ImageSet:
-    """Read ``split`` ("train" or "test") of the dataset that lies in ``folder``.
+    """Open ``split`` ("train", "test" or "validation") of the dataset that lies in ``folder``.
+
+    Raises:
+        LaqError: a file is missing or is not the one that the dataset stage wrote, or there is no such split.
+    """
+    manifest = read_manifest(folder)
+    if split not in manifest.images:
+        raise LaqError(f"{folder}: has no {split} images; it has {', '.join(manifest.images)}")
+    names = read_class_names(folder)
+    images, labels = (_array(folder, name) for name in (images_file(split), labels_file(split)))
+    whole = images.dtype == np.uint8 and images.ndim == 4 and images.shape[1] == 3 and len(images) > 0
+    named = labels.dtype == np.int64 and labels.shape == images.shape[:1]
+    if not (whole and named and labels.min() >= 0 and labels.max() < len(names)):
+        raise LaqError(
+            f"{folder / images_file(split)}: must hold images, uint8 (n, 3, h, w), with n labels from 0 to "
+            f"{len(names) - 1} beside; {_REMEDY}"
+        )
+    numbers = torch.from_numpy(np.array(labels))
+    return ImageSet(torch.from_numpy(images), numbers, names, manifest.preprocessing)
+
+
+def read_class_names(folder: Path) -> tuple[str, ...]:
+    """The names of the classes, by their numbers.
 
     Raises:
         LaqError: a file is missing or is not the one that the dataset stage wrote.
     """
-    content = _unpickle(folder, split)
-    images = torch.from_numpy(content["data"].reshape(-1, 3, SIDE, SIDE))
-    return ImageSet(images, torch.tensor(content["fine_labels"]), read_class_names(folder))
+    return tuple(_parsed(_checked(folder, CLASSES), Classes).names)
 
 
-def read_class_names(folder: Path) -> tuple[str, ...]:
-    """The names of the classes, by their numbers."""
-    return tuple(_unpickle(folder, "meta")["fine_label_names"])
+def read_manifest(folder: Path) -> Manifest:
+    """What is known of the dataset without a look at its images.
 
-
-def read_manifest(folder: Path) -> dict[str, Any]:
-    """The dataset's name and the MD5 of each of its files."""
-    manifest: dict[str, Any] = read_json(folder / "manifest.json")
+    Raises:
+        LaqError: the file is missing or damaged.
+    """
+    manifest: Manifest = _parsed(need(folder / MANIFEST), Manifest)
     return manifest
 
 
-class _ArrayUnpickler(pickle.Unpickler):
-    """Builds NumPy arrays and Python's own containers, and nothing that could run code."""
+def _parsed(path: Path, kind: type) -> Any:
+    try:
+        return TypeAdapter(kind).validate_json(path.read_bytes())
+    except ValidationError as error:
+        reason = error.errors(include_url=False)[0]
+        where = ".".join(str(part) for part in reason["loc"])
+        raise LaqError(f"{path}: {where or 'not JSON'}: {reason['msg']}; {_REMEDY}") from error
 
-    def find_class(self, module: str, name: str) -> Any:
-        try:
-            return _PICKLED_TYPES[module, name]
-        except KeyError:
-            raise pickle.UnpicklingError(f"{module}.{name} has no place in a dataset") from None
 
-
-def _unpickle(folder: Path, name: str) -> dict[str, Any]:
-    path = need(folder / name)
-    expected = read_manifest(folder)["md5"][name]
-    if (found := md5(path)) != expected:
+def _array(folder: Path, name: str) -> NDArray[Any]:
+    """The array in a file, memory-mapped: what is written to it stays in memory, and reaches no file."""
+    path = _checked(folder, name)
+    try:
+        array: NDArray[Any] = np.load(path, mmap_mode="c", allow_pickle=False)
+    except (ValueError, EOFError) as error:
         raise LaqError(
-            f"{path}: MD5 is {found}, the dataset stage wrote {expected}; "
-            "remove the folder and run `dvc repro dataset`"
-        )
-    content: dict[str, Any] = _ArrayUnpickler(io.BytesIO(path.read_bytes()), encoding="latin1").load()
-    return content
+            f"{path}: not a whole .npy file ({' '.join(str(error).split())}); {_REMEDY}"
+        ) from error
+    return array
+
+
+def _checked(folder: Path, name: str) -> Path:
+    """The path of a file that is the one which the stage wrote."""
+    path, expected = need(folder / name), read_manifest(folder).md5.get(name)
+    state = path.stat()
+    found = _md5(path.resolve(), (state.st_ino, state.st_size, state.st_mtime_ns))
+    if found != expected:
+        raise LaqError(f"{path}: MD5 is {found}, the dataset stage wrote {expected}; {_REMEDY}")
+    return path
+
+
+@cache
+def _md5(path: Path, _: tuple[int, int, int]) -> str:
+    """The MD5 of a file in this state (inode, size, time of change), for which a process reads it once."""
+    return md5(path)

@@ -8,12 +8,15 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
-from typing import Annotated, Any, Final, Self
+from typing import TYPE_CHECKING, Annotated, Any, Final, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, GetJsonSchemaHandler, model_validator
 from pydantic_core import CoreSchema
 
 from laq.quantization.options import Option, nearest_name, whole_number
+
+if TYPE_CHECKING:
+    from laq.dataset.layout import Description
 
 
 @dataclass(frozen=True)
@@ -22,8 +25,8 @@ class DatasetSource:
 
     Attributes:
         name: in ``params.yaml`` and tables.
-        writer: where to import the function from that writes train, test and meta, in CIFAR-100's layout,
-            into a folder, as "module:function"; it takes the options by name.
+        writer: where to import the function from that writes the splits into a folder and returns their
+            description (``laq.dataset.layout``), as "module:function"; it takes the options by name.
         options: its keys in ``params.yaml``, each of which it needs.
         description: what reports call it.
         classes: how many it has, where that is known before it is made.
@@ -48,11 +51,11 @@ class DatasetSource:
             "additionalProperties": False,
         }
 
-    def write(self, folder: Path, options: Mapping[str, Any]) -> None:
-        """Write the dataset's files into ``folder``."""
+    def write(self, folder: Path, options: Mapping[str, Any]) -> "Description":
+        """Write the splits into ``folder``, and describe them."""
         module, _, function = self.writer.partition(":")
-        writer: Callable[..., None] = getattr(import_module(module), function)
-        writer(folder, **options)
+        writer: Callable[..., Description] = getattr(import_module(module), function)
+        return writer(folder, **options)
 
     def check(self, given: Mapping[str, Any]) -> None:
         """Check the options that are given.
@@ -89,7 +92,7 @@ DATASETS: Final[Mapping[str, DatasetSource]] = {
             "glyphs, the built-in dataset of drawn characters (no photographs)",
             classes=100,
         ),
-        DatasetSource("cifar100", "laq.dataset.cifar100:fetch_cifar100", classes=100, train_per_class=500),
+        DatasetSource("cifar100", "laq.dataset.cifar100:write_cifar100", classes=100, train_per_class=500),
     )
 }
 

@@ -1,7 +1,7 @@
 """Stage ``network``: the network under study, trained here or from elsewhere, and its scores."""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import torch
 
@@ -16,6 +16,8 @@ from laq.network.weights import load_foreign_weights, load_network, load_tensors
 from laq.paths import DATASET, DESIGN, WEIGHTS
 from laq.paths import NETWORK as FOLDER
 from laq.sections.network import Network
+
+_COUNTED: Final = 100  # images whose pixels are counted at once
 
 __all__ = [
     "FOLDER",
@@ -79,7 +81,7 @@ def _checkpoint(params: Network) -> Path:
     """Where an unfinished training of just this network on just these images is kept."""
     inputs = [
         params.model_dump(),
-        read_manifest(DATASET)["md5"],
+        read_manifest(DATASET).md5,
         code_digest("laq.network"),
     ]
     return project_root() / ".laq" / "training" / f"{digest(inputs)}.pt"
@@ -89,13 +91,23 @@ def _design(params: Network, train: ImageSet) -> NetworkDesign:
     mean, std = params.mean, params.std
     if mean is None or std is None:
         mean, std = _pixel_statistics(train)
-    return NetworkDesign(params.architecture, len(train.class_names), params.input_size, mean, std)
+    return NetworkDesign(
+        params.architecture, len(train.class_names), params.input_size, mean, std, train.preprocessing
+    )
 
 
 def _pixel_statistics(data: ImageSet) -> tuple[tuple[float, float, float], tuple[float, float, float]]:
     """Mean and standard deviation of each colour, of pixels in 0..1, to 4 digits."""
-    pixels = data.images.transpose(0, 1).flatten(1).double() / 255
-    red, green, blue = ((round(c.mean().item(), 4), round(c.std().item(), 4)) for c in pixels)
+    counts = torch.zeros(3, 256, dtype=torch.int64)  # of each value, which are exact however many there are
+    for images in data.batches(_COUNTED):
+        for colour, pixels in enumerate(images.transpose(0, 1)):
+            counts[colour] += pixels.flatten().bincount(minlength=256)
+    values, n = torch.arange(256, dtype=torch.float64) / 255, counts[0].sum()
+    means = (counts * values).sum(1) / n
+    deviations = ((counts * (values - means[:, None]).square()).sum(1) / (n - 1)).sqrt()
+    red, green, blue = (
+        (round(m, 4), round(s, 4)) for m, s in zip(means.tolist(), deviations.tolist(), strict=True)
+    )
     return (red[0], green[0], blue[0]), (red[1], green[1], blue[1])
 
 

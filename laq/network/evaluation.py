@@ -3,14 +3,16 @@
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Final
 
 import torch
 from torch import Tensor, nn
 
-from laq.architectures import classifier_head
+from laq.architectures import Classifier, classifier_head
 from laq.dataset.images import ImageSet
 
-BATCH = 250
+BATCH: Final = 250
+_PIXELS: Final = 2**20  # of all images that are run at once
 
 
 @dataclass(frozen=True)
@@ -52,7 +54,13 @@ def top_k(logits: Tensor, labels: Tensor, k: int) -> float:
 def predict(network: nn.Module, data: ImageSet) -> Tensor:
     """Logits (n, classes) of every image."""
     with torch.inference_mode():
-        return torch.cat([network(images) for images in torch.split(data.images, BATCH)])
+        return torch.cat([network(images) for images in data.batches(_batch(network, data))])
+
+
+def _batch(network: nn.Module, data: ImageSet) -> int:
+    """How many images to run at once: fewer of large ones, whose activations would fill the memory."""
+    side = max(data.pixels.shape[-1], network.design.input_size if isinstance(network, Classifier) else 0)
+    return min(BATCH, max(1, _PIXELS // side**2))
 
 
 @contextmanager

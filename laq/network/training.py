@@ -157,7 +157,7 @@ def _batches(data: ImageSet, config: Training, epoch: int) -> Iterator[tuple[Ten
     order = torch.randperm(len(data), generator=generator)
     for rows in torch.split(order, config.batch_size):
         yield (
-            augment(data.images[rows], config.crop, flip=config.flip, generator=generator),
+            augment(data.take(rows).images, config.crop, flip=config.flip, generator=generator),
             data.labels[rows],
         )
 

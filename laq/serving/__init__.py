@@ -16,7 +16,7 @@ import pandas as pd
 import torch
 from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError
-from torch import Tensor, nn
+from torch import Tensor
 
 from laq.architectures import Classifier, NetworkDesign, build
 from laq.errors import LaqError
@@ -75,7 +75,7 @@ class SubsetClassifier:
         """The class of each picture in the column ``image``, its probability, and that of each class.
 
         A picture is the bytes of a file, these in Base64 (``laq.pictures`` says how files are read), or
-        pixels 0..255 of (height, width, 3). It is scaled to the side that the network takes.
+        pixels 0..255 of (height, width, 3). It is preprocessed as those that the network has learned from.
         Probabilities are among the classes of the subset alone.
 
         Raises:
@@ -103,17 +103,13 @@ class SubsetClassifier:
         )
 
     def _scaled_down(self, entries: Sequence[Any]) -> Iterable[Image.Image]:
-        """Each entry's picture, read and made as small as the network allows before the next one is read."""
-        left, side = self.limits.max_total_pixels, self.network.design.input_size
-        # Networks for larger images than the study's scale these for themselves, as they do in training.
-        scales = not isinstance(self.network.preprocess.resize, nn.Identity)
+        """Each entry's picture, made an image as those of the dataset before the next one is read."""
+        left = self.limits.max_total_pixels
         for number, entry in enumerate(entries, 1):
             with _ONE_AT_A_TIME:
                 picture = read_entry(entry, f"{COLUMN} {number} of {len(entries)}", self.limits.max_pixels)
                 left -= picture.width * picture.height
-                fits = max(picture.size) <= side if scales else picture.size == (side, side)
-                if not fits:
-                    picture = picture.resize((side, side), Image.Resampling.BILINEAR)
+                picture = self.network.design.preprocessing(picture)
             if left < 0:
                 most = self.limits.max_total_pixels
                 raise LaqError(f"{COLUMN}: found more than {most} pixels in all; send fewer pictures at once")
@@ -121,11 +117,8 @@ class SubsetClassifier:
 
     def _probabilities(self, pictures: Sequence[Image.Image]) -> Tensor:
         """Of pictures (n) to show each of the subset's classes, float64 (n, classes)."""
-        inputs = [
-            self.network.preprocess(torch.from_numpy(np.array(picture)).permute(2, 0, 1)[None])
-            for picture in pictures
-        ]
-        logits: Tensor = self.network.body(torch.cat(inputs))[:, self.numbers]
+        images = torch.from_numpy(np.stack([np.asarray(picture) for picture in pictures]))
+        logits: Tensor = self.network(images.permute(0, 3, 1, 2))[:, self.numbers]
         return logits.double().softmax(1)
 
 

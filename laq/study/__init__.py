@@ -78,7 +78,7 @@ def measurement_row(cell: Cell, source: Path) -> dict[str, Any]:
     """The cell's row of the table: its setting, then its measurements."""
     s = cell.subset
     return {
-        "dataset": read_manifest(DATASET)["name"],
+        "dataset": read_manifest(DATASET).name,
         "network": read_design().architecture,
         "cell": cell.name,
         "subset": s.name,

@@ -11,7 +11,7 @@ import torch
 from laq.cache import place_of
 from laq.dataset.images import ImageSet, read_images, read_manifest
 from laq.errors import LaqError
-from laq.files import md5
+from laq.files import digest, md5
 from laq.imports import code_digest
 from laq.network.weights import read_design
 from laq.paths import DATASET, FINETUNE, NETWORK, WEIGHTS, finetuned_weights
@@ -37,7 +37,7 @@ class StudyInputs:
     params: Study
     finetuned: Mapping[str, Path] = field(default_factory=dict)
     code: str = field(default_factory=study_code)
-    dataset: Mapping[str, str] = field(default_factory=lambda: read_manifest(DATASET)["md5"])
+    dataset: Mapping[str, str] = field(default_factory=lambda: read_manifest(DATASET).md5)
     design: Mapping[str, Any] = field(default_factory=lambda: read_design().to_json())
     purpose: str = ""
     _hashes: dict[Path, str] = field(default_factory=dict, repr=False)
@@ -77,7 +77,7 @@ class StudyInputs:
 
     def images(self, split: str) -> ImageSet:
         """The images of ``split``: ``train``, from which calibration draws, or ``test``, for the scores."""
-        return _images(split, self.dataset[split])
+        return _images(split, digest(self.dataset))
 
     def calibration_images(self, cell: Cell) -> torch.Tensor:
         """The images (n, 3, h, w) that quantization learns from, or at least measures its errors on."""
@@ -94,8 +94,8 @@ def _calibration(cell: Cell) -> Calibration:
 
 @cache
 def _images(split: str, hashed: str) -> ImageSet:
-    """The dataset's images of ``split`` with this hash; each process reads them once."""
+    """The images of ``split``, opened once by a process; ``hashed`` is the digest of the files' hashes."""
     images = read_images(DATASET, split)
-    if md5(DATASET / split) != hashed:
-        raise LaqError(f"{DATASET / split}: changed while the study read it; run the command again")
+    if digest(read_manifest(DATASET).md5) != hashed:
+        raise LaqError(f"{DATASET}: changed while the study read it; run the command again")
     return images

@@ -30,7 +30,7 @@ class Provenance:
     @cached_property
     def inputs(self) -> tuple[Input, ...]:
         """The images, the network and the subsets, by DVC's hashes."""
-        data, network = read_manifest(DATASET)["name"], read_design().architecture
+        data, network = read_manifest(DATASET).name, read_design().architecture
         return (
             Input(data, dvc_md5(DATASET), str(DATASET), "images"),
             Input(f"{network} on {data}", dvc_md5(NETWORK), str(NETWORK), "network"),
@@ -46,7 +46,7 @@ class Provenance:
     def examples(self) -> tuple[str, ...]:
         """Test images, as a server takes them."""
         examples = []
-        for pixels in read_images(DATASET, "test").images[:_EXAMPLES].permute(0, 2, 3, 1).numpy():
+        for pixels in read_images(DATASET, "test").pixels[:_EXAMPLES].permute(0, 2, 3, 1).numpy():
             Image.fromarray(pixels).save(buffer := io.BytesIO(), "PNG")
             examples.append(base64.b64encode(buffer.getvalue()).decode())
         return tuple(examples)

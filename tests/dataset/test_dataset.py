@@ -2,12 +2,12 @@
 
 import io
 import pickle
-import shutil
 import tarfile
 import zipfile
 from collections.abc import Callable
 from hashlib import md5
 from pathlib import Path
+from typing import Any
 
 import matplotlib as mpl
 import numpy as np
@@ -18,8 +18,9 @@ from torchvision.datasets import CIFAR100
 
 from laq import dataset
 from laq.dataset import cifar100, glyphs, read_images, registry
-from laq.dataset.cifar100 import fetch_cifar100
+from laq.dataset.cifar100 import MD5, fetch_cifar100
 from laq.dataset.images import ImageSet
+from laq.dataset.layout import Description
 from laq.dataset.registry import Dataset, DatasetSource
 from laq.errors import LaqError
 from laq.files import read_json, write_json
@@ -36,14 +37,20 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
 
 
+def npy(array: np.ndarray) -> bytes:
+    np.save(content := io.BytesIO(), array, allow_pickle=True)
+    return content.getvalue()
+
+
 def test_the_same_seed_gives_the_same_bytes(project: Path) -> None:
     dataset.run(SMALL)
     first = contents(dataset.FOLDER)
     dataset.run(SMALL)
     assert contents(dataset.FOLDER) == first
     dataset.run(SMALL.model_copy(update={"seed": 4}))
-    assert contents(dataset.FOLDER)["train"] != first["train"]
-    assert set(first) == {"train", "test", "meta", "manifest.json"}
+    assert contents(dataset.FOLDER)["train.npy"] != first["train.npy"]
+    names = {"train.npy", "train_labels.npy", "test.npy", "test_labels.npy", "classes.json", "manifest.json"}
+    assert set(first) == names
 
 
 def test_glyphs_are_a_hundred_different_characters_of_the_font_in_twenty_families() -> None:
@@ -78,24 +85,92 @@ def test_select_and_sample_keep_images_with_their_labels() -> None:
     assert all(int(i) % 3 == int(y) for i, y in zip(drawn.images[:, 0, 0, 0], drawn.labels, strict=True))
 
 
-def test_an_altered_file_is_refused_before_it_is_unpickled(project: Path) -> None:
+def test_choosing_images_copies_none_and_batches_are_those_chosen() -> None:
+    data = ImageSet(
+        torch.arange(6, dtype=torch.uint8)[:, None, None, None].expand(6, 3, 32, 32),
+        torch.tensor([0, 1, 2, 0, 1, 2]),
+        ("a", "b", "c"),
+    )
+    chosen = data.select([0, 2]).take(torch.tensor([3, 0, 1]))
+    assert chosen.pixels is data.pixels
+    assert [batch[:, 0, 0, 0].tolist() for batch in chosen.batches(2)] == [[5, 0], [2]]
+    assert [len(batch) for batch in data.batches(4)] == [4, 2]
+    with pytest.raises(LaqError, match="class 3 is unknown; the dataset has 0 to 2"):
+        data.select([3])
+
+
+def test_images_stay_in_their_files_and_what_is_written_to_them_reaches_no_file(project: Path) -> None:
     dataset.run(SMALL)
-    (dataset.FOLDER / "test").write_bytes(b"cposix\nsystem\n(S'touch owned'\ntR.")
-    with pytest.raises(LaqError, match=r"data/dataset/test: MD5 is .*run `dvc repro dataset`"):
+    images = read_images(dataset.FOLDER, "test")
+    mapped = (line.split()[-1] for line in Path("/proc/self/maps").read_text(encoding="utf-8").splitlines())
+    assert str((dataset.FOLDER / "test.npy").resolve()) in mapped
+    images.pixels.zero_()
+    assert read_images(dataset.FOLDER, "test").pixels.any()
+
+
+def test_an_altered_file_is_refused(project: Path) -> None:
+    dataset.run(SMALL)
+    assert len(read_images(dataset.FOLDER, "test")) == 100
+    content = (dataset.FOLDER / "test.npy").read_bytes()
+    (dataset.FOLDER / "test.npy").write_bytes(content[:-1] + b"!")
+    with pytest.raises(LaqError, match=r"data/dataset/test.npy: MD5 is .*run `dvc repro dataset`"):
         read_images(dataset.FOLDER, "test")
-    assert not (project / "owned").exists()
 
 
-def test_a_pickle_that_would_run_code_is_refused_even_with_its_md5(project: Path) -> None:
+NO_ARRAYS: dict[str, tuple[str, bytes, str]] = {
+    "a pickle": ("test.npy", b"cposix\nsystem\n(S'touch owned'\ntR.", "test.npy: not a whole .npy file"),
+    "an array of objects": ("test.npy", npy(np.array([Path()])), "test.npy: not a whole .npy file"),
+    "cut off": (
+        "test.npy",
+        npy(np.zeros((100, 3, 32, 32), np.uint8))[:-1],
+        "test.npy: not a whole .npy file",
+    ),
+    "floats": ("test.npy", npy(np.zeros((100, 3, 32, 32))), "test.npy: must hold images, uint8"),
+    "grey": ("test.npy", npy(np.zeros((100, 1, 32, 32), np.uint8)), "test.npy: must hold images, uint8"),
+    "too few": ("test.npy", npy(np.zeros((99, 3, 32, 32), np.uint8)), "test.npy: must hold images, uint8"),
+    "a label too many": ("test_labels.npy", npy(np.full(100, 100)), "must hold .* n labels from 0 to 99"),
+    "no names": ("classes.json", b'{"names": 3, "superclasses": []}', "classes.json: names: "),
+    "no JSON": ("classes.json", b"{", "classes.json: "),
+}
+
+
+@pytest.mark.parametrize(("name", "content", "message"), NO_ARRAYS.values(), ids=NO_ARRAYS)
+def test_what_is_no_image_is_refused_even_with_its_md5(
+    project: Path, name: str, content: bytes, message: str
+) -> None:
     dataset.run(SMALL)
-    path = dataset.FOLDER / "test"
-    path.write_bytes(b"cposix\nsystem\n(S'touch owned'\ntR.")
+    (dataset.FOLDER / name).write_bytes(content)
     manifest = read_json(dataset.FOLDER / "manifest.json")
-    manifest["md5"]["test"] = dataset.md5(path)
+    manifest["md5"][name] = md5(content, usedforsecurity=False).hexdigest()
     write_json(dataset.FOLDER / "manifest.json", manifest)
-    with pytest.raises(pickle.UnpicklingError, match=r"posix\.system"):
+    with pytest.raises(LaqError, match=message) as caught:
         read_images(dataset.FOLDER, "test")
+    assert "\n" not in str(caught.value)
     assert not (project / "owned").exists()
+
+
+def test_the_official_files_are_unpickled_without_running_code(project: Path) -> None:
+    with pytest.raises(pickle.UnpicklingError, match=r"posix\.system"):
+        cifar100._unpickle(b"cposix\nsystem\n(S'touch owned'\ntR.")
+    assert not (project / "owned").exists()
+
+
+@pytest.mark.parametrize(
+    "change", [{"md5": 3}, {"preprocessing": {"size": 32, "resize": "stretch"}}, {"images": None}]
+)
+def test_a_manifest_that_is_none_is_told_in_a_line(project: Path, change: dict[str, Any]) -> None:
+    dataset.run(SMALL)
+    path = dataset.FOLDER / "manifest.json"
+    write_json(path, read_json(path) | change)
+    with pytest.raises(LaqError, match=rf"^{path}: {next(iter(change))}.*dvc repro dataset") as caught:
+        read_images(dataset.FOLDER, "test")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_split_that_is_not_there_is_told(project: Path) -> None:
+    dataset.run(SMALL)
+    with pytest.raises(LaqError, match="data/dataset: has no validation images; it has train, test"):
+        read_images(dataset.FOLDER, "validation")
 
 
 MADE_UP = {name: name.encode() * 1000 for name in ("train", "test", "meta")}
@@ -245,17 +320,21 @@ def test_without_a_network_one_line_names_the_ways_out(
 
 
 @needs(ARCHIVE)
-def test_the_real_cifar100_is_verified_and_read(
-    cifar100: Path, project: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_real_cifar100_is_verified_and_read(cifar100: Path, project: Path) -> None:
     train, test = read_images(cifar100, "train"), read_images(cifar100, "test")
     assert torch.bincount(train.labels).tolist() == [500] * 100
     assert torch.bincount(test.labels).tolist() == [100] * 100
     assert train.class_names[:3] == ("apple", "aquarium_fish", "baby")
-    shutil.copytree(cifar100, project / "copy")
-    monkeypatch.setenv("LAQ_CIFAR100", "copy")
-    dataset.run(CIFAR)
-    assert contents(dataset.FOLDER) == contents(project / "copy")
+    manifest = dataset.read_manifest(cifar100)
+    assert manifest.source == {"md5": MD5}
+    classes = read_json(cifar100 / "classes.json")
+    assert dict(zip(classes["names"], classes["superclasses"], strict=True))["beaver"] == "aquatic_mammals"
+    # As torchvision reads the same files.
+    with tarfile.open(ARCHIVE) as archive:
+        archive.extractall(project, filter="data")
+    theirs = CIFAR100(project, train=False)
+    assert np.array_equal(test.images.permute(0, 2, 3, 1).numpy(), theirs.data)
+    assert test.labels.tolist() == theirs.targets
 
 
 def test_a_dataset_is_one_function_and_one_entry_of_the_registry(
@@ -263,8 +342,8 @@ def test_a_dataset_is_one_function_and_one_entry_of_the_registry(
 ) -> None:
     """A toy dataset goes from its key in params.yaml to images, and no other module knows of it."""
 
-    def write(folder: Path, seed: int) -> None:
-        glyphs.write_glyphs(folder, seed, train_per_class=1, test_per_class=1)
+    def write(folder: Path, seed: int) -> Description:
+        return glyphs.write_glyphs(folder, seed, train_per_class=1, test_per_class=1)
 
     monkeypatch.setattr(glyphs, "write_toys", write, raising=False)
     toys = DatasetSource("toys", "laq.dataset.glyphs:write_toys", {"seed": whole_number(0)})
@@ -273,7 +352,7 @@ def test_a_dataset_is_one_function_and_one_entry_of_the_registry(
     params["glyphs"]["dataset"] = {"name": "toys", "seed": 5}
     write_params(project, params)
     dataset.run(load_params().dataset)
-    assert dataset.read_manifest(dataset.FOLDER)["name"] == "toys"
+    assert dataset.read_manifest(dataset.FOLDER).name == "toys"
     assert len(read_images(dataset.FOLDER, "test")) == 100
     params["glyphs"]["dataset"]["seed"] = -1
     write_params(project, params)

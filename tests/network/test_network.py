@@ -20,6 +20,7 @@ from laq.files import md5, read_json
 from laq.network import WEIGHTS, collecting_features, evaluate, fit, make_network
 from laq.network.training import augment, has_bfloat16, training_device
 from laq.network.weights import load_foreign_weights, load_tensors, save_tensors
+from laq.pictures import Preprocessing
 from laq.sections.network import Network, Training
 from tests.conftest import ROOT
 
@@ -279,7 +280,7 @@ def test_weights_for_another_number_of_classes_are_refused(committed: Network) -
 
 def test_timm_networks_are_built_by_name_and_embedded() -> None:
     network = build(NetworkDesign("timm:resnet10t", 10, 64, (0.5,) * 3, (0.5,) * 3))
-    features = embed(network, images(8))
+    features = np.concatenate(list(embed(network, images(8))))
     assert features.shape == (8, network.body.num_features)
     with torch.no_grad():
         logits = network.body.fc(torch.from_numpy(features).float())
@@ -290,7 +291,7 @@ def test_features_are_formed_in_float64_from_the_pixels_on() -> None:
     network = build(NetworkDesign("resnet8", 10, 48, (0.4,) * 3, (0.2,) * 3), seed=1)
     data = images(30)
     before = flat(network)
-    features = embed(network, data)
+    features = np.concatenate(list(embed(network, data)))
     inputs = F.interpolate(data.images.double() / 255, (48, 48), mode="bilinear", antialias=True)
     exact = deepcopy(network).double()
     with torch.no_grad(), collecting_features(exact) as expected:
@@ -329,7 +330,7 @@ def test_unknown_architectures_are_told_with_the_known_ones() -> None:
     with pytest.raises(LaqError, match="timm:nonsense cannot be made: Unknown model"):
         build(NetworkDesign("timm:nonsense", 10, 32, (0.5,) * 3, (0.5,) * 3))
     with pytest.raises(LaqError, match="'nonsense' is neither 'own' nor a torchvision classifier"):
-        imagenet_network("nonsense")
+        imagenet_network("nonsense", Preprocessing(32))
 
 
 def test_imagenet_weights_that_cannot_be_downloaded_name_the_ways_out(
@@ -340,7 +341,7 @@ def test_imagenet_weights_that_cannot_be_downloaded_name_the_ways_out(
     with pytest.raises(
         LaqError, match=r"ImageNet weights of resnet18 cannot be downloaded .*resnet18-\w+\.pth .*own"
     ):
-        imagenet_network("resnet18")
+        imagenet_network("resnet18", Preprocessing(32))
 
 
 def unreachable(*_: object, **__: object) -> None:

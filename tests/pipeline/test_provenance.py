@@ -116,7 +116,7 @@ def test_what_is_fresh_is_used(made: Path) -> None:
 @pytest.mark.parametrize(
     ("path", "stage", "told"),
     [
-        ("data/dataset/test", "dataset", "data/dataset: changed since the stage dataset wrote it"),
+        ("data/dataset/test.npy", "dataset", "data/dataset: changed since the stage dataset wrote it"),
         ("data/network/network.json", "network", "data/network: changed since the stage network wrote it"),
         ("data/subsets.json", "subsets", "data/subsets.json: changed since the stage subsets wrote it"),
         ("data/study/measurements.csv", "study", "data/study: changed since the stage study wrote it"),
