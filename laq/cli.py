@@ -13,7 +13,7 @@ import click
 from laq.errors import LaqError
 from laq.git import in_git
 from laq.params import Params, load_params
-from laq.provenance import chain, check, check_inputs, find_stale, recording
+from laq.provenance import FILE, chain, check, check_inputs, find_stale, is_watched, recording
 from laq.quantization.methods.registry import METHODS, find_method
 from laq.sections.commands import Compare
 from laq.sections.study import check_bits
@@ -91,12 +91,31 @@ def main() -> None:
     """Label-aware quantization: a command per stage of the pipeline (dvc.yaml, params.yaml)."""
 
 
+_jobs = click.option(
+    "--jobs",
+    type=click.IntRange(min=1),
+    envvar="LAQ_JOBS",
+    help="Processes on this machine.  [default: one per core; env: LAQ_JOBS]",
+)
+
+
 @main.command()
-def dataset() -> None:
-    """Draw the glyphs, or fetch and verify CIFAR-100."""
+@_jobs
+def dataset(jobs: int | None) -> None:
+    """Make images of your pictures or torchvision's, draw the glyphs, or fetch and verify CIFAR-100."""
     from laq import dataset as room
 
-    _run_stage("dataset", lambda params: room.run(params.dataset))
+    def run(params: Params) -> None:
+        click.echo(room.run(params.dataset, params.needs, jobs))
+        if not is_watched(params.settings):
+            path = f"${{{params.name}.dataset.path}}"
+            click.echo(
+                f"laq: to let DVC see changes of these pictures, add {path} to the deps of the stage "
+                f"dataset in {FILE}",
+                err=True,
+            )
+
+    _run_stage("dataset", run)
 
 
 @main.command()
@@ -133,12 +152,6 @@ def subsets() -> None:
 
 def _workers(command: Callable[..., None]) -> Callable[..., None]:
     """The options that say who does the work."""
-    jobs = click.option(
-        "--jobs",
-        type=click.IntRange(min=1),
-        envvar="LAQ_JOBS",
-        help="Processes on this machine.  [default: one per core; env: LAQ_JOBS]",
-    )
     scheduler = click.option(
         "--scheduler",
         metavar="ADDRESS",
@@ -146,7 +159,7 @@ def _workers(command: Callable[..., None]) -> Callable[..., None]:
         envvar="LAQ_SCHEDULER",
         help="A Dask scheduler, tcp://HOST:PORT, whose workers do it instead.  [env: LAQ_SCHEDULER]",
     )
-    return jobs(scheduler(command))
+    return _jobs(scheduler(command))
 
 
 @main.command()

@@ -10,7 +10,7 @@ import shutil
 import uuid
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, Final
 
 from laq.errors import LaqError
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 # What renaming a folder to a name says where a folder is that holds something.
 TAKEN: Final = (errno.ENOTEMPTY, errno.EEXIST)
 _PARTIAL: Final = ".laq-partial-"
+_OF_SYSTEMS: Final = {"__macosx", "thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r"}
 _AT_FDCWD: Final = -100
 _RENAME_EXCHANGE: Final = 2
 
@@ -207,6 +208,12 @@ def dvc_md5(path: Path) -> str:
     if need(path).is_file():
         return md5(path)
     return folder_md5({f.relative_to(path).as_posix(): md5(f) for f in path.rglob("*") if f.is_file()})
+
+
+def is_hidden(name: str) -> bool:
+    """Whether a file or folder, or one that it lies in, is none of the user's own: a system's, or hidden."""
+    parts = [part for part in PurePosixPath(name).parts if part != ".."]
+    return any(part.startswith(".") or part.casefold() in _OF_SYSTEMS for part in parts)
 
 
 def folder_md5(files: Mapping[str, str]) -> str:

@@ -20,7 +20,7 @@ from ruamel.yaml import YAML
 from ruamel.yaml.constructor import DuplicateKeyError
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
-from laq.dataset.registry import Dataset
+from laq.dataset.registry import Dataset, Needs
 from laq.errors import LaqError
 from laq.quantization.options import nearest_name
 from laq.sections.base import FILE, Section
@@ -58,6 +58,21 @@ class Block(Section):
     compare: Compare
     advise: Advise
     verify: Verify
+
+    @property
+    def needs(self) -> Needs:
+        """What the study needs of its images."""
+        asked, subsets = self.divergence, self.subsets
+        given = [len(classes) for classes in subsets.given]
+        sizes = [*(subsets.sizes if any(subsets.counts.values()) else []), *given] or [2]
+        by_neighbours = any(way.endswith("-knn") for way in (asked.name, *asked.alternatives))
+        neighbours = (asked.knn_neighbours + 1, f"divergence.knn_neighbours: {asked.knn_neighbours}")
+        return Needs(
+            classes=(max(sizes), "subsets.sizes"),
+            train=neighbours if by_neighbours else Needs.train,
+            subset=min(sizes),
+            calibration=(self.study.calibration_images, "study.calibration_images"),
+        )
 
 
 class Params(Block):

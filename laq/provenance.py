@@ -16,8 +16,9 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
 from laq.errors import LaqError
-from laq.files import dvc_md5, need, read_json, write_json
+from laq.files import dvc_md5, need, project_root, read_json, replacing_file, write_json
 from laq.imports import package_versions, source_files
+from laq.states import state_md5
 
 FILE: Final = Path("dvc.yaml")
 RECORDS: Final = Path("data/provenance")
@@ -51,7 +52,7 @@ class Stage:
         module = f"laq.{self.name}"
         return {
             "parameters": {key: _value(study, key) for key in self.keys},
-            "inputs": _hashes(self.inputs),
+            "inputs": _hashes(self.inputs) | (_pictures(study) if self.name == "dataset" else {}),
             "code": source_files(module),
             "versions": package_versions(module),
         }
@@ -81,18 +82,24 @@ def read_stages() -> dict[str, Stage]:
     Raises:
         LaqError: the file is missing or is not YAML.
     """
+    return {name: _stage(name, fields) for name, fields in _declared().items()}
+
+
+def _declared() -> dict[str, dict[str, Any]]:
+    """The stages as ``dvc.yaml`` has them."""
     try:
-        declared = YAML(typ="safe").load(need(FILE).read_text(encoding="utf-8"))["stages"]
+        content = YAML(typ="safe").load(need(FILE).read_text(encoding="utf-8"))
+        declared: dict[str, dict[str, Any]] = content["stages"]
     except (YAMLError, UnicodeDecodeError, KeyError, TypeError) as error:
         raise LaqError(f"{FILE}: holds no stages ({' '.join(str(error).split())})") from error
-    return {name: _stage(name, fields) for name, fields in declared.items()}
+    return declared
 
 
 def _stage(name: str, fields: Mapping[str, Any]) -> Stage:
     return Stage(
         name,
         tuple(key.removeprefix("${study}.") for key in fields.get("params", ())),
-        tuple(Path(path) for path in fields.get("deps", ()) if not path.startswith("laq/")),
+        tuple(Path(path) for path in fields.get("deps", ()) if not path.startswith(("laq/", "${"))),
         tuple(Path(path) for path in fields.get("outs", ()) if not path.startswith(str(RECORDS))),
     )
 
@@ -166,10 +173,13 @@ def _staleness(stage: Stage, study: Parameters) -> Iterator[Stale]:
     if not isinstance(made, dict) or made.keys() != now.keys():
         yield Stale(stage.name, f"{stage.record}: not the record of a stage")
         return
+    if stage.name == "dataset" and not _pictures(study):  # they need not be there for what is made of images
+        now["inputs"] = made["inputs"]
     for part, text in _CHANGES.items():
         for name, old, new in _differences(made[part], now[part]):
             reason = text.format(study=study["name"], stage=stage.name, name=name, old=old, new=new)
-            yield Stale(stage.name, reason, unseen=part == "versions")
+            unwatched = part == "inputs" and name in _pictures(study) and not is_watched(study)
+            yield Stale(stage.name, reason, unseen=part == "versions" or unwatched)
 
 
 def _differences(old: Any, new: Any, key: str = "") -> Iterator[tuple[str, Any, Any]]:
@@ -179,7 +189,37 @@ def _differences(old: Any, new: Any, key: str = "") -> Iterator[tuple[str, Any, 
             yield key, old, new
         return
     for name in dict.fromkeys([*old, *new]):
-        yield from _differences(old.get(name), new.get(name), f"{key}.{name}".lstrip("."))
+        yield from _differences(old.get(name), new.get(name), f"{key}.{name}" if key else name)
+
+
+def is_watched(study: Parameters) -> bool:
+    """Whether DVC sees changes of a study's own pictures, its stage ``dataset`` depending on their path."""
+    return not study["dataset"].get("path") or _dependency(study) in _declared()["dataset"]["deps"]
+
+
+def watch(study: Parameters) -> None:
+    """Let DVC see changes of a study's own pictures, from its next run on."""
+    if is_watched(study):
+        return
+    yaml = YAML()
+    yaml.width, yaml.preserve_quotes = 110, True
+    yaml.indent(mapping=2, sequence=4, offset=2)
+    content = yaml.load(FILE.read_text(encoding="utf-8"))
+    content["stages"]["dataset"]["deps"].append(_dependency(study))
+    with replacing_file(FILE) as partial:
+        yaml.dump(content, partial)
+
+
+def _dependency(study: Parameters) -> str:
+    """The path of the study's pictures, as ``dvc.yaml`` takes it from ``params.yaml``."""
+    return f"${{{study['name']}.dataset.path}}"
+
+
+def _pictures(study: Parameters) -> dict[str, str]:
+    """The hash of the study's own pictures by their path, if there are any."""
+    path = study["dataset"].get("path")
+    there = project_root() / path if path else None
+    return {path: state_md5(there)} if there and there.exists() else {}
 
 
 def _value(study: Parameters, key: str) -> Any:

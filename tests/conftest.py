@@ -21,6 +21,7 @@ ROOT = Path(__file__).parents[1]
 pytest_plugins = ("tests.project",)
 SHARED = Path(os.environ.get("LAQ_SHARED", ROOT.parent / "shared"))
 CIFAR100 = SHARED / "cifar100" / "cifar-100-python.tar.xz"
+CLOTHING = Path(os.environ.get("LAQ_CLOTHING", SHARED / "clothing" / "clothing-144px.tar"))
 PREDECESSOR = SHARED / "predecessor"
 LONGEST = (
     "pipeline/test_pipeline.py", "track/test_servers.py", "pipeline/test_teamwork.py", "serving/test_server.py",

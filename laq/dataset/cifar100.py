@@ -2,13 +2,11 @@
 
 import hashlib
 import io
-import lzma
 import os
 import pickle
 import tarfile
 import tempfile
 import zipfile
-import zlib
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any, Final
@@ -16,6 +14,7 @@ from typing import Any, Final
 import numpy as np
 from numpy._core.multiarray import _reconstruct as reconstruct
 
+from laq.dataset.archives import BROKEN
 from laq.dataset.layout import Description, Split, write_split
 from laq.errors import LaqError
 from laq.files import project_root
@@ -37,17 +36,6 @@ _PICKLED_TYPES: Final = {
     ("numpy", "dtype"): np.dtype,
 }
 _LARGEST: Final = 200 * 2**20  # bytes; train has 155 million
-# What archives raise that are cut off, damaged, encrypted or packed in a way that Python does not know.
-_BROKEN: Final = (
-    tarfile.TarError,
-    zipfile.BadZipFile,
-    zlib.error,
-    lzma.LZMAError,
-    EOFError,
-    OSError,
-    RuntimeError,
-    ValueError,
-)
 _WAYS_OUT: Final = (
     f"set {LOCAL_COPY} to a copy (a folder, .zip, .tar, .tar.gz, .tar.bz2 or .tar.xz), run `dvc pull` if "
     "your team has a DVC remote, or use the built-in dataset (`study: glyphs` in params.yaml)"
@@ -142,7 +130,7 @@ def _files_in(source: Path, names: Collection[str], where: str) -> Iterator[tupl
     read = _in_folder if source.is_dir() else _in_zip if zipfile.is_zipfile(source) else _in_tar
     try:
         yield from read(source, names)
-    except _BROKEN as error:
+    except BROKEN as error:
         # tarfile tells in a line for each kind of archive why it is none of that kind.
         reason = str(error).partition(":\n")[0]
         raise LaqError(f"{where}: not a whole CIFAR-100 archive ({reason}); {_WAYS_OUT}") from error

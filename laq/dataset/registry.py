@@ -4,16 +4,17 @@ A new dataset is a module of this package with a function that writes its files,
 This module imports no torch, so that ``params.yaml`` is read at once.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Final, Self
+from typing import TYPE_CHECKING, Annotated, Any, Final, Self, get_args
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, GetJsonSchemaHandler, model_validator
 from pydantic_core import CoreSchema
 
-from laq.quantization.options import Option, nearest_name, whole_number
+from laq.pictures import Interpolation, Resize
+from laq.quantization.options import BOOLEAN, Option, nearest_name, number, one_of, whole_number
 
 if TYPE_CHECKING:
     from laq.dataset.layout import Description
@@ -27,7 +28,8 @@ class DatasetSource:
         name: in ``params.yaml`` and tables.
         writer: where to import the function from that writes the splits into a folder and returns their
             description (``laq.dataset.layout``), as "module:function"; it takes the options by name.
-        options: its keys in ``params.yaml``, each of which it needs.
+        options: its keys in ``params.yaml``.
+        defaults: the values of those that may be left out.
         description: what reports call it.
         classes: how many it has, where that is known before it is made.
         train_per_class: training images of each class, unless an option of that name says how many.
@@ -36,6 +38,7 @@ class DatasetSource:
     name: str
     writer: str
     options: Mapping[str, Option] = field(default_factory=dict)
+    defaults: Mapping[str, Any] = field(default_factory=dict)
     description: str = ""
     classes: int | None = None
     train_per_class: int | None = None
@@ -47,7 +50,7 @@ class DatasetSource:
         return {
             "type": "object",
             "properties": {"name": {"const": self.name}, **options},
-            "required": ["name", *options],
+            "required": ["name", *(name for name in options if name not in self.defaults)],
             "additionalProperties": False,
         }
 
@@ -63,20 +66,57 @@ class DatasetSource:
         Raises:
             ValueError: one is missing, unknown or not allowed.
         """
-        *most, last = self.options or [""]
-        known = f"{', '.join(most)} and {last}" if most else last or "no options"
+        known = _listed(list(self.options))
         for name in given:
             if name not in self.options:
                 hint = nearest_name(name, list(self.options))
                 raise ValueError(f"{name}: unknown key; {self.name} has {known}{hint}")
-        if missing := [name for name in self.options if given.get(name) is None]:
-            raise ValueError(f"{missing[0]}: missing; {self.name} needs {known}")
+        needed = [name for name in self.options if name not in self.defaults]
+        if missing := [name for name in needed if given.get(name) is None]:
+            raise ValueError(f"{missing[0]}: missing; {self.name} needs {_listed(needed)}")
         for name, value in given.items():
             try:
                 self.options[name](value)
             except ValueError as error:
                 raise ValueError(f"{name}: {error}") from None
 
+
+def _listed(names: Sequence[str]) -> str:
+    *most, last = names or ["no options"]
+    return f"{', '.join(most)} and {last}" if most else last
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str) or not value or "\0" in value:
+        raise ValueError
+    return value
+
+
+def _keys_and_values(value: Any) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise TypeError
+    return value
+
+
+TEXT: Final = Option(
+    _text, "a text, not empty and without null characters", {"type": "string", "pattern": r"^[^\0]+$"}
+)
+# How pictures become images (``laq.pictures``), and how images are split where their source does not say it.
+_IMAGES: Final = {
+    "size": whole_number(1, 4096),
+    "resize": one_of(*get_args(Resize)),
+    "interpolation": one_of(*get_args(Interpolation)),
+}
+_IMAGES_DEFAULTS: Final = {"resize": "crop", "interpolation": "bilinear"}
+_SHARES: Final = {
+    "test_share": number(above=0, most=0.5),
+    "validation_share": number(least=0, most=0.4),
+    "seed": whole_number(0, 2**32 - 1),
+}
+_SHARES_DEFAULTS: Final = {"test_share": 0.2, "validation_share": 0.0, "seed": 0}
+_ARGUMENTS: Final = Option(
+    _keys_and_values, "keys and values, which torchvision's class takes", {"type": "object"}
+)
 
 DATASETS: Final[Mapping[str, DatasetSource]] = {
     source.name: source
@@ -89,12 +129,48 @@ DATASETS: Final[Mapping[str, DatasetSource]] = {
                 "test_per_class": whole_number(1),
                 "seed": whole_number(0, 2**32 - 1),
             },
-            "glyphs, the built-in dataset of drawn characters (no photographs)",
+            description="glyphs, the built-in dataset of drawn characters (no photographs)",
             classes=100,
+        ),
+        DatasetSource(
+            "folder",
+            "laq.dataset.folder:write_folder",
+            {"path": TEXT, **_IMAGES, **_SHARES, "skip_broken": BOOLEAN},
+            {**_IMAGES_DEFAULTS, **_SHARES_DEFAULTS, "skip_broken": False},
+        ),
+        DatasetSource(
+            "torchvision",
+            "laq.dataset.torchvision:write_torchvision",
+            {
+                "class": TEXT,
+                "root": TEXT,
+                "download": BOOLEAN,
+                "arguments": _ARGUMENTS,
+                **_IMAGES,
+                **_SHARES,
+            },
+            {"download": False, "arguments": {}, **_IMAGES_DEFAULTS, **_SHARES_DEFAULTS},
         ),
         DatasetSource("cifar100", "laq.dataset.cifar100:write_cifar100", classes=100, train_per_class=500),
     )
 }
+
+
+@dataclass(frozen=True)
+class Needs:
+    """What a study needs of its images, and which of its keys ask for that.
+
+    Attributes:
+        classes: of the dataset.
+        train: training images of each class; each also needs one to be tested on.
+        subset: the classes of its smallest subset.
+        calibration: the training images of any such subset.
+    """
+
+    classes: tuple[int, str] = (2, "a subset")
+    train: tuple[int, str] = (2, "a class's divergence")
+    subset: int = 2
+    calibration: tuple[int, str] = (1, "study.calibration_images")
 
 
 def _known(name: str) -> str:
@@ -134,4 +210,4 @@ class Dataset(BaseModel):
     @property
     def options(self) -> dict[str, Any]:
         """What the writer takes."""
-        return dict(self.model_extra or {})
+        return {**self.source.defaults, **(self.model_extra or {})}

@@ -128,6 +128,7 @@ def _bits(value: Any) -> int | dict[str, int]:
     return {layer: int(BITS(bits)) for layer, bits in value.items()}
 
 
+BOOLEAN: Final = Option(_boolean, "true or false", {"type": "boolean"})
 BITS: Final = whole_number(LOWEST, HIGHEST)
 SHARE: Final = number(above=0, most=1)
 # The options of a recipe by name, but for the method and the method's own, which are in its registry.
@@ -144,8 +145,8 @@ OPTIONS: Final[Mapping[str, Option]] = {
         "patterns of layers' names, such as ('body.*',)",
         {"type": "array", "items": {"type": "string"}},
     ),
-    "fuse": Option(_boolean, "true or false", {"type": "boolean"}),
-    "bias_correction": Option(_boolean, "true or false", {"type": "boolean"}),
+    "fuse": BOOLEAN,
+    "bias_correction": BOOLEAN,
     "memory_gib": number(least=0),
     "seed": whole_number(0, 2**32 - 1),
 }

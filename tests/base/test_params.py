@@ -57,7 +57,7 @@ MISTAKES: list[tuple[tuple[str, ...], Any, str]] = [
     (("dataset", "test_per_class"), 0, "glyphs.dataset.test_per_class: found 0; must be a whole number above 0"),
     (("dataset", "train_per_class"), True, "glyphs.dataset.train_per_class: found True; must be a whole number"),
     (("dataset", "name"), "cifar100", "glyphs.dataset.train_per_class: unknown key; cifar100 has no options"),
-    (("dataset", "name"), "imagenet", "glyphs.dataset.name: found 'imagenet'; must be glyphs, cifar100"),
+    (("dataset", "name"), "imagenet", "glyphs.dataset.name: found 'imagenet'; must be glyphs, folder, torchvision, cifar100"),
     (("network", "source"), "file", "glyphs.network.weights: missing; must be the path of a state dict where source is file"),
     (("network", "mean"), [0.5, 0.5, 0.5], "glyphs.network.std: missing; give both mean and std"),
     (("network", "source"), "hub", "glyphs.network.architecture: found 'resnet8'; must be timm:NAME or torchhub:OWNER/REPO:MODEL where source is hub"),

@@ -343,7 +343,7 @@ def test_a_dataset_is_one_function_and_one_entry_of_the_registry(
     """A toy dataset goes from its key in params.yaml to images, and no other module knows of it."""
 
     def write(folder: Path, seed: int) -> Description:
-        return glyphs.write_glyphs(folder, seed, train_per_class=1, test_per_class=1)
+        return glyphs.write_glyphs(folder, seed, train_per_class=2, test_per_class=1)
 
     monkeypatch.setattr(glyphs, "write_toys", write, raising=False)
     toys = DatasetSource("toys", "laq.dataset.glyphs:write_toys", {"seed": whole_number(0)})

@@ -19,7 +19,7 @@ from tests.conftest import ROOT
 
 # A room imports those before it.
 ORDER = [
-    "errors", "progress", "git", "files", "paths", "machine", "imports", "provenance", "cache", "parallel",
+    "errors", "progress", "git", "files", "states", "paths", "machine", "imports", "provenance", "cache", "parallel",
     "quantization", "sections", "pictures", "architectures", "serving", "dataset", "network", "embeddings",
     "divergence", "subsets", "finetune", "study", "report", "params", "predecessor", "track", "quantize", "compare",
     "advise", "verify", "cli", "__main__", "environment",
