@@ -11,7 +11,7 @@ export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 export PYTHONDONTWRITEBYTECODE :=
 INSTALLED := $(VENV)/.installed
 
-.PHONY: repro test lint format schema install dependencies bench clean
+.PHONY: repro test verify lint format schema install dependencies bench clean
 
 # Until a team has committed its own dvc.lock, what this machine writes there is no change to the project.
 repro: $(INSTALLED)
@@ -23,6 +23,10 @@ repro: $(INSTALLED)
 # Two processes, each computing on one core and taking file by file.
 test: $(INSTALLED)
 	OMP_NUM_THREADS=1 pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
+
+# Published studies whose images are on this machine: the drawn ones are, LAQ_CIFAR100 names a copy of CIFAR-100.
+verify: $(INSTALLED)
+	laq verify --at-hand $(patsubst %/provenance.json,%,$(wildcard results/*/provenance.json))
 
 lint: $(INSTALLED)
 	ruff check

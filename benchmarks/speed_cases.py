@@ -17,12 +17,13 @@ from torch import Tensor, nn
 from laq.architectures import seeded
 from laq.architectures.resnet import CifarResNet
 from laq.cache import cached
-from laq.dataset.cifar100 import LOCAL_COPY, write_cifar100
+from laq.dataset.cifar100 import write_cifar100
 from laq.dataset.images import read_images
 from laq.dataset.layout import write_manifest
 from laq.files import md5
 from laq.network import load_tensors, save_tensors
 from laq.network.weights import load_foreign_weights
+from laq.paths import CIFAR100_COPY
 
 _SHARED: Final = ROOT.parent / "shared"
 _WEIGHTS: Final = ROOT / "weights" / "resnet20_cifar100.safetensors"
@@ -106,13 +107,13 @@ def _write_cifar100(folder: Path) -> None:
 
 @contextmanager
 def _local_copy(archive: Path) -> Iterator[None]:
-    before = os.environ.get(LOCAL_COPY)
-    os.environ[LOCAL_COPY] = before or str(archive)
+    before = os.environ.get(CIFAR100_COPY)
+    os.environ[CIFAR100_COPY] = before or str(archive)
     try:
         yield
     finally:
         if before is None:
-            del os.environ[LOCAL_COPY]
+            del os.environ[CIFAR100_COPY]
 
 
 def low_pass_noise(count: int, size: int, seed: int) -> Tensor:

@@ -310,7 +310,8 @@ def advise(jobs: int | None, scheduler: str, **asked: Any) -> None:
 
 
 @main.command()
-@click.argument("folder", type=click.Path(path_type=Path))
+@click.argument("folders", type=click.Path(path_type=Path), nargs=-1, required=True, metavar="FOLDER...")
+@click.option("--at-hand", is_flag=True, help="Leave out studies whose images are not on this machine.")
 @click.option(
     "--cells",
     type=click.IntRange(min=0),
@@ -322,18 +323,26 @@ def advise(jobs: int | None, scheduler: str, **asked: Any) -> None:
     help="What draws them.  [default: verify.seed in the folder's params.yaml]",
 )
 @_workers
-def verify(folder: Path, cells: int | None, seed: int | None, jobs: int | None, scheduler: str) -> None:
-    """Measure cells of a published study again, and compare with what was published.
+def verify(
+    folders: tuple[Path, ...], *, at_hand: bool, cells: int | None, seed: int | None, **workers: Any
+) -> None:
+    """Measure cells of published studies again, and compare with what was published.
 
     FOLDER is what `laq report --publish FOLDER` wrote. Ends with code 1 if a cell differs or could not be
     measured.
     """
+    from laq import parallel
     from laq import verify as room
-    from laq.parallel import workers
 
-    outcome = room.run(folder, cells, seed, workers(jobs, scheduler))
-    click.echo(outcome.text)
-    if not outcome.equal:
+    equal = True
+    for folder in folders:
+        if at_hand and (reason := room.why_not(folder)):
+            click.echo(f"{folder}: left out: {reason}")
+            continue
+        outcome = room.run(folder, cells, seed, parallel.workers(**workers))
+        click.echo(outcome.text)
+        equal &= outcome.equal
+    if not equal:
         sys.exit(1)
 
 

@@ -19,3 +19,6 @@ REPORT: Final = Path("data/report")
 def finetuned_weights(folder: Path, subset: str) -> Path:
     """Where in ``FINETUNE``'s folder the weights of the network lie that is fine-tuned for a subset."""
     return folder / f"{subset}.safetensors"
+
+
+CIFAR100_COPY: Final = "LAQ_CIFAR100"  # the variable that names a copy of CIFAR-100

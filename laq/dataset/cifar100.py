@@ -18,9 +18,9 @@ from laq.dataset.archives import BROKEN
 from laq.dataset.layout import Description, Split, write_split
 from laq.errors import LaqError
 from laq.files import project_root
+from laq.paths import CIFAR100_COPY
 from laq.pictures import SQUASHED_TO_32
 
-LOCAL_COPY: Final = "LAQ_CIFAR100"
 MD5: Final = {
     "train": "16019d7e3df5f24257cddd939b257f8d",
     "test": "f0ef6b0ae62326f3e7ffdfab6717acfc",
@@ -37,7 +37,7 @@ _PICKLED_TYPES: Final = {
 }
 _LARGEST: Final = 200 * 2**20  # bytes; train has 155 million
 _WAYS_OUT: Final = (
-    f"set {LOCAL_COPY} to a copy (a folder, .zip, .tar, .tar.gz, .tar.bz2 or .tar.xz), run `dvc pull` if "
+    f"set {CIFAR100_COPY} to a copy (a folder, .zip, .tar, .tar.gz, .tar.bz2 or .tar.xz), run `dvc pull` if "
     "your team has a DVC remote, or use the built-in dataset (`study: glyphs` in params.yaml)"
 )
 
@@ -85,8 +85,8 @@ def fetch_cifar100(target: Path, expected: Mapping[str, str] = MD5) -> None:
         LaqError: there is no copy, or it holds no such file; then no file that is not the official one is
             left in ``target``.
     """
-    if local := os.environ.get(LOCAL_COPY):
-        _take(project_root() / Path(local).expanduser(), target, expected, f"{LOCAL_COPY}={local}")
+    if local := os.environ.get(CIFAR100_COPY):
+        _take(project_root() / Path(local).expanduser(), target, expected, f"{CIFAR100_COPY}={local}")
     else:
         with tempfile.TemporaryDirectory(dir=target.parent) as scratch:
             _take(_download(Path(scratch)), target, expected, "the download")

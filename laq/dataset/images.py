@@ -103,13 +103,13 @@ def read_class_names(folder: Path) -> tuple[str, ...]:
     return tuple(_parsed(_checked(folder, CLASSES), Classes).names)
 
 
-def read_manifest(folder: Path) -> Manifest:
-    """What is known of the dataset without a look at its images.
+def read_manifest(folder: Path, name: str = MANIFEST) -> Manifest:
+    """What is known of the dataset without a look at its images; what is published has another name.
 
     Raises:
         LaqError: the file is missing or damaged.
     """
-    manifest: Manifest = _parsed(need(folder / MANIFEST), Manifest)
+    manifest: Manifest = _parsed(need(folder / name), Manifest)
     return manifest
 
 

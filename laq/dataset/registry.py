@@ -4,6 +4,7 @@ A new dataset is a module of this package with a function that writes its files,
 This module imports no torch, so that ``params.yaml`` is read at once.
 """
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import import_module
@@ -13,6 +14,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, Self, get_args
 from pydantic import AfterValidator, BaseModel, ConfigDict, GetJsonSchemaHandler, model_validator
 from pydantic_core import CoreSchema
 
+from laq.files import project_root
+from laq.paths import CIFAR100_COPY
 from laq.pictures import Interpolation, Resize
 from laq.quantization.options import BOOLEAN, Option, nearest_name, number, one_of, whole_number
 
@@ -33,6 +36,7 @@ class DatasetSource:
         description: what reports call it.
         classes: how many it has, where that is known before it is made.
         train_per_class: training images of each class, unless an option of that name says how many.
+        is_at_hand: whether it can be made of what is on this machine, given the options.
     """
 
     name: str
@@ -42,6 +46,7 @@ class DatasetSource:
     description: str = ""
     classes: int | None = None
     train_per_class: int | None = None
+    is_at_hand: Callable[[Mapping[str, Any]], bool] = lambda _: True
 
     @property
     def schema(self) -> dict[str, Any]:
@@ -137,6 +142,7 @@ DATASETS: Final[Mapping[str, DatasetSource]] = {
             "laq.dataset.folder:write_folder",
             {"path": TEXT, **_IMAGES, **_SHARES, "skip_broken": BOOLEAN},
             {**_IMAGES_DEFAULTS, **_SHARES_DEFAULTS, "skip_broken": False},
+            is_at_hand=lambda options: (project_root() / options["path"]).exists(),
         ),
         DatasetSource(
             "torchvision",
@@ -150,8 +156,15 @@ DATASETS: Final[Mapping[str, DatasetSource]] = {
                 **_SHARES,
             },
             {"download": False, "arguments": {}, **_IMAGES_DEFAULTS, **_SHARES_DEFAULTS},
+            is_at_hand=lambda options: not options["download"],
         ),
-        DatasetSource("cifar100", "laq.dataset.cifar100:write_cifar100", classes=100, train_per_class=500),
+        DatasetSource(
+            "cifar100",
+            "laq.dataset.cifar100:write_cifar100",
+            classes=100,
+            train_per_class=500,
+            is_at_hand=lambda _: bool(os.environ.get(CIFAR100_COPY)),
+        ),
     )
 }
 

@@ -8,11 +8,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from laq.dataset.layout import MANIFEST
 from laq.errors import LaqError
 from laq.files import need, replacing_folder, write_json
 from laq.git import commit
 from laq.machine import processor
-from laq.paths import DESIGN, DIVERGENCE, NETWORK, SUBSETS, WEIGHTS
+from laq.paths import DATASET, DESIGN, DIVERGENCE, NETWORK, SUBSETS, WEIGHTS
 from laq.paths import REPORT as FOLDER
 from laq.provenance import read_records
 from laq.quantization.methods.registry import BASELINE
@@ -55,6 +56,7 @@ CORRELATIONS = "correlations.csv"
 # The rows that the figures and DVC's plots show: one calibration, means over seeds.
 PLOTTED = "plotted.csv"
 PROVENANCE = "provenance.json"
+IMAGES = "dataset.json"  # the manifest of the images, in what is published
 # These are not published: the figure of each subset, and rows that the table of measurements repeats.
 _UNPUBLISHED = ("subsets", PLOTTED)
 
@@ -165,8 +167,9 @@ def headline(summary: pd.DataFrame) -> dict[str, float]:
 def publish(target: Path, params: Network) -> None:
     """Copy the report to ``target`` with all that it takes to place it and to measure it again.
 
-    These are the parameters, the records of all stages, the commit, the processor, the subsets, and the
-    network if it was trained here. The table of measurements is compressed: it belongs in git and is large.
+    These are the parameters, the records of all stages, the commit, the processor, the hashes of the images,
+    the subsets, and the network if it was trained here. The table of measurements is compressed: it belongs
+    in git and is large.
 
     Raises:
         LaqError: ``target`` holds something else than a published report.
@@ -183,6 +186,7 @@ def publish(target: Path, params: Network) -> None:
         (folder / TABLE).unlink()
         for file in (PARAMS, DIVERGENCE / "heat_map.png", SUBSETS, NETWORK / DESIGN):
             shutil.copyfile(need(file), folder / file.name)
+        shutil.copyfile(need(DATASET / MANIFEST), folder / IMAGES)
         if params.source == "train":  # others' weights are where the parameters say
             shutil.copyfile(need(NETWORK / WEIGHTS), folder / WEIGHTS)
         record = {**commit(), "processor": processor(), "stages": read_records("report")}

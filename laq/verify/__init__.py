@@ -21,9 +21,9 @@ from laq.study.cells import Cell
 from laq.study.results import read_measurement
 from laq.verify.comparison import Row
 from laq.verify.published import Published, read_published
-from laq.verify.rebuild import rebuilt
+from laq.verify.rebuild import is_own_dataset, rebuilt
 
-__all__ = ["Verification", "run"]
+__all__ = ["Verification", "run", "why_not"]
 
 SHOWN: Final = "top1_sub_percent"
 _VERSIONS: Final = ("python", "torch", "numpy", "numba")
@@ -59,6 +59,19 @@ def run(folder: Path, cells: int | None, seed: int | None, workers: Workers) -> 
     return Verification(
         _text(published, rows, seed), all(outcome in {"equal", "within tolerance"} for outcome in outcomes)
     )
+
+
+def why_not(folder: Path) -> str:
+    """Why a published study cannot be measured again with what is on this machine; empty if it can be.
+
+    Raises:
+        LaqError: the folder is not a published study.
+    """
+    published = read_published(folder)
+    dataset = published.params.dataset
+    if is_own_dataset(published) or dataset.source.is_at_hand(dataset.options):
+        return ""
+    return f"the images of {dataset.name} are not at hand"
 
 
 def _measured(published: Published, drawn: pd.DataFrame, workers: Workers) -> list[Row]:

@@ -7,26 +7,29 @@ from typing import Any, Final
 import numpy as np
 import pandas as pd
 
+from laq.dataset.images import read_manifest
+from laq.dataset.layout import Manifest
 from laq.errors import LaqError
 from laq.files import read_json
 from laq.params import Params, load_params
 from laq.paths import DESIGN
-from laq.report import PROVENANCE, TABLE
+from laq.report import IMAGES, PROVENANCE, TABLE
 from laq.study.tables import read_measurements
 from laq.subsets.subset import Subset, read_subsets
 
 SUBSETS: Final = "subsets.json"
 PARAMS: Final = "params.yaml"
-_NEEDED: Final = (PROVENANCE, PARAMS, SUBSETS, DESIGN, f"{TABLE}.gz")
+_NEEDED: Final = (PROVENANCE, PARAMS, IMAGES, SUBSETS, DESIGN, f"{TABLE}.gz")
 
 
 @dataclass(frozen=True)
 class Published:
-    """A published study: its parameters, the record of what made it, its subsets and its table."""
+    """A published study: its parameters, the record of what made it, its images, subsets and table."""
 
     folder: Path
     params: Params
     record: dict[str, Any]
+    images: Manifest
     subsets: list[Subset]
     table: pd.DataFrame
 
@@ -69,4 +72,5 @@ def read_published(folder: Path) -> Published:
     subsets = read_subsets(folder / SUBSETS)
     if unknown := sorted(set(table.subset) - {subset.name for subset in subsets}):
         raise LaqError(f"{folder / SUBSETS}: has no subset {unknown[0]}, which the table has")
-    return Published(folder, load_params(folder / PARAMS), record, subsets, table)
+    images = read_manifest(folder, IMAGES)
+    return Published(folder, load_params(folder / PARAMS), record, images, subsets, table)

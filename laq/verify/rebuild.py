@@ -5,13 +5,13 @@ import shutil
 from collections.abc import Iterator
 from contextlib import chdir, contextmanager
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 from laq.architectures import build
 from laq.dataset import run as write_dataset
 from laq.dataset.images import read_manifest
+from laq.dataset.layout import MANIFEST
 from laq.errors import LaqError
-from laq.files import digest, dvc_md5, folder_md5, md5, project_root, write_json
+from laq.files import digest, dvc_md5, project_root
 from laq.network.weights import load_foreign_weights, read_design, save_tensors
 from laq.paths import DATASET, DESIGN, NETWORK, SUBSETS, WEIGHTS
 from laq.verify.published import SUBSETS as PUBLISHED_SUBSETS
@@ -45,9 +45,14 @@ def rebuilt(published: Published) -> Iterator[None]:
         shutil.rmtree(place)
 
 
+def is_own_dataset(published: Published, own: Path = DATASET) -> bool:
+    """Whether the project's own images are the published ones."""
+    return (own / MANIFEST).exists() and read_manifest(own).md5 == published.images.md5
+
+
 def _put_dataset(published: Published, own: Path) -> None:
     """The project's own images if they are the published ones, or else those that the parameters name."""
-    if own.exists() and dvc_md5(own) == published.hashes.get(str(DATASET)):
+    if is_own_dataset(published, own):
         DATASET.parent.mkdir()
         DATASET.symlink_to(own)
     else:
@@ -70,20 +75,13 @@ def _put_network(published: Published, folder: Path) -> None:
 
 
 def _check(published: Published) -> None:
-    for path in (DATASET, NETWORK, SUBSETS):
-        found, told = dvc_md5(path), published.hashes.get(str(path))
-        if found != told and not (path == DATASET and told == _hash_in_the_layout_of_cifar100()):
+    found = {f"{DATASET}/{name}": md5 for name, md5 in read_manifest(DATASET).md5.items()}
+    told = {f"{DATASET}/{name}": md5 for name, md5 in published.images.md5.items()}
+    for path in (NETWORK, SUBSETS):
+        found[str(path)], told[str(path)] = dvc_md5(path), published.hashes.get(str(path), "missing")
+    for name, md5 in told.items():
+        if found.get(name) != md5:
             raise LaqError(
-                f"{published.folder}: {path} is not what was published: its MD5 is {found}, "
-                f"provenance.json says {told}"
+                f"{published.folder}: {name} is not what was published: its MD5 is {found.get(name)}, "
+                f"and was {md5}"
             )
-
-
-def _hash_in_the_layout_of_cifar100() -> str:
-    """The hash that the folder of CIFAR-100 had when it held the official files themselves."""
-    manifest = read_manifest(DATASET)
-    hashes = manifest.source.get("md5", {})
-    with TemporaryDirectory() as scratch:
-        write_json(Path(scratch) / "manifest.json", {"name": manifest.name, "md5": hashes})
-        hashes |= {"manifest.json": md5(Path(scratch) / "manifest.json")}
-    return folder_md5(hashes)

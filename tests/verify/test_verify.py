@@ -135,7 +135,9 @@ def test_the_outcome_of_a_row(change: dict[str, Any], outcome: str) -> None:
         assert Row(published, published | change).outcome == ("equal" if outcome == "equal" else "differs")
 
 
-@pytest.mark.parametrize("name", ["provenance.json", "params.yaml", "subsets.json", "network.json", TABLE])
+@pytest.mark.parametrize(
+    "name", ["dataset.json", "provenance.json", "params.yaml", "subsets.json", "network.json", TABLE]
+)
 def test_a_missing_file_is_told(own: Path, published: Path, name: str) -> None:
     (published / name).unlink()
     told = f"laq: {published / name}: not found; name a folder that `laq report --publish FOLDER` wrote\n"
@@ -183,9 +185,19 @@ def test_other_data_than_the_published_are_told(own: Path, published: Path) -> N
     params["glyphs"]["dataset"]["seed"] = 9
     (published / "params.yaml").write_text(yaml.safe_dump(params), encoding="utf-8")
 
-    def other(record: Any) -> None:
-        record["stages"]["study"]["inputs"]["data/dataset"] = "0.dir"
-
-    edit_json(published / "provenance.json", other)
+    edit_json(published / "dataset.json", lambda images: images["md5"].update({"test.npy": "0"}))
     output = laq(own, "verify", str(published), "--cells", "2", code=2)
-    assert "data/dataset is not what was published: its MD5 is " in output
+    assert "data/dataset/test.npy is not what was published: its MD5 is " in output
+
+
+def test_a_study_whose_images_are_not_at_hand_is_left_out(
+    own: Path, published: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("LAQ_CIFAR100", raising=False)
+    params = yaml.safe_load((published / "params.yaml").read_text(encoding="utf-8"))
+    params["glyphs"]["dataset"] = {"name": "cifar100"}
+    (published / "params.yaml").write_text(yaml.safe_dump(params), encoding="utf-8")
+    edit_json(published / "dataset.json", lambda images: images["md5"].update({"test.npy": "0"}))
+    output = laq(own, "verify", "--at-hand", str(published), "out", "--cells", "1")
+    assert f"{published}: left out: the images of cifar100 are not at hand\n" in output
+    assert "1 of 1 cells are equal." in output
