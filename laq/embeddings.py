@@ -8,7 +8,14 @@ import numpy as np
 import torch
 from torch import nn
 
-from laq.architectures import Classifier, NetworkDesign, Preprocess
+from laq.architectures import (
+    Classifier,
+    NetworkDesign,
+    Preprocess,
+    classifier_head,
+    make_body,
+    usual_of,
+)
 from laq.dataset.images import ImageSet, read_images
 from laq.errors import LaqError
 from laq.files import replacing_folder, write_array
@@ -27,7 +34,7 @@ def run(params: Embeddings) -> None:
     """Write ``features.npy`` float64 (n, f), ``labels.npy`` (n,) and ``class_names.npy``."""
     images = read_images(DATASET, "train")
     own = params.network == OWN
-    network = load_network() if own else imagenet_network(params.network, images.preprocessing)
+    network = load_network() if own else foreign_network(params, images.preprocessing)
     with replacing_folder(FOLDER) as folder:
         write_array(folder / "features.npy", len(images), embed(network, images))
         np.save(folder / "labels.npy", images.labels.numpy())
@@ -51,29 +58,24 @@ def embed(network: nn.Module, data: ImageSet) -> Iterator[np.ndarray]:
         yield features[0].numpy()
 
 
-def imagenet_network(name: str, preprocessing: Preprocessing) -> Classifier:
-    """A torchvision network with its ImageNet weights, at its own resolution.
+def foreign_network(params: Embeddings, preprocessing: Preprocessing) -> Classifier:
+    """Another network than the study's, with the weights that it comes with, at their resolution.
 
     Raises:
-        LaqError: torchvision has no such network, or the weights cannot be downloaded.
+        LaqError: there is none of that name, its weights cannot be had, or their mean and std are not known.
     """
-    import torchvision  # noqa: PLC0415 (takes seconds, and only this needs it)
-
     try:
-        weights = torchvision.models.get_model_weights(name).DEFAULT
-        views = weights.transforms()
-        side, mean, std = views.crop_size[0], tuple(views.mean), tuple(views.std)
-        design = NetworkDesign(name, 1000, side, mean, std, preprocessing)
-    except (ValueError, AttributeError) as error:
+        usual = usual_of(params.network)
+        body = make_body(params.network, params.arguments, pretrained=True)
+    except LaqError as error:
+        reason = str(error).replace("network.architecture", "embeddings.network")
+        raise LaqError(f"{reason}; or use embeddings.network: {OWN}") from error
+    mean, std = params.mean or usual.mean, params.std or usual.std
+    if mean is None or std is None:
         raise LaqError(
-            f"embeddings.network: {name!r} is neither {OWN!r} nor a torchvision classifier"
-        ) from error
-    try:
-        body = torchvision.models.get_model(name, weights=weights)
-    except (OSError, RuntimeError) as error:
-        raise LaqError(
-            f"embeddings.network: the ImageNet weights of {name} cannot be downloaded ({error}); "
-            f"put {weights.url.rsplit('/', 1)[1]} into {torch.hub.get_dir()}/checkpoints, or use "
-            f"embeddings.network: {OWN}"
-        ) from error
-    return Classifier(design, body).eval()
+            f"embeddings.mean: missing; {params.network} does not tell which mean and std its weights were "
+            "trained with; give both"
+        )
+    size = params.input_size or usual.input_size or preprocessing.size
+    outputs = classifier_head(body).out_features
+    return Classifier(NetworkDesign(params.network, outputs, size, mean, std, preprocessing), body).eval()

@@ -13,7 +13,7 @@ from laq.errors import LaqError
 from laq.files import write_json
 from laq.network.evaluation import predict, top_k
 from laq.network.weights import read_design
-from laq.paths import WEIGHTS
+from laq.paths import NETWORK, WEIGHTS
 from laq.quantization import Cut, Recipe, load, load_quantized, save
 from laq.subsets.subset import Subset
 
@@ -24,7 +24,7 @@ import json
 from laq.architectures import NetworkDesign, build
 from laq.quantization import load
 about = json.load(open("data/advise/{ABOUT}", encoding="utf-8"))
-network = load("data/advise/{WEIGHTS}", build(NetworkDesign.from_json(about["design"])))
+network = load("data/advise/{WEIGHTS}", build(NetworkDesign.from_json(about["design"]), folder="data/advise"))
 """
 
 
@@ -43,7 +43,7 @@ class SubsetExport:
     @cached_property
     def _network(self) -> Classifier:
         """The whole network; its weights are replaced by those that are loaded."""
-        return build(self.design)
+        return build(self.design, folder=NETWORK)
 
     @cached_property
     def _cut(self) -> Cut:
@@ -72,7 +72,7 @@ class SubsetExport:
         write_json(
             folder / ABOUT,
             {
-                "design": self.design.to_json(),
+                "design": self.design.beside(folder, NETWORK).to_json(),
                 "classes": self.names,
                 "numbers": self.numbers,
                 "recipe": asdict(recipe),

@@ -1,60 +1,48 @@
 """Architectures by name, and the classifier that wraps one: raw pixels in, logits out."""
 
-import importlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
-from functools import partial
-from typing import Any, Final, Self
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any, Self
 
 import torch
 import torch.nn.functional as F  # noqa: N812 (torch's own convention)
 from torch import Tensor, nn
 
-from laq.architectures.resnet import CifarResNet
-from laq.errors import LaqError
+from laq.architectures.head import classifier_head, put_rows
+from laq.architectures.registry import NetworkRequest, Usual, file_of, find_source, packages_of
+from laq.files import md5, project_root
 from laq.pictures import SQUASHED_TO_32, Preprocessing
 
-_TORCHVISION: Final = (
-    "alexnet",
-    "densenet121",
-    "efficientnet_b0",
-    "googlenet",
-    "mobilenet_v2",
-    "resnet18",
-    "resnet50",
-    "vgg16",
-    "vgg16_bn",
-)
-# What hubs and the code they bring raise: no network, no such name, arguments they do not take.
-_HUB_ERRORS: Final = (OSError, RuntimeError, ValueError, LookupError, TypeError, AttributeError, ImportError)
-_SPECIAL: Final[dict[str, dict[str, Any]]] = {
-    # The auxiliary heads serve training from scratch alone and never run at inference.
-    "googlenet": {"aux_logits": False, "init_weights": True},
-}
-
-
-def _torchvision(name: str, classes: int, **options: Any) -> nn.Module:
-    import torchvision  # noqa: PLC0415 (takes seconds, and most networks need none)
-
-    network: nn.Module = torchvision.models.get_model(name, weights=None, num_classes=classes, **options)
-    return network
-
-
-ZOO: Final[dict[str, Callable[[int], nn.Module]]] = {
-    **{f"resnet{depth}": partial(CifarResNet, depth) for depth in (8, 20, 32, 44, 56)},
-    "resnet20x2": partial(CifarResNet, 20, width=2),
-    **{name: partial(_torchvision, name, **_SPECIAL.get(name, {})) for name in _TORCHVISION},
-}
+__all__ = [
+    "Classifier",
+    "NetworkDesign",
+    "Preprocess",
+    "Usual",
+    "build",
+    "classifier_head",
+    "file_of",
+    "make_body",
+    "packages_of",
+    "put_rows",
+    "seeded",
+    "usual_of",
+]
 
 
 @dataclass(frozen=True)
 class NetworkDesign:
     """All that it takes to build a classifier again, without its weights.
 
-    ``architecture`` is a name of the zoo, ``timm:NAME``, or ``torchhub:OWNER/REPO:MODEL``. Images, which
-    ``preprocessing`` makes of pictures, are scaled to ``input_size`` pixels a side where theirs differs, and
-    normalised by ``mean`` and ``std`` (of pixels in 0..1).
+    Images, which ``preprocessing`` makes of pictures, are scaled to ``input_size`` pixels a side where theirs
+    differs, and normalised by ``mean`` and ``std`` (of pixels in 0..1).
+
+    Attributes:
+        architecture: what a source of the registry builds (``laq.architectures.registry``).
+        arguments: that its function is called with.
+        own_outputs: how many outputs the architecture has, where these are not ``classes``: its head is then
+            replaced by one for the classes.
     """
 
     architecture: str
@@ -63,10 +51,16 @@ class NetworkDesign:
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
     preprocessing: Preprocessing = SQUASHED_TO_32  # of those that were saved without
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+    own_outputs: int | None = None
 
     def to_json(self) -> dict[str, Any]:
-        """The fields by name."""
-        return asdict(self)
+        """The fields by name; those that most networks leave alone only where they are given."""
+        fields = asdict(self)
+        for name in ("arguments", "own_outputs"):
+            if not fields[name]:
+                del fields[name]
+        return fields
 
     @classmethod
     def from_json(cls, fields: Mapping[str, Any]) -> Self:
@@ -75,6 +69,21 @@ class NetworkDesign:
         if "preprocessing" in fields:
             given["preprocessing"] = Preprocessing(**fields["preprocessing"])
         return cls(**given)
+
+    def beside(self, folder: Path, origin: Path) -> Self:
+        """The design that names the file, if the architecture is built from one, by its place in ``folder``.
+
+        The file, whose path starts from ``origin``, is copied there under a name with its hash: the folder is
+        all that it takes to build the network, and designs differ where files do.
+        """
+        name = file_of(self.architecture)
+        if name is None:
+            return self
+        source = origin / Path(name).expanduser()
+        tag = f"-{md5(source)[:12]}"
+        copied = f"{source.stem.removesuffix(tag)}{tag}{source.suffix}"
+        (folder / copied).write_bytes(source.read_bytes())
+        return replace(self, architecture=self.architecture.replace(name, copied, 1))
 
 
 class Preprocess(nn.Module):
@@ -123,66 +132,55 @@ class Classifier(nn.Module):
         return logits
 
 
-def build(design: NetworkDesign, seed: int = 0, *, pretrained: bool = False) -> Classifier:
+def build(design: NetworkDesign, seed: int = 0, folder: Path | str | None = None) -> Classifier:
     """Build a classifier with weights drawn from ``seed``, in evaluation mode.
 
-    ``pretrained`` fetches the published weights of a ``timm:`` or ``torchhub:`` architecture.
+    ``folder`` is where the path of a file starts from that the architecture is built from; by default the
+    project's.
 
     Raises:
-        LaqError: the architecture is unknown or cannot be fetched.
+        LaqError: the architecture is unknown or cannot be built.
     """
     with seeded(seed):
-        return Classifier(design, _body(design, pretrained=pretrained)).eval()
+        outputs = design.own_outputs or design.classes
+        body = make_body(design.architecture, design.arguments, outputs, folder=folder)
+        if design.own_outputs is not None:
+            # Whose rows these are is of no matter: the weights are not those of the network yet.
+            rows = [number % design.own_outputs for number in range(design.classes)]
+            body = put_rows(body, rows, design.own_outputs)
+        return Classifier(design, body).eval()
 
 
-def _body(design: NetworkDesign, *, pretrained: bool) -> nn.Module:
-    hub, _, name = design.architecture.partition(":")
-    if hub == "timm":
-        return _timm(name, design.classes, pretrained=pretrained)
-    if hub == "torchhub":
-        return _torchhub(name, pretrained=pretrained)
-    if design.architecture not in ZOO:
-        raise LaqError(
-            f"architecture {design.architecture!r} is unknown; known: {', '.join(sorted(ZOO))}, "
-            "timm:NAME, torchhub:OWNER/REPO:MODEL"
-        )
-    return ZOO[design.architecture](design.classes)
+def make_body(
+    architecture: str,
+    arguments: Mapping[str, Any],
+    outputs: int | None = None,
+    *,
+    pretrained: bool = False,
+    folder: Path | str | None = None,
+) -> nn.Module:
+    """Build the network of a source: with ``pretrained``, that and its published weights.
+
+    Raises:
+        LaqError: the architecture is unknown or cannot be built.
+    """
+    source, name = find_source(architecture)
+    request = NetworkRequest(
+        architecture, name, outputs, pretrained, arguments, Path(folder or project_root())
+    )
+    made: nn.Module = source.functions.make(request)
+    return made.eval()
 
 
-def _timm(name: str, classes: int, *, pretrained: bool) -> nn.Module:
-    try:
-        timm = importlib.import_module("timm")
-    except ImportError as error:
-        raise LaqError(f"timm:{name} needs the package timm: `pip install 'laq[timm]'`") from error
-    # Asked for another number of classes, timm would replace a pretrained head by a random one.
-    head = {} if pretrained else {"num_classes": classes}
-    try:
-        model: nn.Module = timm.create_model(name, pretrained=pretrained, **head)
-    except _HUB_ERRORS as error:
-        raise LaqError(f"timm:{name} cannot be made: {_first_line(error)}") from error
-    return model
+def usual_of(architecture: str) -> Usual:
+    """What the published weights of an architecture were trained with, as far as its source tells.
 
-
-def _torchhub(name: str, *, pretrained: bool) -> nn.Module:
-    repository, _, model = name.partition(":")
-    try:
-        loaded: nn.Module = torch.hub.load(  # type: ignore[no-untyped-call]
-            repository, model, pretrained=pretrained, trust_repo=True
-        )
-    except _HUB_ERRORS as error:
-        raise LaqError(f"torchhub:{name} cannot be loaded: {_first_line(error)}") from error
-    return loaded
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error) or type(error).__name__).splitlines()[0]
-
-
-def packages_of(architecture: str) -> tuple[str, ...]:
-    """The packages that an architecture is built by, beside torch."""
-    if architecture.startswith("timm:"):
-        return "timm", "torchvision"
-    return ("torchvision",) if architecture in _TORCHVISION else ()
+    Raises:
+        LaqError: the architecture is unknown.
+    """
+    source, name = find_source(architecture)
+    told: Usual = source.functions.usual(NetworkRequest(architecture, name))
+    return told
 
 
 @contextmanager
@@ -194,15 +192,3 @@ def seeded(seed: int) -> Iterator[None]:
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         yield
-
-
-def classifier_head(network: nn.Module) -> nn.Linear:
-    """The last Linear layer: its input are the penultimate features.
-
-    Raises:
-        LaqError: the network has no Linear layer.
-    """
-    heads = [m for m in network.modules() if isinstance(m, nn.Linear)]
-    if not heads:
-        raise LaqError("the network has no Linear layer, so no penultimate features")
-    return heads[-1]

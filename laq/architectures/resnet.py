@@ -4,6 +4,9 @@ from collections.abc import Iterator
 
 from torch import Tensor, nn
 
+from laq.architectures.registry import NetworkRequest, Usual
+from laq.errors import LaqError
+
 WIDTHS = (16, 32, 64)
 
 
@@ -59,3 +62,22 @@ class CifarResNet(nn.Module):
 def _stage(c_in: int, c_out: int, blocks: int, stride: int) -> Iterator[BasicBlock]:
     for i in range(blocks):
         yield BasicBlock(c_out if i else c_in, c_out, 1 if i else stride)
+
+
+def make(request: NetworkRequest) -> nn.Module:
+    """Build the network of a name such as ``resnet20`` or ``resnet20x2``, which is twice as wide.
+
+    Raises:
+        LaqError: weights are asked for, or no number of outputs.
+    """
+    if request.pretrained or request.outputs is None:
+        raise LaqError(
+            f"network.source: {request.architecture} has no weights of its own; must be train or file"
+        )
+    depth, _, width = request.name.removeprefix("resnet").partition("x")
+    return CifarResNet(int(depth), request.outputs, int(width or 1))
+
+
+def usual(request: NetworkRequest) -> Usual:  # noqa: ARG001 (the registry's call)
+    """Nothing: these networks come with no weights."""
+    return Usual()

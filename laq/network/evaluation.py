@@ -54,10 +54,10 @@ def top_k(logits: Tensor, labels: Tensor, k: int) -> float:
 def predict(network: nn.Module, data: ImageSet) -> Tensor:
     """Logits (n, classes) of every image."""
     with torch.inference_mode():
-        return torch.cat([network(images) for images in data.batches(_batch(network, data))])
+        return torch.cat([network(images) for images in data.batches(batch_size(network, data))])
 
 
-def _batch(network: nn.Module, data: ImageSet) -> int:
+def batch_size(network: nn.Module, data: ImageSet) -> int:
     """How many images to run at once: fewer of large ones, whose activations would fill the memory."""
     side = max(data.pixels.shape[-1], network.design.input_size if isinstance(network, Classifier) else 0)
     return min(BATCH, max(1, _PIXELS // side**2))

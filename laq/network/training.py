@@ -3,7 +3,7 @@
 import io
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
@@ -18,6 +18,7 @@ from laq.architectures import seeded
 from laq.dataset.images import ImageSet
 from laq.errors import LaqError
 from laq.files import replacing_file
+from laq.network.evaluation import batch_size
 from laq.progress import progress
 from laq.sections.network import Training
 
@@ -35,22 +36,90 @@ def fit(
     Raises:
         LaqError: a GPU is asked for that is not there, or mixed precision of a processor that lacks it.
     """
+    _train(network, data, config, _Run(title, checkpoint))
+
+
+def fit_best(
+    network: nn.Module, data: ImageSet, validation: ImageSet, config: Training, checkpoint: Path | None = None
+) -> "Best":
+    """As ``fit``, but the network is left as it was after the epoch that did best on ``validation``.
+
+    Raises:
+        LaqError: as ``fit``.
+    """
+    best = _train(network, data, config, _Run("train", checkpoint, validation))
+    network.load_state_dict(best.network)
+    return best
+
+
+@dataclass(frozen=True)
+class _Run:
+    """What surrounds a training: its bar's title, its checkpoint, the images that choose its best epoch."""
+
+    title: str = ""
+    checkpoint: Path | None = None
+    validation: ImageSet | None = None
+
+
+@dataclass
+class Best:
+    """The epoch, from 0 before the first one, that did best on validation images, and the weights then."""
+
+    epoch: int = 0
+    top1: float = -1.0
+    network: dict[str, Tensor] = field(default_factory=dict)
+
+    def offer(self, network: nn.Module, epoch: int, validation: ImageSet | None) -> None:
+        """Take the network as it is now, if it does better."""
+        if validation is None:
+            return
+        training = network.training
+        top1 = _top1(network.eval(), validation)
+        network.train(training)
+        if top1 > self.top1:
+            weights = {name: tensor.detach().cpu().clone() for name, tensor in network.state_dict().items()}
+            self.epoch, self.top1, self.network = epoch, top1, weights
+
+
+def _train(network: nn.Module, data: ImageSet, config: Training, run: _Run) -> Best:
     device = training_device(config)
     _check(config, device)
     network.to(device)
     steps = -(-len(data) // config.batch_size)
     state = _State.begin(network, config, steps)
-    done = state.resume(checkpoint)
+    done = state.resume(run.checkpoint)
+    if done == 0:
+        state.best.offer(network, 0, run.validation)
     total, before = config.epochs * steps, done * steps
     network.train()
-    with progress(None, title, total=total, initial=before, unit="batch", disable=not title) as bar:
+    with progress(None, run.title, total=total, initial=before, unit="batch", disable=not run.title) as bar:
         for epoch in range(done, config.epochs):
             with seeded(_epoch_seed(config.seed, epoch)), _repeatable():
                 batches = ((x.to(device), y.to(device)) for x, y in _batches(data, config, epoch))
                 loss = _epoch(state, config, batches, bar)
+            state.best.offer(network, epoch + 1, run.validation)
             bar.set_postfix(epoch=epoch + 1, loss=f"{loss:.3f}")
-            state.save(checkpoint, epoch + 1)
+            state.save(run.checkpoint, epoch + 1)
     network.eval().cpu()
+    return state.best
+
+
+def _top1(network: nn.Module, data: ImageSet) -> float:
+    """Percentage of images whose class the network tells, wherever it is."""
+    device, right = next(network.parameters()).device, 0
+    labels = iter(torch.split(data.labels, size := batch_size(network, data)))
+    with torch.inference_mode():
+        for images in data.batches(size):
+            right += int((network(images.to(device)).argmax(1).cpu() == next(labels)).sum())
+    return 100 * right / len(data)
+
+
+def trainer(config: Training) -> str:
+    """What trains here; weights depend on it: another processor's differ in their last digits."""
+    device = training_device(config)
+    return (
+        f"{torch.cuda.get_device_name(device) if device.type == 'cuda' else 'CPU'}, torch {torch.__version__}"
+    )
 
 
 def training_device(config: Training) -> torch.device:
@@ -93,6 +162,7 @@ class _State:
     network: nn.Module
     optimizer: Optimizer
     schedule: LRScheduler
+    best: Best = field(default_factory=Best)
 
     @classmethod
     def begin(cls, network: nn.Module, config: Training, steps: int) -> Self:
@@ -116,6 +186,7 @@ class _State:
             return
         state = {"epoch": epoch, "network": self.network.state_dict()}
         state |= {"optimizer": self.optimizer.state_dict(), "schedule": self.schedule.state_dict()}
+        state["best"] = vars(self.best)
         content = io.BytesIO()  # torch.save's errors of a full disk are none of the system's
         torch.save(state, content)
         with replacing_file(path) as partial:
@@ -132,6 +203,7 @@ class _State:
         self.network.load_state_dict(state["network"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.schedule.load_state_dict(state["schedule"])
+        vars(self.best).update(state["best"])
         return int(state["epoch"])
 
 

@@ -1,32 +1,21 @@
 """Weights on disk: safetensors for our own, and state dicts that came from elsewhere."""
 
 import hashlib
-import pickle
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import safetensors.torch
-import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from laq.architectures import Classifier, NetworkDesign, build
 from laq.errors import LaqError
 from laq.files import need, project_root, read_json, replacing_file
+from laq.network.checkpoints import load_matching, read_checkpoint
 from laq.paths import DESIGN, NETWORK, WEIGHTS
 
 _SUFFIX: Final = ".safetensors"
-# What torch.load raises on files that are something else, or damaged.
-_NOT_WEIGHTS: Final = (
-    pickle.UnpicklingError,
-    RuntimeError,
-    EOFError,
-    ValueError,
-    LookupError,
-    TypeError,
-    OSError,
-)
 
 
 def save_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
@@ -50,7 +39,7 @@ def load_tensors(path: Path) -> dict[str, Tensor]:
 
 def load_network(folder: Path = NETWORK, weights: Path | None = None) -> Classifier:
     """The network of the study, or with ``weights`` another one of its design."""
-    network = build(read_design(folder))
+    network = build(read_design(folder), folder=folder)
     network.load_state_dict(load_tensors(weights or folder / WEIGHTS))
     return network
 
@@ -61,13 +50,24 @@ def read_design(folder: Path = NETWORK) -> NetworkDesign:
 
 
 def load_foreign_weights(network: nn.Module, name: str, sha256: str | None) -> str:
-    """Load the state dict in the file ``name`` (.safetensors, or a torch file) into ``network``.
+    """Load the checkpoint in the file ``name`` (.safetensors, or a torch file) into ``network``.
 
     Returns:
         The file's SHA-256.
 
     Raises:
-        LaqError: the file is missing, is not the one with ``sha256``, or belongs to another network.
+        LaqError: as ``read_foreign_weights``, or the weights belong to another network.
+    """
+    state, found = read_foreign_weights(name, sha256)
+    load_matching(network, state, name)
+    return found
+
+
+def read_foreign_weights(name: str, sha256: str | None) -> tuple[dict[str, Tensor], str]:
+    """The weights in the checkpoint ``name``, whose path starts from the project, and the file's SHA-256.
+
+    Raises:
+        LaqError: the file is missing, is not the one with ``sha256``, or holds no weights, or code.
     """
     path = project_root() / Path(name).expanduser()
     if not path.is_file():
@@ -75,42 +75,17 @@ def load_foreign_weights(network: nn.Module, name: str, sha256: str | None) -> s
             f"network.weights: no file {name!r} (from {project_root()}); put it there, name another, "
             "or train the network here with network.source: train"
         )
-    found = hashlib.sha256(path.read_bytes()).hexdigest()
+    found = check_sha256(name, sha256)
+    return load_tensors(path) if path.suffix == _SUFFIX else read_checkpoint(path), found
+
+
+def check_sha256(name: str, sha256: str | None) -> str:
+    """The SHA-256 of the file ``name``, whose path starts from the project.
+
+    Raises:
+        LaqError: it is not ``sha256``, if that is given.
+    """
+    found = hashlib.sha256((project_root() / Path(name).expanduser()).read_bytes()).hexdigest()
     if sha256 not in {None, found}:
         raise LaqError(f"{name}: SHA-256 is {found}, network.sha256 in params.yaml says {sha256}")
-    _load_matching(network, _read_state(path), name)
     return found
-
-
-def _read_state(path: Path) -> dict[str, Tensor]:
-    if path.suffix == _SUFFIX:
-        return load_tensors(path)
-    try:
-        content: Any = torch.load(path, map_location="cpu", weights_only=True)
-    except _NOT_WEIGHTS as error:
-        reason = str(error).partition("\n")[0]
-        raise LaqError(f"{path}: not a file of plain weights ({reason})") from error
-    state = content.get("state_dict", content) if isinstance(content, dict) else None
-    if not isinstance(state, dict) or not all(isinstance(t, Tensor) for t in state.values()):
-        raise LaqError(f"{path}: holds no state dict (names and tensors); save model.state_dict()")
-    return state
-
-
-def _load_matching(network: nn.Module, state: dict[str, Tensor], name: str) -> None:
-    expected = network.state_dict()
-    # Weights saved before torch counted batches lack these counters, and nothing else does.
-    missing = [k for k in expected if k not in state and not k.endswith("num_batches_tracked")]
-    surplus = [k for k in state if k not in expected]
-    shapes = [
-        f"{k} {tuple(state[k].shape)} instead of {tuple(t.shape)}"
-        for k, t in expected.items()
-        if k in state and state[k].shape != t.shape
-    ]
-    problems = [
-        f"{len(keys)} {what} ({', '.join(keys[:2])}{', ...' if len(keys) > 2 else ''})"
-        for what, keys in (("missing", missing), ("unknown", surplus), ("of another shape", shapes))
-        if keys
-    ]
-    if problems:
-        raise LaqError(f"{name}: weights of another network than network.architecture: {'; '.join(problems)}")
-    network.load_state_dict(state, strict=False)

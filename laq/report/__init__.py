@@ -168,8 +168,8 @@ def publish(target: Path, params: Network) -> None:
     """Copy the report to ``target`` with all that it takes to place it and to measure it again.
 
     These are the parameters, the records of all stages, the commit, the processor, the hashes of the images,
-    the subsets, and the network if it was trained here. The table of measurements is compressed: it belongs
-    in git and is large.
+    the subsets, and the network unless it is in a file just so. The table of measurements is compressed: it
+    belongs in git and is large.
 
     Raises:
         LaqError: ``target`` holds something else than a published report.
@@ -184,10 +184,11 @@ def publish(target: Path, params: Network) -> None:
         compressed = gzip.compress((folder / TABLE).read_bytes(), mtime=0)
         (folder / f"{TABLE}.gz").write_bytes(compressed)
         (folder / TABLE).unlink()
-        for file in (PARAMS, DIVERGENCE / "heat_map.png", SUBSETS, NETWORK / DESIGN):
+        network = [need(NETWORK / DESIGN), *(f for f in NETWORK.iterdir() if f.name not in {DESIGN, WEIGHTS})]
+        for file in (PARAMS, DIVERGENCE / "heat_map.png", SUBSETS, *network):
             shutil.copyfile(need(file), folder / file.name)
         shutil.copyfile(need(DATASET / MANIFEST), folder / IMAGES)
-        if params.source == "train":  # others' weights are where the parameters say
+        if not params.is_as_in_file:  # others' weights are where the parameters say
             shutil.copyfile(need(NETWORK / WEIGHTS), folder / WEIGHTS)
         record = {**commit(), "processor": processor(), "stages": read_records("report")}
         write_json(folder / PROVENANCE, record)

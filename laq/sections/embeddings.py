@@ -1,10 +1,12 @@
 """The section ``embeddings``."""
 
-from dataclasses import replace
-from typing import Annotated, Final
+import re
+from typing import Annotated, Any, Final, Self
 
-from laq.quantization.options import one_of
-from laq.sections.base import Checked, Section
+from pydantic import ConfigDict, Field, model_validator
+
+from laq.quantization.options import Option, one_of
+from laq.sections.base import Checked, Deviation, Mean, Section
 
 OWN: Final = "own"
 # Those of torchvision that have ImageNet weights, whose names importing it would take seconds to tell.
@@ -26,15 +28,46 @@ IMAGENET: Final = (
 )  # fmt: skip
 
 
-_NETWORK: Final = replace(
-    one_of(OWN, *IMAGENET), allowed=f"{OWN}, or a torchvision classifier such as resnet50"
+_ELSEWHERE: Final = re.compile(r"[a-z]+:.+|.+\.pt2", re.ASCII)
+_KNOWN: Final = one_of(OWN, *IMAGENET, "efficientnet_lite0")
+
+
+def _network(value: str) -> str:
+    return value if _ELSEWHERE.fullmatch(value) else str(_KNOWN(value))
+
+
+_NETWORK: Final = Option(
+    _network,
+    f"{OWN}, a torchvision classifier such as resnet50, efficientnet_lite0, timm:NAME, "
+    "torchhub:OWNER/REPO:MODEL, python:MODULE:FUNCTION or FILE.pt2",
+    {
+        "anyOf": [
+            {"enum": list(_KNOWN.words)},
+            {"type": "string", "pattern": f"^(?:{_ELSEWHERE.pattern})$"},
+        ]
+    },
+    _KNOWN.words,
 )
 
 
 class Embeddings(Section):
     """Whose penultimate features stand for an image.
 
-    ``own``: the study's network; else a torchvision network with its ImageNet weights.
+    ``own``: the study's network; else another one with the weights that it comes with, called with
+    ``arguments``. ``input_size``, ``mean`` and ``std`` are what these weights were trained with, where the
+    network's source does not tell or something else is wanted.
     """
 
+    model_config = ConfigDict(json_schema_extra={"dependentRequired": {"mean": ["std"], "std": ["mean"]}})
+
     network: Annotated[str, Checked(_NETWORK)]
+    arguments: dict[str, Any] = Field(default_factory=dict)
+    input_size: Annotated[int, Field(ge=1, le=4096)] | None = None
+    mean: Mean | None = None
+    std: Deviation | None = None
+
+    @model_validator(mode="after")
+    def _mean_and_std_go_together(self) -> Self:
+        if (self.mean is None) != (self.std is None):
+            raise ValueError(f"{'mean' if self.mean is None else 'std'}: missing; give both mean and std")
+        return self

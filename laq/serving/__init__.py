@@ -184,6 +184,6 @@ def _what_is_wrong(pixels: np.ndarray) -> str:
 def load_classifier(folder: Path, limits: Limits | None = None) -> SubsetClassifier:
     """The classifier in the folder of its packed weights and of what they are of, in JSON."""
     about = json.loads((folder / DESCRIPTION).read_text(encoding="utf-8"))
-    network = load(folder / WEIGHTS, build(NetworkDesign.from_json(about["design"])))
+    network = load(folder / WEIGHTS, build(NetworkDesign.from_json(about["design"]), folder=folder))
     assert isinstance(network, Classifier)
     return SubsetClassifier(network, {int(number): name for number, name in about["classes"].items()}, limits)

@@ -16,8 +16,9 @@ from mlflow.models.model import MLMODEL_FILE_NAME
 from mlflow.types import ColSpec, DataType, Schema
 from mlflow.types.schema import AnyType, Map
 
-from laq.architectures import packages_of
+from laq.architectures import NetworkDesign, packages_of
 from laq.files import write_json
+from laq.paths import NETWORK
 from laq.serving import COLUMN, DESCRIPTION, WEIGHTS, Limits
 from laq.serving.pyfunc import ServedClassifier
 from laq.track.runs import ModelSpec
@@ -83,4 +84,5 @@ def write_network(folder: Path, spec: ModelSpec) -> None:
     """Write what ``laq.serving`` loads: packed weights, and the network and classes that they are of."""
     folder.mkdir()
     (folder / WEIGHTS).write_bytes(spec.weights.read_bytes())
-    write_json(folder / DESCRIPTION, {"design": spec.design, "classes": spec.classes})
+    design = NetworkDesign.from_json(spec.design).beside(folder, NETWORK)
+    write_json(folder / DESCRIPTION, {"design": design.to_json(), "classes": spec.classes})

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import chdir, contextmanager
 from pathlib import Path
 
-from laq.architectures import build
+from laq.architectures import build, file_of
 from laq.dataset import run as write_dataset
 from laq.dataset.images import read_manifest
 from laq.dataset.layout import MANIFEST
@@ -63,15 +63,19 @@ def _put_network(published: Published, folder: Path) -> None:
     """The network that lies beside the results, or else the file that the parameters name."""
     NETWORK.mkdir(parents=True)
     shutil.copyfile(folder / DESIGN, NETWORK / DESIGN)
+    if file := file_of(read_design().architecture):
+        shutil.copyfile(folder / file, NETWORK / file)
     named = published.params.network
     if (folder / WEIGHTS).exists():
         shutil.copyfile(folder / WEIGHTS, NETWORK / WEIGHTS)
     elif named.weights:
-        network = build(read_design())
+        network = build(read_design(), folder=NETWORK)
         load_foreign_weights(network.body, named.weights, named.sha256)
         save_tensors(NETWORK / WEIGHTS, network.state_dict())
     else:
-        raise LaqError(f"{folder / WEIGHTS}: not found; the study's network was trained, and is needed there")
+        raise LaqError(
+            f"{folder / WEIGHTS}: not found; the study's network is in no other file, and is needed there"
+        )
 
 
 def _check(published: Published) -> None:

@@ -14,13 +14,14 @@ from torch import nn
 from laq import network as stage
 from laq.architectures import NetworkDesign, build, seeded
 from laq.dataset import ImageSet
-from laq.embeddings import embed, imagenet_network
+from laq.embeddings import embed, foreign_network
 from laq.errors import LaqError
 from laq.files import md5, read_json
 from laq.network import WEIGHTS, collecting_features, evaluate, fit, make_network
 from laq.network.training import augment, has_bfloat16, training_device
 from laq.network.weights import load_foreign_weights, load_tensors, save_tensors
 from laq.pictures import Preprocessing
+from laq.sections.embeddings import Embeddings
 from laq.sections.network import Network, Training
 from tests.conftest import ROOT
 
@@ -274,7 +275,7 @@ def test_the_committed_weights_are_those_of_the_published_results(
 
 
 def test_weights_for_another_number_of_classes_are_refused(committed: Network) -> None:
-    with pytest.raises(LaqError, match=r"fc.weight \(100, 64\) instead of \(10, 64\)"):
+    with pytest.raises(LaqError, match="100 outputs for 10 classes"):
         make_network(committed, images())
 
 
@@ -303,7 +304,7 @@ def test_features_are_formed_in_float64_from_the_pixels_on() -> None:
 
 def hub(model: str) -> Network:
     architecture = f"torchhub:someone/somewhere:{model}"
-    return Network(source="hub", architecture=architecture, mean=(0.5,) * 3, std=(0.25,) * 3)
+    return Network(source="pretrained", architecture=architecture, mean=(0.5,) * 3, std=(0.25,) * 3)
 
 
 def test_torch_hub_networks_come_from_a_repository(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -316,21 +317,21 @@ def test_torch_hub_networks_come_from_a_repository(project: Path, monkeypatch: p
     load = torch.hub.load
     monkeypatch.setattr(torch.hub, "load", lambda repo, *a, **k: load(str(project), *a, source="local", **k))
     network, origin = make_network(hub("tiny"), images())
-    assert origin["source"] == "hub"
+    assert origin["source"] == "pretrained"
     assert network(images(3).images).shape == (3, 10)
-    with pytest.raises(LaqError, match="has 10 outputs, the dataset 7 classes"):
+    with pytest.raises(LaqError, match="10 outputs for 7 classes"):
         make_network(hub("tiny"), images(70, classes=7))
     with pytest.raises(LaqError, match=r"torchhub:someone/somewhere:huge cannot be loaded: .*huge"):
         make_network(hub("huge"), images())
 
 
 def test_unknown_architectures_are_told_with_the_known_ones() -> None:
-    with pytest.raises(LaqError, match="'resnet21' is unknown; known: alexnet, densenet121"):
+    with pytest.raises(LaqError, match="found 'resnet21'; must be resnet8, .*; did you mean resnet32"):
         build(NetworkDesign("resnet21", 10, 32, (0.5,) * 3, (0.5,) * 3))
-    with pytest.raises(LaqError, match="timm:nonsense cannot be made: Unknown model"):
+    with pytest.raises(LaqError, match="found 'timm:nonsense'; must be a network of timm"):
         build(NetworkDesign("timm:nonsense", 10, 32, (0.5,) * 3, (0.5,) * 3))
-    with pytest.raises(LaqError, match="'nonsense' is neither 'own' nor a torchvision classifier"):
-        imagenet_network("nonsense", Preprocessing(32))
+    with pytest.raises(LaqError, match="embeddings.network: found 'torchvision:nonsense'; must be"):
+        foreign_network(Embeddings(network="torchvision:nonsense"), Preprocessing(32))
 
 
 def test_imagenet_weights_that_cannot_be_downloaded_name_the_ways_out(
@@ -341,7 +342,7 @@ def test_imagenet_weights_that_cannot_be_downloaded_name_the_ways_out(
     with pytest.raises(
         LaqError, match=r"ImageNet weights of resnet18 cannot be downloaded .*resnet18-\w+\.pth .*own"
     ):
-        imagenet_network("resnet18", Preprocessing(32))
+        foreign_network(Embeddings(network="resnet18"), Preprocessing(32))
 
 
 def unreachable(*_: object, **__: object) -> None:

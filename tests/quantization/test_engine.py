@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
-from laq.architectures import ZOO, NetworkDesign, build
+from laq.architectures import NetworkDesign, build
 from laq.quantization import (
     METHODS,
     AlphabetSpec,
@@ -30,7 +30,7 @@ from laq.quantization.calibration.patches import Patches, Sampler
 from laq.quantization.execution.offload import INPUTS, Offload
 from laq.quantization.methods.solve import RoundedWeights, solve
 from laq.quantization.threads import worker_pool
-from tests.conftest import Branching
+from tests.conftest import ARCHITECTURES, Branching
 from tests.quantization.operations import operation_of_module
 from tests.quantization.test_methods import column_loop
 
@@ -70,7 +70,7 @@ class Tricky(nn.Module):
         return self.head(torch.cat([y, z], 1).mean((2, 3)))
 
 
-@pytest.mark.parametrize("architecture", sorted(ZOO))
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_no_layer_of_the_zoo_is_left_unquantized(architecture: str) -> None:
     network = classifier(architecture)
     result = quantize(network, pixels(2), Recipe(bits=3, method="rtn"))
@@ -82,7 +82,7 @@ def test_no_layer_of_the_zoo_is_left_unquantized(architecture: str) -> None:
         assert torch.equal(weight, layer.alphabet.decode(layer.codes)), layer.name
 
 
-@pytest.mark.parametrize("architecture", sorted(ZOO))
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_lockstep_equals_layer_by_layer_on_every_zoo_network(architecture: str) -> None:
     network = classifier(architecture)
     recipe = Recipe(bits=3, retain_rate=0.05, ignore=LARGEST.get(architecture, ()))

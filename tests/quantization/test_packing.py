@@ -16,7 +16,7 @@ from safetensors import safe_open
 from torch import Tensor, nn
 from torchvision.models import squeezenet1_1
 
-from laq.architectures import ZOO, Classifier, NetworkDesign, build
+from laq.architectures import Classifier, NetworkDesign, build
 from laq.quantization import (
     Alphabet,
     AlphabetSpec,
@@ -41,6 +41,7 @@ from laq.quantization.files.packing import (
     save,
 )
 from laq.quantization.recipe import NotQuantized
+from tests.conftest import ARCHITECTURES
 
 SMALLEST_SIDE = {"alexnet": 64, "vgg16": 32, "vgg16_bn": 32}
 KINDS = ("symmetric", "twos_complement", "midrise", "predecessor")
@@ -98,7 +99,7 @@ def assert_same(network: nn.Module, other: nn.Module) -> None:
     assert [k for k, t in states[0].items() if not torch.equal(t, states[1][k])] == []
 
 
-@pytest.mark.parametrize("architecture", [*sorted(ZOO), "squeezenet"])
+@pytest.mark.parametrize("architecture", [*ARCHITECTURES, "squeezenet"])
 def test_every_network_of_the_zoo_comes_back_bit_for_bit_from_a_small_file(
     architecture: str, tmp_path: Path
 ) -> None:

@@ -1,0 +1,139 @@
+"""Transfer learning: a new head for other classes, learned from features; then all of the network."""
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from sklearn.linear_model import LogisticRegression
+from torch import Tensor, nn
+
+from laq.architectures import Classifier, classifier_head
+from laq.dataset.images import ImageSet
+from laq.errors import LaqError
+from laq.network.evaluation import batch_size, collecting_features
+from laq.network.training import fit_best, trainer
+from laq.progress import progress
+from laq.sections.network import Transfer
+
+# Inverse strengths of the penalty on the head's weights, for features of variance 1.
+_STRENGTHS: Final = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 0.1)
+_ITERATIONS: Final = 500
+Array = NDArray[np.float32]
+
+
+def transfer(
+    network: Classifier,
+    train: ImageSet,
+    validation: ImageSet | None,
+    config: Transfer,
+    checkpoint: Path | None,
+) -> dict[str, Any]:
+    """Give the network a head for the classes, then train all of it, if that is asked for.
+
+    Without ``validation`` images a share of the training images is kept out and takes their place.
+
+    Returns:
+        What was chosen, and how well it does on the validation images.
+
+    Raises:
+        LaqError: the network does not end with a Linear layer.
+    """
+    _check_head(network, train)
+    if validation is None:
+        train, validation = split_by_share(train, config.validation, config.seed)
+    head = learn_head(network, train, validation)
+    told: dict[str, Any] = {"validation_images": len(validation), "head": asdict(head)}
+    if config.training is not None:
+        best = fit_best(network, train, validation, config.training, checkpoint)
+        told["training"] = {
+            "images": len(train),
+            "epochs": config.training.epochs,
+            "best_epoch": best.epoch,
+            "validation_top1": best.top1,
+            "trained_on": trainer(config.training),
+        }
+    return told
+
+
+def _check_head(network: Classifier, data: ImageSet) -> None:
+    """See that the last Linear layer's outputs are the network's."""
+    images = data.take(torch.arange(min(2, len(data)))).images
+    with torch.inference_mode():
+        try:
+            with collecting_features(network) as features:
+                outputs = network(images)
+            ends = torch.equal(classifier_head(network)(features[-1]), outputs)
+        except (LaqError, IndexError):
+            ends = False
+    if not ends:
+        raise LaqError(
+            f"network.transfer: {network.design.architecture} does not end with a Linear layer, which a new "
+            "head would take the place of; leave transfer out, or take another network"
+        )
+
+
+@dataclass(frozen=True)
+class Head:
+    """A head that has been learned, and how well it does on validation images, in percent."""
+
+    strength: float
+    validation_top1: float
+
+
+def split_by_share(data: ImageSet, share: float, seed: int) -> tuple[ImageSet, ImageSet]:
+    """Draw a share of each class's images, at least one and not all; returns the others and those drawn."""
+    generator, drawn = torch.Generator().manual_seed(seed), []
+    for number in range(len(data.class_names)):
+        own = (data.labels == number).nonzero()[:, 0]
+        count = min(max(1, round(share * len(own))), len(own) - 1)
+        drawn.append(own[torch.randperm(len(own), generator=generator)[: max(count, 0)]])
+    rows = torch.cat(drawn).sort().values
+    left = torch.ones(len(data), dtype=torch.bool)
+    left[rows] = False
+    return data.take(left.nonzero()[:, 0]), data.take(rows)
+
+
+def learn_head(network: Classifier, train: ImageSet, validation: ImageSet) -> Head:
+    """Give the network's head, which has an output per class, weights learned on ``train``'s features.
+
+    It is a logistic regression with a penalty on the weights, whose strength is chosen by the accuracy on the
+    ``validation`` images.
+    """
+    head = classifier_head(network)
+    features, validated = (_features(network, data) for data in (train, validation))
+    mean, spread = features.mean(0), features.std(0) + 1e-6
+    found: list[tuple[float, float, LogisticRegression]] = []
+    for strength in progress(_STRENGTHS, "head"):
+        model = LogisticRegression(C=strength, max_iter=_ITERATIONS)
+        model.fit((features - mean) / spread, train.labels.numpy())
+        score = model.score((validated - mean) / spread, validation.labels.numpy())
+        found.append((100 * float(score), strength, model))
+    top1, strength, model = max(found, key=lambda each: (each[0], -each[1]))
+    _write(head, model, mean, spread)
+    return Head(strength, top1)
+
+
+def _features(network: nn.Module, data: ImageSet) -> Array:
+    """The penultimate features (n, f) of every image."""
+    size = batch_size(network, data)
+    parts: list[Tensor] = []
+    batches = progress(data.batches(size), "features", unit="batch", total=-(-len(data) // size))
+    for images in batches:
+        with torch.inference_mode(), collecting_features(network) as features:
+            network(images)
+        parts += features
+    return torch.cat(parts).numpy()
+
+
+def _write(head: nn.Linear, model: LogisticRegression, mean: Array, spread: Array) -> None:
+    """Put a regression on normalised features into a head; a class without images has the least output."""
+    weight = np.zeros((head.out_features, head.in_features), np.float32)
+    bias = np.full(head.out_features, -1e3, np.float32)
+    weight[model.classes_] = model.coef_ / spread
+    bias[model.classes_] = model.intercept_ - weight[model.classes_] @ mean
+    with torch.no_grad():
+        head.weight.copy_(torch.from_numpy(weight))
+        head.bias.copy_(torch.from_numpy(bias))
