@@ -10,12 +10,13 @@ from scipy.stats import binomtest
 
 from laq.advise.export import SubsetExport
 from laq.cache import cached
+from laq.dataset.images import read_manifest
 from laq.files import read_json, write_json
 from laq.finetune import finetune
 from laq.imports import code_digest
 from laq.parallel import Workers
 from laq.params import Params
-from laq.paths import WEIGHTS
+from laq.paths import DATASET, WEIGHTS
 from laq.sections.commands import Advise
 from laq.sections.study import Grid, Study
 from laq.study.cells import Cell, plan
@@ -72,6 +73,7 @@ def _rows(folders: dict[Cell, Path], inputs: StudyInputs) -> Iterator[dict[str, 
     n = len(inputs.images("test").select(export.numbers))
     original = next(folder for cell, folder in folders.items() if cell.variant == "original")
     best, whole = (read_measurement(original)[name] for name in ("top1_sub_percent", "size_bytes"))
+    balanced = read_manifest(DATASET).is_balanced
     for cell, folder in folders.items():
         measured = read_measurement(folder)
         size, top1 = measured["size_bytes"], measured["top1_sub_percent"]
@@ -91,6 +93,7 @@ def _rows(folders: dict[Cell, Path], inputs: StudyInputs) -> Iterator[dict[str, 
             "compression": whole / size,
             "n": n,
             "top1_sub_percent": top1,
+            **({} if balanced else {"balanced_percent": measured["balanced_top1_sub_percent"]}),
             "low_percent": low,
             "high_percent": high,
             "lost_points": best - top1,

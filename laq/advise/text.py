@@ -125,6 +125,7 @@ def markdown(found: Findings, provenance: Mapping[str, str], again: float | None
         n=found.original["n"],
         outputs=found.outputs,
         candidates=markdown_table(_as_texts(found.table)),
+        balanced="balanced_percent" in found.table,
         again=again,
         loading=LOADING,
         provenance=markdown_table(origins) if provenance else "",
@@ -153,6 +154,7 @@ def _as_texts(table: pd.DataFrame) -> pd.DataFrame:
                 "smaller": f"{times(row)}×",
                 "top-1 %": f"{row['top1_sub_percent']:.1f}",
                 "95 %": interval_of(row),
+                **({"balanced %": f"{row['balanced_percent']:.1f}"} if "balanced_percent" in row else {}),
                 "points lost": "" if row["variant"] == "original" else f"{row['lost_points']:z.1f}",
             }
         )

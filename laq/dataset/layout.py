@@ -56,6 +56,11 @@ class Manifest:
     source: dict[str, Any]
     md5: dict[str, str]
 
+    @property
+    def is_balanced(self) -> bool:
+        """Whether there are as many test images of each class, so that balanced top-1 is top-1 itself."""
+        return len(set(self.images["test"])) == 1
+
 
 @dataclass(frozen=True)
 class Classes:

@@ -63,12 +63,14 @@ def run(params: Network) -> None:
     scores = evaluate(network, test, range(len(test.class_names)))
     with replacing_folder(FOLDER) as folder:
         save_tensors(folder / WEIGHTS, network.state_dict())
+        measured = {
+            "test_top1_percent": scores.top1_all,
+            "test_balanced_top1_percent": scores.balanced_top1_all,
+            "test_top5_percent": scores.top5_all,
+        }
         design = network.design.beside(folder, project_root())
         record = {"design": design.to_json(), "origin": origin}
-        write_json(
-            folder / DESIGN,
-            {**record, "test_top1_percent": scores.top1_all, "test_top5_percent": scores.top5_all},
-        )
+        write_json(folder / DESIGN, {**record, **measured})
     _checkpoint(params).unlink(missing_ok=True)
 
 

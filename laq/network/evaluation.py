@@ -17,12 +17,17 @@ _PIXELS: Final = 2**20  # of all images that are run at once
 
 @dataclass(frozen=True)
 class Scores:
-    """Accuracies in percent; ``sub`` ones choose among the logits of the subset's classes only."""
+    """Accuracies in percent; ``sub`` ones choose among the logits of the subset's classes only.
+
+    ``balanced`` ones are the mean of the classes' accuracies: of images of each class equally many.
+    """
 
     top1_all: float
     top5_all: float
     top1_sub: float
     top5_sub: float
+    balanced_top1_all: float
+    balanced_top1_sub: float
 
 
 def evaluate(network: nn.Module, data: ImageSet, classes: Sequence[int]) -> Scores:
@@ -42,6 +47,8 @@ def score(logits: Tensor, labels: Tensor, classes: Sequence[int]) -> Scores:
         top5_all=top_k(logits, labels, 5),
         top1_sub=top_k(logits[:, columns], among, 1),
         top5_sub=top_k(logits[:, columns], among, 5),
+        balanced_top1_all=balanced_top_1(logits, labels),
+        balanced_top1_sub=balanced_top_1(logits[:, columns], among),
     )
 
 
@@ -49,6 +56,14 @@ def top_k(logits: Tensor, labels: Tensor, k: int) -> float:
     """Percentage of rows of ``logits`` (n, c) whose label is among their ``k`` largest."""
     best = logits.topk(min(k, logits.shape[1])).indices
     return 100 * int((best == labels[:, None]).any(1).sum()) / len(labels)
+
+
+def balanced_top_1(logits: Tensor, labels: Tensor) -> float:
+    """The mean over the classes in ``labels`` of each one's top-1 in percent."""
+    right = (logits.topk(1).indices[:, 0] == labels).double()
+    images = labels.bincount()
+    shares = labels.bincount(right)[images > 0] / images[images > 0]
+    return 100 * float(shares.mean())
 
 
 def predict(network: nn.Module, data: ImageSet) -> Tensor:

@@ -69,15 +69,22 @@ def _lines(subset: Subset, rows: Sequence[Row]) -> Iterator[str]:
     width = max(len(str(row["bits"])) for row in rows)
     yield f"{subset.name}: {', '.join(subset.class_names)}"
     for row in rows:
+        sub, every = (_percent(row, side) for side in ("sub", "all"))
         yield (
             f"  {row['variant']:<20} {row['method']:<7} {row['bits']!s:>{width}} bits   top-1 "
-            f"{row['top1_sub_percent']:6.2f} % of the subset, {row['top1_all_percent']:6.2f} % of all "
-            f"classes   {row['size_bytes'] / 1024:7.1f} KiB"
+            f"{sub} of the subset, {every} of all classes   {row['size_bytes'] / 1024:7.1f} KiB"
         )
     for kept in dict.fromkeys(
         row["not_quantized"] for row in rows if isinstance(row.get("not_quantized"), str)
     ):
         yield f"  not quantized: {kept}"
+
+
+def _percent(row: Row, side: str) -> str:
+    """Top-1 among the subset's classes or all, with the balanced one where that is another."""
+    balanced = row.get(f"balanced_top1_{side}_percent")
+    beside = "" if balanced is None else f" (balanced {balanced:6.2f} %)"
+    return f"{row[f'top1_{side}_percent']:6.2f} %{beside}"
 
 
 def _requested_subsets(name: str) -> list[Subset]:

@@ -9,7 +9,7 @@ from laq.quantization.methods.registry import BASELINE, label_of
 from laq.report.analysis import Analysis
 from laq.report.correlations import DEPENDENCE
 from laq.report.rendering import markdown_table, number, numbers, spread, templates
-from laq.report.tables import BASE_OF, SEED_SPREAD, main_rows
+from laq.report.tables import BALANCED, BASE_OF, SEED_SPREAD, main_rows
 from laq.sections.report import Report
 from laq.study.tables import NO_IMAGES
 
@@ -75,10 +75,15 @@ def accuracies(summary: pd.DataFrame) -> str:
             ),
         }
     )
+    balanced = f"{BALANCED[0]}_mean" in summary
+    if balanced:
+        for place, side in ((7, "subset"), (9, "all")):
+            column = _mean_and_deviation(summary, f"balanced_top1_{side.replace('subset', 'sub')}_percent")
+            table.insert(place, f"{side}, balanced", column)
     if repeated:
         table["± seeds"] = summary[SEED_SPREAD].map(lambda spread: number(spread, ".2f"))
     text = templates(_TEMPLATES).get_template("accuracies.md")
-    return text.render(repeated=repeated, table=markdown_table(table))
+    return text.render(repeated=repeated, balanced=balanced, table=markdown_table(table))
 
 
 def _correlations(correlations: pd.DataFrame) -> pd.DataFrame:

@@ -12,6 +12,8 @@ from laq.study.tables import NO_IMAGES
 Floats = NDArray[np.float64]
 BASE_OF: Final = {"quantized": "original", "finetuned_quantized": "finetuned"}
 SCORES: Final = ("top1_all_percent", "top1_sub_percent", "top5_all_percent", "top5_sub_percent")
+# Only in tables of datasets that have more test images of one class than of another.
+BALANCED: Final = ("balanced_top1_all_percent", "balanced_top1_sub_percent")
 DROPS: Final = {"top1_all_percent": "drop_all_points", "top1_sub_percent": "drop_sub_points"}
 GROUP: Final = [
     "variant",
@@ -21,7 +23,7 @@ GROUP: Final = [
 ]  # cells of one group differ in subset and seed only
 SEED_SPREAD: Final = "top1_sub_seed_sd"
 _MEASURED: Final = [
-    *SCORES, *DROPS.values(), "sparsity_percent", "relative_error_mean", "relative_error_logits",
+    *SCORES, *BALANCED, *DROPS.values(), "sparsity_percent", "relative_error_mean", "relative_error_logits",
 ]  # fmt: skip
 
 
@@ -58,7 +60,7 @@ def summarise(table: pd.DataFrame, by: tuple[str, ...] = ()) -> pd.DataFrame:
     deviation over seeds. ``by`` names further columns to group by, such as ``subset_size_classes``.
     """
     grouped = over_seeds(table).groupby([*by, *GROUP], sort=False)
-    numbers = grouped[_MEASURED].agg(["mean", "std"])
+    numbers = grouped[[name for name in _MEASURED if name in table]].agg(["mean", "std"])
     numbers.columns = [f"{column[0]}_{column[1]}" for column in numbers.columns]
     sizes = grouped.agg(
         levels=("levels", _common),

@@ -75,10 +75,15 @@ def run(params: Study, workers: Workers = Workers()) -> None:  # noqa: B008 (fro
 
 
 def measurement_row(cell: Cell, source: Path) -> dict[str, Any]:
-    """The cell's row of the table: its setting, then its measurements."""
-    s = cell.subset
+    """The cell's row of the table: its setting, then its measurements.
+
+    Balanced accuracies are among these where the dataset has more test images of one class than of another.
+    """
+    s, dataset, measured = cell.subset, read_manifest(DATASET), read_measurement(source)
+    if dataset.is_balanced:
+        measured = {name: value for name, value in measured.items() if not name.startswith("balanced")}
     return {
-        "dataset": read_manifest(DATASET).name,
+        "dataset": dataset.name,
         "network": read_design().architecture,
         "cell": cell.name,
         "subset": s.name,
@@ -93,7 +98,7 @@ def measurement_row(cell: Cell, source: Path) -> dict[str, Any]:
         "mean_divergence_nats": s.mean_divergence,
         "min_divergence_nats": s.min_divergence,
         "max_divergence_nats": s.max_divergence,
-        **read_measurement(source),
+        **measured,
     }
 
 

@@ -59,6 +59,11 @@ def _cells(row: Row) -> dict[str, str]:
         "method": label_of(row["method"]),
         "bits": str(row["bits"]),
         "top-1 of the subset (%)": f"{row['top1_sub_percent']:.2f}",
+        **(
+            {"balanced (%)": f"{row[balanced]:.2f}"}
+            if (balanced := "balanced_top1_sub_percent") in row
+            else {}
+        ),
         "points lost": "" if row["method"] == "float" else f"{row['drop_sub_points']:z.2f}",
         "KiB": f"{row['size_bytes'] / 1024:.1f}",
         "times smaller": f"{row['compression']:.1f}",

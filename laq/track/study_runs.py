@@ -23,6 +23,8 @@ _MEASURED: Final = (
     "top1_sub_percent",
     "top5_all_percent",
     "top5_sub_percent",
+    "balanced_top1_all_percent",
+    "balanced_top1_sub_percent",
     "drop_all_points",
     "drop_sub_points",
     "mean_bits",

@@ -9,7 +9,8 @@ import pandas as pd
 from laq.sections.commands import Tolerance
 
 COMPARED: Final = (
-    "top1_all_percent", "top5_all_percent", "top1_sub_percent", "top5_sub_percent", "mean_bits", "levels",
+    "top1_all_percent", "top5_all_percent", "top1_sub_percent", "top5_sub_percent",
+    "balanced_top1_all_percent", "balanced_top1_sub_percent", "mean_bits", "levels",
     "sparsity_percent", "size_bytes", "compression", "relative_error_mean", "relative_error_logits",
 )  # fmt: skip
 DIGITS: Final = 6  # of the published tables after the point
@@ -66,7 +67,7 @@ class Row:
 
 
 def _differences(published: Mapping[str, Any], measured: Mapping[str, Any]) -> Iterator[Difference]:
-    for column in COMPARED:
+    for column in (name for name in COMPARED if name in published):
         old, new = (_number(values.get(column)) for values in (published, measured))
         if old != new:
             yield Difference(column, *(float("nan") if value is None else value for value in (old, new)))

@@ -17,7 +17,7 @@ from laq.dataset import ImageSet
 from laq.embeddings import embed, foreign_network
 from laq.errors import LaqError
 from laq.files import md5, read_json
-from laq.network import WEIGHTS, collecting_features, evaluate, fit, make_network
+from laq.network import WEIGHTS, collecting_features, evaluate, fit, make_network, score
 from laq.network.training import augment, has_bfloat16, training_device
 from laq.network.weights import load_foreign_weights, load_tensors, save_tensors
 from laq.pictures import Preprocessing
@@ -91,6 +91,16 @@ def test_scores_are_counted_by_hand() -> None:
     among = {i: [c for c in ranked[i] if c in {2, 4, 7}] for i in rows}
     assert scores.top1_sub == pytest.approx(100 * np.mean([among[i][0] == i % 10 for i in rows]))
     assert scores.top5_sub == 100
+    assert scores.balanced_top1_sub == pytest.approx(scores.top1_sub)
+
+
+def test_balanced_accuracy_is_the_mean_over_classes() -> None:
+    logits, labels = torch.eye(10)[[2, 2, 2, 4, 7, 7]], torch.tensor([2, 2, 4, 4, 7, 2])
+    scores = score(logits, labels, [2, 4, 7])
+    assert scores.top1_all == pytest.approx(100 * 4 / 6)
+    assert (
+        scores.balanced_top1_all == scores.balanced_top1_sub == pytest.approx(100 * (2 / 3 + 1 / 2 + 1) / 3)
+    )
 
 
 def test_augmentation_shifts_and_mirrors_and_nothing_else() -> None:

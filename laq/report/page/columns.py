@@ -12,6 +12,8 @@ HEADS: Final = {
     "top1_all_percent": "top-1, among all (%)",
     "top5_sub_percent": "top-5, restricted (%)",
     "top5_all_percent": "top-5, among all (%)",
+    "balanced_top1_sub_percent": "balanced top-1, restricted (%)",
+    "balanced_top1_all_percent": "balanced top-1, among all (%)",
     "drop_sub_points": "drop, restricted (points)",
     "drop_all_points": "drop, among all (points)",
     "sparsity_percent": "sparsity (%)",

@@ -22,7 +22,7 @@ from laq.divergence.figures import clustered
 from laq.errors import LaqError
 from laq.quantization.methods.registry import label_of
 from laq.report.figures import in_order
-from laq.report.tables import BASE_OF, DROPS
+from laq.report.tables import BALANCED, BASE_OF, DROPS
 from laq.study.tables import IMAGES_OF, NO_IMAGES
 from laq.subsets.subset import Subset
 
@@ -93,7 +93,7 @@ def _measured(table: pd.DataFrame, names: list[str]) -> dict[str, Any]:
         key=lambda setting: [values[f].index(value) for f, value in zip(fields, setting, strict=True)],
     )
     scores = {}
-    for score in (*DROPS, *DROPS.values()):
+    for score in (*DROPS, *(name for name in BALANCED if name in rows), *DROPS.values()):
         means = rows.pivot_table(values=score, index=fields, columns="subset")
         grid = means.reindex(index=pd.MultiIndex.from_tuples(settings), columns=names).to_numpy()
         scores[score] = [[None if np.isnan(v) else round(float(v), 2) for v in line] for line in grid]

@@ -5,12 +5,16 @@ const DATA = JSON.parse(byId("data").textContent);
 const SUBSETS = DATA.subsets;
 const [FORM, PLOT, MAP] = ["controls", "plot", "map"].map(byId);
 const SETTING = { bits: 8, method: 4, variant: 2, calibration: 1 }; // and what each weighs when not all can be had
-const SCORES = {
-  drop_sub_points: "drop of restricted top-1 (points)",
-  top1_sub_percent: "restricted top-1 (%)",
-  top1_all_percent: "top-1 among all classes (%)",
-  drop_all_points: "drop of top-1 among all (points)",
-};
+const SCORES = Object.fromEntries(
+  Object.entries({
+    drop_sub_points: "drop of restricted top-1 (points)",
+    top1_sub_percent: "restricted top-1 (%)",
+    balanced_top1_sub_percent: "balanced restricted top-1 (%)",
+    top1_all_percent: "top-1 among all classes (%)",
+    balanced_top1_all_percent: "balanced top-1 among all classes (%)",
+    drop_all_points: "drop of top-1 among all (points)",
+  }).filter(([name]) => name in DATA.scores),
+);
 const KINDS = [...new Set(["similar", "dissimilar", "random", "even", "band", "given", "log", ...SUBSETS.kind])];
 const MARKS = [
   "M-5,0a5,5 0 1,0 10,0a5,5 0 1,0 -10,0",
