@@ -8,8 +8,8 @@ import json
 import os
 import shutil
 import uuid
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Generator, Iterable, Iterator, Mapping
+from contextlib import ExitStack, closing, contextmanager, suppress
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, Final
 
@@ -150,7 +150,9 @@ def write_array(path: Path, length: int, pieces: Iterable["NDArray[Any]"]) -> No
     """
     import numpy as np  # noqa: PLC0415 (so that the command line starts without it)
 
-    with path.open("wb") as file:
+    with path.open("wb") as file, ExitStack() as stack:
+        if isinstance(pieces, Generator):  # so that its progress bar ends before an error is told
+            stack.enter_context(closing(pieces))
         for number, piece in enumerate(pieces):
             if number == 0:
                 kind = np.lib.format.dtype_to_descr(piece.dtype)

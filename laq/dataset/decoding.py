@@ -54,8 +54,8 @@ def decode_all(work: Iterable[Any], total: int, target: Path) -> Iterator[Decode
     """
     # Pillow works without Python's lock, so that threads use all cores.
     results = joblib.Parallel(return_as="generator", prefer="threads")(work)
-    with target.open("wb") as file:
-        for decoded in progress(results, "decode", total=total, unit="picture"):
+    with target.open("wb") as file, progress(results, "decode", total=total, unit="picture") as bar:
+        for decoded in bar:
             if decoded.image is not None:
                 file.write(decoded.image.tobytes())
             yield replace(decoded, image=None)

@@ -95,7 +95,8 @@ def _write(folder: Path, files: Files, asked: FolderOptions) -> Description:
         "skipped": broken,
         "copies_left_out": len(items) - sum(map(len, splits.values())),
     }
-    return Description(names, preprocessing, source=source)
+    name = PurePosixPath(asked.path).name.partition(".")[0]
+    return Description(names, preprocessing, source=source, name=name)
 
 
 def arrange(files: Files) -> list[Picture]:

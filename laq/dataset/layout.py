@@ -30,12 +30,14 @@ class Description:
         preprocessing: what made the images, and makes any other picture one of their kind.
         superclasses: the name of each class's superclass, where classes have such.
         source: where the images come from, with hashes.
+        name: what tables call the dataset, if not by its source's name in the registry.
     """
 
     class_names: Sequence[str]
     preprocessing: Preprocessing
     superclasses: Sequence[str] = ()
     source: Mapping[str, Any] = field(default_factory=dict)
+    name: str = ""
 
 
 @dataclass(frozen=True)
@@ -43,7 +45,7 @@ class Manifest:
     """What is known of a dataset without a look at its images.
 
     Attributes:
-        name: the source's, in the registry.
+        name: what tables call the dataset.
         preprocessing: what made the images.
         images: for each split, how many images each class has.
         source: where they come from, with hashes.
@@ -97,7 +99,7 @@ def write_manifest(folder: Path, name: str, told: Description) -> Manifest:
         if (folder / labels_file(split)).exists()
     }
     manifest = Manifest(
-        name,
+        told.name or name,
         told.preprocessing,
         {split: np.bincount(y, minlength=len(told.class_names)).tolist() for split, y in labels.items()},
         dict(told.source),

@@ -71,7 +71,7 @@ def write_torchvision(folder: Path, **options: Any) -> Description:
             folder, splits, read_pixels(target, len(items), preprocessing.size), list(names.values())
         )
     source = {"class": options["class"], "sha256": digest([one.md5 for one in done])}
-    return Description(list(names.values()), preprocessing, source=source)
+    return Description(list(names.values()), preprocessing, source=source, name=options["class"])
 
 
 def _parts(options: Mapping[str, Any]) -> Iterator[tuple[Split | None, VisionDataset]]:

@@ -167,7 +167,7 @@ def too_large(limit: int) -> Callable[[], None]:
 def limited(code: str, limit: int) -> "subprocess.CompletedProcess[str]":
     """A command line whose commands `dataset` is ``code``, with no room for files of more bytes."""
     command = (
-        f"from laq import dataset; from laq.cli import main\ndef run(_):\n{code}\n"
+        f"from laq import dataset; from laq.cli import main\ndef run(*_):\n{code}\n"
         ' Path("data/dataset").mkdir(parents=True)\ndataset.run = run\nmain()'
     )
     # Python itself would keep half of what it has compiled.
@@ -252,7 +252,7 @@ def read_only(folder: Path) -> Iterator[None]:
 
 
 def test_a_read_only_folder_is_told_in_a_line(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def write(_: object) -> None:
+    def write(*_: object) -> None:
         with replacing_folder(Path("study")) as folder:
             filled(folder)
 

@@ -111,6 +111,7 @@ def test_pictures_may_lie_in_a_folder_or_an_archive(
     assert train.class_names == CLASSES
     assert train.labels.tolist() == [0, 0, 0, 1, 1, 1]
     assert train.preprocessing == Preprocessing(16)
+    assert read_manifest(dataset.FOLDER).name == "photos"
     expected = Preprocessing(16)(read_picture(split_files()["test/shoe/0.png"], ""))
     assert np.array_equal(test.images[1].permute(1, 2, 0).numpy(), np.asarray(expected))
 

@@ -363,7 +363,7 @@ def test_the_stage_writes_weights_design_and_scores(project: Path) -> None:
     from laq import dataset
     from laq.dataset.registry import Dataset
 
-    dataset.run(Dataset(name="glyphs", train_per_class=1, test_per_class=1, seed=0))
+    dataset.run(Dataset(name="glyphs", train_per_class=2, test_per_class=1, seed=0))
     stage.run(
         Network(
             source="train",
@@ -378,7 +378,7 @@ def test_the_stage_writes_weights_design_and_scores(project: Path) -> None:
     test = dataset.read_images(dataset.FOLDER, "test")
     assert record["test_top1_percent"] == evaluate(network, test, range(100)).top1_all
     trainer = f"CPU, torch {torch.__version__}"
-    assert record["origin"] == {"source": "train", "images": 100, "epochs": 1, "trained_on": trainer}
+    assert record["origin"] == {"source": "train", "images": 200, "epochs": 1, "trained_on": trainer}
 
 
 def test_files_that_are_damaged_or_something_else_are_told_in_a_line(project: Path) -> None:

@@ -495,7 +495,7 @@ def test_weights_that_do_not_fit_on_the_disk_are_told_in_a_line(
     large = {"weight": torch.zeros(2**20)}
     with small_disk(project / "disk", "1m"):
         target = project / "disk" / "network.safetensors"
-        monkeypatch.setattr("laq.dataset.run", lambda _: network_room.save_tensors(target, large))
+        monkeypatch.setattr("laq.dataset.run", lambda *_: network_room.save_tensors(target, large))
         result = CliRunner().invoke(main, ["dataset"])
         left = list((project / "disk").iterdir())
     assert result.exit_code == 2
