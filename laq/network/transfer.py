@@ -21,6 +21,8 @@ from laq.sections.network import Transfer
 # Inverse strengths of the penalty on the head's weights, for features of variance 1.
 _STRENGTHS: Final = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 0.1)
 _ITERATIONS: Final = 500
+_SMALL: Final = 1e-6  # beside the spread of a feature, which is 0 where the feature is constant
+_NEVER: Final = -1e3  # the output of a class without images
 Array = NDArray[np.float32]
 
 
@@ -42,9 +44,11 @@ def transfer(
         LaqError: the network does not end with a Linear layer.
     """
     _check_head(network, train)
+    drawn = validation is None
     if validation is None:
         train, validation = split_by_share(train, config.validation, config.seed)
-    head = learn_head(network, train, validation)
+    # What is trained next is judged by images that nothing was learned from.
+    head = learn_head(network, train, validation, of_both=drawn and config.training is None)
     told: dict[str, Any] = {"validation_images": len(validation), "head": asdict(head)}
     if config.training is not None:
         best = fit_best(network, train, validation, config.training, checkpoint)
@@ -96,22 +100,27 @@ def split_by_share(data: ImageSet, share: float, seed: int) -> tuple[ImageSet, I
     return data.take(left.nonzero()[:, 0]), data.take(rows)
 
 
-def learn_head(network: Classifier, train: ImageSet, validation: ImageSet) -> Head:
+def learn_head(network: Classifier, train: ImageSet, validation: ImageSet, *, of_both: bool = False) -> Head:
     """Give the network's head, which has an output per class, weights learned on ``train``'s features.
 
     It is a logistic regression with a penalty on the weights, whose strength is chosen by the accuracy on the
-    ``validation`` images.
+    ``validation`` images; then it is learned once more, ``of_both``, if that is wanted.
     """
     head = classifier_head(network)
     features, validated = (_features(network, data) for data in (train, validation))
-    mean, spread = features.mean(0), features.std(0) + 1e-6
+    # A head without a bias takes the features as they are.
+    mean = features.mean(0) if head.bias is not None else np.zeros(features.shape[1], np.float32)
+    spread = features.std(0) + _SMALL
     found: list[tuple[float, float, LogisticRegression]] = []
+    features, validated = (features - mean) / spread, (validated - mean) / spread
+    labels, validated_labels = train.labels.numpy(), validation.labels.numpy()
     for strength in progress(_STRENGTHS, "head"):
-        model = LogisticRegression(C=strength, max_iter=_ITERATIONS)
-        model.fit((features - mean) / spread, train.labels.numpy())
-        score = model.score((validated - mean) / spread, validation.labels.numpy())
+        model = LogisticRegression(C=strength, max_iter=_ITERATIONS, fit_intercept=head.bias is not None)
+        score = model.fit(features, labels).score(validated, validated_labels)
         found.append((100 * float(score), strength, model))
     top1, strength, model = max(found, key=lambda each: (each[0], -each[1]))
+    if of_both:
+        model.fit(np.concatenate([features, validated]), np.concatenate([labels, validated_labels]))
     _write(head, model, mean, spread)
     return Head(strength, top1)
 
@@ -130,10 +139,14 @@ def _features(network: nn.Module, data: ImageSet) -> Array:
 
 def _write(head: nn.Linear, model: LogisticRegression, mean: Array, spread: Array) -> None:
     """Put a regression on normalised features into a head; a class without images has the least output."""
+    weights, biases = model.coef_, np.broadcast_to(model.intercept_, len(model.coef_))
+    if len(model.classes_) == 2:  # for which there is one row: that of the second class against the first
+        weights, biases = (np.concatenate([-found, found]) / 2 for found in (weights, biases))
     weight = np.zeros((head.out_features, head.in_features), np.float32)
-    bias = np.full(head.out_features, -1e3, np.float32)
-    weight[model.classes_] = model.coef_ / spread
-    bias[model.classes_] = model.intercept_ - weight[model.classes_] @ mean
+    bias = np.full(head.out_features, _NEVER, np.float32)
+    weight[model.classes_] = weights / spread
+    bias[model.classes_] = biases - weight[model.classes_] @ mean
     with torch.no_grad():
         head.weight.copy_(torch.from_numpy(weight))
-        head.bias.copy_(torch.from_numpy(bias))
+        if head.bias is not None:
+            head.bias.copy_(torch.from_numpy(bias))

@@ -9,10 +9,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import yaml
+from click.testing import CliRunner
 from torch import Tensor, nn
 
 from laq.architectures import NetworkDesign, build, make_body, usual_of
 from laq.architectures.registry import SOURCES
+from laq.cli import main
 from laq.dataset import ImageSet
 from laq.embeddings import foreign_network
 from laq.errors import LaqError
@@ -25,26 +28,29 @@ from laq.pictures import Preprocessing
 from laq.quantization import Recipe, load, quantize, save
 from laq.sections.embeddings import Embeddings
 from laq.sections.network import Network, Training, Transfer
+from tests.conftest import write_params
 from tests.network.test_network import RECIPE
 
 SIDE, CLASSES = 16, 4
 GREY = {"mean": (0.5,) * 3, "std": (0.25,) * 3}
 CODE = """
 import torch
+import yaml
+from click.testing import CliRunner
 from torch import nn
 
 class Tiny(nn.Module):
-    def __init__(self, outputs):
+    def __init__(self, outputs, bias=True):
         super().__init__()
         self.conv = nn.Conv2d(3, 8, 3, padding=1)
-        self.fc = nn.Linear(8, outputs)
+        self.fc = nn.Linear(8, outputs, bias)
 
     def forward(self, x):
         return self.fc(torch.relu(self.conv(x)).mean((2, 3)))
 
-def tiny(outputs=4, pretrained=True):
+def tiny(outputs=4, pretrained=True, bias=True):
     torch.manual_seed(7 if pretrained else 8)
-    return Tiny(outputs)
+    return Tiny(outputs, bias)
 
 def convolutional():
     return nn.Sequential(nn.Conv2d(3, 6, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten())
@@ -405,6 +411,15 @@ def test_a_new_head_is_learned_from_features(code: Path) -> None:
     assert torch.equal(again(images().images), network(images().images))
 
 
+@pytest.mark.parametrize("bias", [True, False])
+def test_a_head_tells_two_classes_apart_and_never_tells_one_without_images(code: Path, *, bias: bool) -> None:
+    two = images().take((images().labels != 1).nonzero()[:, 0]).take(torch.arange(30))
+    two = two.take((two.labels != 3).nonzero()[:, 0])
+    params = from_file("tiny", arguments={"bias": bias}, transfer=Transfer())
+    network, _ = make_network(params, two)
+    assert evaluate(network, two, range(CLASSES)).top1_all == 100
+
+
 def test_a_head_with_more_outputs_than_the_network_had_is_learned(code: Path) -> None:
     network, _ = make_network(from_file("tiny", arguments={"outputs": 2}, transfer=Transfer()), images())
     assert build(network.design).body.fc.out_features == CLASSES
@@ -439,6 +454,22 @@ def test_a_share_of_every_class_is_drawn_by_the_seed() -> None:
     assert len(left) + len(drawn) == 50
     assert torch.equal(split_by_share(data, 0.2, 3)[1].labels, drawn.labels)
     assert np.bincount(split_by_share(images(8), 0.1, 0)[1].labels).tolist() == [1, 1, 1, 1]
+
+
+@pytest.mark.parametrize("function", ["raises", "infinite"])
+def test_the_command_ends_with_code_2_and_writes_nothing(code: Path, function: str) -> None:
+    params = yaml.safe_load(Path("params.yaml").read_text(encoding="utf-8"))
+    params["glyphs"]["network"] = {
+        "source": "pretrained", "architecture": f"python:net.py:{function}",
+        "mean": [0.5] * 3, "std": [0.25] * 3,
+    }  # fmt: skip
+    write_params(code, params)
+    assert CliRunner().invoke(main, ["dataset"]).exit_code == 0
+    done = CliRunner().invoke(main, ["network"])
+    assert done.exit_code == 2
+    assert [line[:5] for line in done.stderr.splitlines() if "net.py" in line] == ["laq: "]
+    assert not Path("data/network").exists()
+    assert not list(Path("data").glob(".laq-partial-*"))
 
 
 def test_embeddings_of_a_network_that_does_not_tell_need_its_mean(code: Path) -> None:
