@@ -1,10 +1,14 @@
 """From features to a few coordinates."""
 
+from typing import Final
+
 import numpy as np
 from numpy.typing import NDArray
 
 from laq.progress import bar_options
 from laq.sections.divergence import Divergence
+
+_LARGE: Final = 2**28  # bytes
 
 
 def reduce(features: NDArray[np.float64], params: Divergence) -> NDArray[np.float64]:
@@ -30,5 +34,8 @@ def pca(features: NDArray[np.float64], components: int) -> NDArray[np.float64]:
     """The first principal components (n, components)."""
     from sklearn.decomposition import PCA  # noqa: PLC0415 (takes a second, and most commands need none)
 
-    fitted = PCA(min(components, *features.shape), svd_solver="full")
+    # Of many features the eigenvectors of their covariance: decomposing all takes three times their memory.
+    large = features.nbytes > _LARGE
+    solver = "covariance_eigh" if large else "full"
+    fitted = PCA(min(components, *features.shape), svd_solver=solver, copy=not large)
     return np.asarray(fitted.fit_transform(features))

@@ -12,7 +12,7 @@ from laq import divergence
 from laq.divergence import class_divergence, read_matrix
 from laq.divergence.estimators import gaussian_divergence, knn_divergence, symmetrised
 from laq.divergence.files import read_name
-from laq.divergence.reduction import reduce
+from laq.divergence.reduction import pca, reduce
 from laq.errors import LaqError
 from laq.sections.divergence import Divergence, Given
 from tests.conftest import PREDECESSOR, needs
@@ -226,3 +226,14 @@ def test_the_predecessors_matrix_can_be_given() -> None:
     found = read_matrix(given, "predecessor", 100)
     assert found.shape == (100, 100)
     assert found.max() == pytest.approx(192.25, abs=0.01)
+
+
+def test_many_features_have_the_same_components_without_being_decomposed_or_changed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    features = np.random.default_rng(0).normal(size=(300, 8)) * np.arange(1, 9) + 5
+    before, expected = features.copy(), pca(features, 3)
+    monkeypatch.setattr("laq.divergence.reduction._LARGE", 0)
+    found = pca(features, 3)
+    np.testing.assert_allclose(np.abs(found), np.abs(expected), rtol=1e-8, atol=1e-8)
+    assert np.array_equal(features, before)
