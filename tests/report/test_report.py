@@ -19,7 +19,7 @@ from laq.report.analysis import Analysis, analyse
 from laq.report.answers import answers
 from laq.report.divergences import divergences_in
 from laq.report.figures import draw_against_bits, draw_against_divergence
-from laq.report.markdown import answers_text, findings, markdown
+from laq.report.markdown import accuracies, answers_text, findings, markdown
 from laq.report.tables import main_rows, over_seeds, summarise, with_drops
 from laq.sections.report import Report
 from tests.studies import Planted, made_up_matrix, made_up_study, made_up_subsets
@@ -69,6 +69,20 @@ def test_summary_has_mean_deviation_and_n() -> None:
     assert row["n"] == 6
     assert row["top1_sub_percent_mean"] == pytest.approx(accuracies.mean())
     assert row["top1_sub_percent_std"] == pytest.approx(accuracies.std(ddof=1), abs=1e-4)
+
+
+def test_balanced_accuracies_stand_beside_the_others_where_the_table_has_them() -> None:
+    table = with_drops(study())
+    assert "balanced" not in accuracies(summarise(table))
+    unbalanced = table.assign(balanced_top1_sub_percent=71.5, balanced_top1_all_percent=60.5)
+    text = accuracies(summarise(unbalanced))
+    heads = [
+        head.strip()
+        for head in next(line for line in text.splitlines() if line.startswith("| network")).split("|")
+    ]
+    assert heads[7:11] == ["subset", "subset, balanced", "all", "all, balanced"]
+    assert "| 71.5 ± 0.0 " in text
+    assert "means over classes, each counting the same" in text
 
 
 def analysed(table: pd.DataFrame) -> Analysis:

@@ -4,6 +4,7 @@ import shutil
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pandas as pd
@@ -12,14 +13,17 @@ from torch import Tensor, nn
 
 from laq import dataset, finetune, network
 from laq import study as room
+from laq.dataset.layout import Manifest
 from laq.errors import LaqError
 from laq.files import write_json
 from laq.parallel import Workers
 from laq.params import Params, load_params
 from laq.paths import SUBSETS
+from laq.pictures import Preprocessing
 from laq.quantization import QuantizedNetwork, Recipe, choose_bits_each, quantize_each
 from laq.sections.study import Further, Study
 from laq.study import plan, read_measurements
+from laq.study.cells import Cell
 from laq.study.measure import cost, groups_of
 from laq.subsets.subset import Subset, read_subsets
 from tests.conftest import ROOT, tiny_params, write_params
@@ -244,3 +248,16 @@ def test_what_is_not_quantized_is_in_the_table_and_nothing_where_all_is(project:
     assert table["quantized"].startswith("body.fc (")
     assert table["quantized"].endswith(" weights): ignore names it")
     assert table[["original", "finetuned"]].isna().all()
+
+
+@pytest.mark.parametrize(("images", "shown"), [([2, 2, 2], False), ([2, 3, 2], True)])
+def test_balanced_accuracies_are_told_where_classes_have_different_numbers_of_test_images(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, images: list[int], shown: object
+) -> None:
+    manifest = Manifest("made up", Preprocessing(8), {"test": images}, {}, {})
+    monkeypatch.setattr(room, "read_manifest", lambda _: manifest)
+    monkeypatch.setattr(room, "read_design", lambda: SimpleNamespace(architecture="none"))
+    write_json(tmp_path / "measurement.json", {"top1_sub_percent": 80.0, "balanced_top1_sub_percent": 75.0})
+    row = room.measurement_row(Cell(SUBSET, "original"), tmp_path)
+    assert row["top1_sub_percent"] == 80
+    assert ("balanced_top1_sub_percent" in row) is shown

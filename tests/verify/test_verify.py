@@ -144,6 +144,13 @@ def test_a_missing_file_is_told(own: Path, published: Path, name: str) -> None:
     assert laq(own, "verify", str(published), code=2) == told
 
 
+def test_balanced_accuracies_are_compared_where_they_were_published() -> None:
+    measured = {"top1_sub_percent": 80.0, "balanced_top1_sub_percent": 75.0}
+    assert Row({"top1_sub_percent": 80.0}, measured).outcome == "equal"
+    assert Row(measured, measured).outcome == "equal"
+    assert Row(measured | {"balanced_top1_sub_percent": 74.0}, measured).outcome == "differs"
+
+
 def tampered_network(folder: Path) -> None:
     content = bytearray((folder / "network.safetensors").read_bytes())
     content[-1] ^= 1
