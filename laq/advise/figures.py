@@ -37,7 +37,7 @@ def draw(path: Path, found: Findings) -> None:
     _choice(axes, found)
     axes.grid(alpha=0.25)
     figure.legend(handles=_keys(found), loc="outside lower center", ncols=3, frameon=False, fontsize=9)
-    figure.suptitle(wrapped(f"{found.network} for {found.title}", 105), fontsize=11)
+    figure.suptitle(wrapped(f"{found.network} for {found.title}", 105), fontsize=11, parse_math=False)
     figure.savefig(path, dpi=DPI)
 
 

@@ -13,6 +13,7 @@ from scipy.spatial.distance import squareform
 
 Floats = NDArray[np.float64]
 _DPI = 110
+_LONGEST = 40  # characters
 
 
 def clustered(matrix: Floats) -> Floats:
@@ -37,10 +38,10 @@ def draw_heat_map(path: Path, matrix: Floats, names: Sequence[str]) -> None:
     image = right.imshow(
         shown, cmap="magma", norm=LogNorm(max(np.quantile(apart, 0.001), 1e-3), apart.max()), aspect="auto"
     )
-    labels = [names[i] for i in order]
+    labels = [_shortened(names[i]) for i in order]
     size = min(10.0, 700 / len(labels))
-    right.set_xticks(range(len(labels)), labels, rotation=90, fontsize=size)
-    right.set_yticks(range(len(labels)), labels, fontsize=size)
+    right.set_xticks(range(len(labels)), labels, rotation=90, fontsize=size, parse_math=False)
+    right.set_yticks(range(len(labels)), labels, fontsize=size, parse_math=False)
     right.yaxis.tick_right()
     figure.colorbar(image, ax=right, location="top", shrink=0.5, label="symmetrised KL divergence (nats)")
     figure.savefig(path, dpi=_DPI)
@@ -64,8 +65,13 @@ def draw_classes(path: Path, points: Floats, labels: NDArray[np.int64], names: S
         axes.scatter(*every.T, s=2, c="0.8", linewidths=0, rasterized=True)
         axes.scatter(*own.T, s=5, c="tab:blue", linewidths=0, rasterized=True)
         axes.add_patch(_ellipse(own))
-        axes.set_title(name, fontsize=8, pad=1)
+        axes.set_title(_shortened(name), fontsize=8, pad=1, parse_math=False)
     figure.savefig(path, dpi=_DPI)
+
+
+def _shortened(name: str) -> str:
+    """A class's name, of which a folder's may have hundreds of characters."""
+    return name if len(name) <= _LONGEST else f"{name[: _LONGEST - 1]}…"
 
 
 def _range(values: Floats) -> tuple[float, float]:

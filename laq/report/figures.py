@@ -49,7 +49,7 @@ def draw_against_divergence(path: Path, table: pd.DataFrame, title: str) -> None
     for axes in panels[-1]:
         axes.set_xlabel("median divergence (nats)")
     figure.legend(handles=_keys(table), loc="outside lower center", ncols=4, frameon=False, fontsize=9)
-    figure.suptitle(title, fontsize=11)
+    figure.suptitle(title, fontsize=11, parse_math=False)
     figure.savefig(path, dpi=min(DPI, _WIDEST / figure.get_figwidth()))
 
 
@@ -118,7 +118,7 @@ def draw_against_bits(path: Path, table: pd.DataFrame, title: str) -> None:
     figure.legend(
         handles=keys, loc="outside lower center", ncols=3, frameon=False, fontsize=9, handlelength=4
     )
-    figure.suptitle(title, fontsize=11)
+    figure.suptitle(title, fontsize=11, parse_math=False)
     figure.savefig(path, dpi=DPI)
 
 
