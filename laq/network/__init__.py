@@ -18,7 +18,7 @@ from laq.network.checkpoints import load_matching, renamed
 from laq.network.evaluation import Scores, collecting_features, evaluate, predict, score
 from laq.network.outputs import check_order, find_rows
 from laq.network.training import fit, trainer
-from laq.network.transfer import transfer
+from laq.network.transfer import adapt_to_classes
 from laq.network.weights import (
     check_sha256,
     load_network,
@@ -89,7 +89,7 @@ def make_network(
     if params.transfer is not None:
         network = _with_outputs(network, own, [n % own for n in range(len(train.class_names))])
         checkpoint = _checkpoint(params) if params.transfer.training else None
-        return network, origin | transfer(network, train, validation, params.transfer, checkpoint)
+        return network, origin | adapt_to_classes(network, train, validation, params.transfer, checkpoint)
     known = usual_of(params.architecture).output_names if params.source == "pretrained" else ()
     rows = find_rows(params.outputs, train.class_names, own, known)
     if rows != tuple(range(own)):
@@ -122,9 +122,10 @@ def foreign_network(params: Network, data: ImageSet) -> tuple[Classifier, dict[s
     design = _design(params, data)
     origin: dict[str, Any] = {"source": params.source}
     if params.source == "pretrained":
-        body = make_body(params.architecture, params.arguments, pretrained=True)
-        if (file := file_of(params.architecture)) is not None:
+        # Before code in it runs.
+        if (file := file_of(params.architecture)) is not None and (project_root() / file).is_file():
             origin["sha256"] = check_sha256(file, params.sha256)
+        body = make_body(params.architecture, params.arguments, pretrained=True)
         return Classifier(design, body).eval(), origin
     assert params.weights
     state, origin["sha256"] = read_foreign_weights(params.weights, params.sha256)

@@ -26,7 +26,7 @@ _NEVER: Final = -1e3  # the output of a class without images
 Array = NDArray[np.float32]
 
 
-def transfer(
+def adapt_to_classes(
     network: Classifier,
     train: ImageSet,
     validation: ImageSet | None,

@@ -298,6 +298,13 @@ def test_a_network_that_cannot_be_used_is_told_in_a_line(
     assert str(caught.value) == line.replace("{here}", str(code)).replace("{sha256}", found)
 
 
+def test_a_file_with_another_hash_is_not_run(code: Path) -> None:
+    (code / "net.py").write_text("import os\nos.mkdir('run')\n", encoding="utf-8")
+    with pytest.raises(LaqError, match="SHA-256 is"):
+        make_network(from_file("tiny", sha256="0" * 64), images())
+    assert not Path("run").exists()
+
+
 def test_a_program_of_another_torch_or_damaged_is_told_in_a_line(
     code: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
