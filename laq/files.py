@@ -12,6 +12,9 @@ from collections.abc import Generator, Iterable, Iterator, Mapping
 from contextlib import ExitStack, closing, contextmanager, suppress
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, Final
+from zipfile import BadZipFile
+
+from pydantic import TypeAdapter, ValidationError
 
 from laq.errors import LaqError
 
@@ -24,6 +27,9 @@ _PARTIAL: Final = ".laq-partial-"
 _OF_SYSTEMS: Final = {"__macosx", "thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r"}
 _AT_FDCWD: Final = -100
 _RENAME_EXCHANGE: Final = 2
+_MAKE: Final = "run `dvc repro` (or `make repro`) to make it"
+_LONGEST: Final = 80  # characters of a damaged file that an error repeats
+_ENTRIES: Final = {float: "finite numbers", int: "whole numbers", str: "texts"}
 
 
 def project_root() -> Path:
@@ -168,27 +174,80 @@ def write_json(target: Path, content: Any) -> None:
         partial.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
-def read_json(path: Path) -> Any:
-    """Read JSON.
+def read_json(path: Path, kind: Any = Any, remedy: str = _MAKE) -> Any:
+    """Read JSON that must be of a ``kind``: a type, such as ``list[int]`` or a dataclass.
 
     Raises:
-        LaqError: the file is missing or is not JSON.
+        LaqError: the file is missing, is not JSON or is of another kind; the line ends with the ``remedy``.
     """
     try:
-        return json.loads(need(path).read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise LaqError(f"{path}: not JSON ({error}); remove it and run `dvc repro`") from error
+        return TypeAdapter(kind).validate_json(need(path, remedy).read_bytes(), strict=True)
+    except ValidationError as error:
+        wrong = error.errors(include_url=False)[0]
+        if wrong["type"] == "json_invalid":
+            raise LaqError(f"{path}: not JSON ({wrong['ctx']['error']}); {remedy}") from error
+        keys = "".join(f"{key}: " for key in wrong["loc"])
+        found = "" if wrong["type"] == "missing" else f"found {wrong['input']!r:.{_LONGEST}}; "
+        told = wrong["msg"].replace("Input should", "must").replace("Field required", "missing")
+        raise LaqError(f"{path}: {keys}{found}{told}; {remedy}") from error
 
 
-def need(path: Path) -> Path:
+def read_array(path: Path, entries: type, shape: tuple[int | None, ...]) -> "NDArray[Any]":
+    """Read an array of a ``.npy`` file, whose ``entries`` must be of float, int or str.
+
+    Args:
+        path: The file.
+        entries: Floats must be finite.
+        shape: The length of each dimension; None allows any but 0.
+
+    Raises:
+        LaqError: the file is missing, is no such file or holds another array.
+    """
+    import numpy as np  # noqa: PLC0415 (so that the command line starts without it)
+
+    try:
+        array = np.load(need(path), allow_pickle=False)
+    except (ValueError, TypeError, EOFError, OverflowError, MemoryError, BadZipFile) as error:
+        raise LaqError(f"{path}: not a whole .npy file ({' '.join(str(error).split())}); {_MAKE}") from error
+    if not isinstance(array, np.ndarray):
+        raise LaqError(f"{path}: found an archive of arrays; must be one array; {_MAKE}")
+    lengths = zip(array.shape, shape, strict=False)
+    fits = array.ndim == len(shape) and all(found and found == (asked or found) for found, asked in lengths)
+    if not fits or array.dtype.kind != np.dtype(entries).kind:
+        allowed = ", ".join("any" if length is None else str(length) for length in shape)
+        raise LaqError(
+            f"{path}: found {array.dtype} of shape {array.shape}; must be {_ENTRIES[entries]} of shape "
+            f"({allowed}); {_MAKE}"
+        )
+    if entries is float and not np.isfinite(array).all():
+        raise LaqError(f"{path}: found numbers that are not finite; must be {_ENTRIES[float]}; {_MAKE}")
+    return array
+
+
+def need(path: Path, remedy: str = _MAKE) -> Path:
     """Return ``path`` if it is there.
 
     Raises:
-        LaqError: it is not.
+        LaqError: it is not; the line ends with the ``remedy``.
     """
     if not path.exists():
-        raise LaqError(f"{path}: not found; run `dvc repro` (or `make repro`) to make it")
+        raise LaqError(f"{path}: not found; {remedy}")
     return path
+
+
+def read_given(key: str, name: str, sha256: str) -> bytes:
+    """What a file holds that a key of ``params.yaml`` names, from the project's folder, with its SHA-256.
+
+    Raises:
+        LaqError: the file cannot be read, or is another one.
+    """
+    try:
+        content = (project_root() / name).read_bytes()
+    except OSError as error:
+        raise LaqError(f"{key}: {name}: {error.strerror}; name a file from the project's folder") from error
+    if (found := hashlib.sha256(content).hexdigest()) != sha256:
+        raise LaqError(f"{key}: {name}: SHA-256 is {found}, params.yaml says {sha256}")
+    return content
 
 
 def md5(path: Path) -> str:

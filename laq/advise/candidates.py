@@ -110,7 +110,8 @@ def _exported_size(export: SubsetExport, cell: Cell, packed: Path, inputs: Study
 
     code = code_digest("laq.advise.export")
     dependencies = {**inputs.dependencies(cell), "names": export.names, "export": code}
-    return int(read_json(cached("sizes", dependencies, fill) / _SIZE))
+    place = cached("sizes", dependencies, fill)
+    return int(read_json(place / _SIZE, int, f"remove the folder {place} and run the command again"))
 
 
 def interval(correct: int, n: int) -> tuple[float, float]:

@@ -6,11 +6,9 @@ from difflib import get_close_matches
 from math import inf
 from typing import Final
 
-import numpy as np
-
+from laq.divergence.files import read_divergence
 from laq.errors import LaqError
-from laq.files import need
-from laq.paths import CLASS_NAMES, DIVERGENCE
+from laq.paths import CLASS_NAMES
 from laq.quantization.options import nearest_name
 from laq.subsets.subset import Subset, describe, read_subsets
 
@@ -77,7 +75,7 @@ class Question:
                 hint = nearest_name(self.subset, list(subsets))
                 raise LaqError(f"--subset: found {self.subset!r}; must be {', '.join(subsets)}{hint}")
             return subsets[self.subset]
-        matrix, names = np.load(need(DIVERGENCE / "matrix.npy")), [str(n) for n in np.load(need(CLASS_NAMES))]
+        matrix, names = read_divergence()
         classes = list(_numbers(self.classes, names))
         if len(set(classes)) < max(len(classes), 2):
             found = ", ".join(names[number] for number in classes)

@@ -1,6 +1,5 @@
 """Stage ``divergence``: how far apart every two classes are."""
 
-from hashlib import sha256
 from io import BytesIO
 from typing import Final
 
@@ -11,10 +10,11 @@ from laq.divergence.estimators import gaussian_divergence, knn_divergence, symme
 from laq.divergence.files import ALTERNATIVES, MADE, MATRIX
 from laq.divergence.reduction import pca, reduce
 from laq.errors import LaqError
-from laq.files import need, project_root, replacing_folder, write_json
+from laq.files import read_array, read_given, replacing_folder, write_json
 from laq.paths import DIVERGENCE as FOLDER
 from laq.paths import EMBEDDINGS
-from laq.sections.divergence import Divergence, Given
+from laq.sections.base import Given
+from laq.sections.divergence import Divergence
 
 DIGITS: Final = 4  # significant ones
 
@@ -28,14 +28,13 @@ def run(params: Divergence) -> None:
     """
     from laq.divergence.figures import draw_classes, draw_heat_map  # noqa: PLC0415 (as later stages draw none)
 
-    features, labels = (np.load(need(EMBEDDINGS / f"{n}.npy")) for n in ("features", "labels"))
-    names = np.load(need(EMBEDDINGS / "class_names.npy"))
+    features, labels, names = read_embeddings()
     given = {name: read_matrix(theirs, name, len(names)) for name, theirs in params.given.items()}
     points = reduce(features, params)
     matrix, method = class_divergence(points, labels, params)
     with replacing_folder(FOLDER) as folder:
         np.save(folder / MATRIX, rounded(matrix))
-        np.save(folder / "class_names.npy", names)
+        np.save(folder / "class_names.npy", np.array(names))
         made = {"name": params.name, "estimator": method, "dimensions": points.shape[1]}
         write_json(folder / MADE, made)
         (folder / ALTERNATIVES).mkdir()
@@ -43,6 +42,21 @@ def run(params: Divergence) -> None:
             np.save(folder / ALTERNATIVES / f"{name}.npy", other)
         draw_heat_map(folder / "heat_map.png", matrix, names)
         draw_classes(folder / "classes.png", _plane(points), labels, names)
+
+
+def read_embeddings() -> tuple[NDArray[np.float64], NDArray[np.int64], list[str]]:
+    """The features (n, f) and classes (n,) of all training images, and the names of the C classes.
+
+    Raises:
+        LaqError: a file is missing or damaged.
+    """
+    features = read_array(EMBEDDINGS / "features.npy", float, (None, None))
+    labels = read_array(path := EMBEDDINGS / "labels.npy", int, (len(features),))
+    names = [str(name) for name in read_array(EMBEDDINGS / "class_names.npy", str, (None,))]
+    if labels.min() < 0 or labels.max() >= len(names):
+        found, most = f"{labels.min()} to {labels.max()}", len(names) - 1
+        raise LaqError(f"{path}: found classes {found}; must be from 0 to {most}; run `dvc repro`")
+    return features, labels, names
 
 
 def rounded(matrix: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -78,12 +92,7 @@ def read_matrix(given: Given, name: str, classes: int) -> NDArray[np.float64]:
             finite numbers.
     """
     where = f"divergence.given.{name}: {given.path}"
-    try:
-        content = (project_root() / given.path).read_bytes()
-    except OSError as error:
-        raise LaqError(f"{where}: {error.strerror}; name a .npy file from the project's folder") from error
-    if (found := sha256(content).hexdigest()) != given.sha256:
-        raise LaqError(f"{where}: SHA-256 is {found}, params.yaml says {given.sha256}")
+    content = read_given(f"divergence.given.{name}", given.path, given.sha256)
     try:
         matrix = np.asarray(np.load(BytesIO(content), allow_pickle=False), dtype=np.float64)
     except (OSError, ValueError, EOFError) as error:

@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
@@ -38,15 +39,31 @@ def load_tensors(path: Path) -> dict[str, Tensor]:
 
 
 def load_network(folder: Path = NETWORK, weights: Path | None = None) -> Classifier:
-    """The network of the study, or with ``weights`` another one of its design."""
-    network = build(read_design(folder), folder=folder)
-    network.load_state_dict(load_tensors(weights or folder / WEIGHTS))
+    """The network of the study, or with ``weights`` another one of its design.
+
+    Raises:
+        LaqError: a file is missing, damaged or of another network.
+    """
+    network, path = build(read_design(folder), folder=folder), weights or folder / WEIGHTS
+    load_matching(network, load_tensors(path), str(path))
     return network
 
 
+@dataclass(frozen=True)
+class _Record:
+    """What is read of the file that a network is described by."""
+
+    design: NetworkDesign
+
+
 def read_design(folder: Path = NETWORK) -> NetworkDesign:
-    """The design of the network in ``folder``."""
-    return NetworkDesign.from_json(read_json(folder / DESIGN)["design"])
+    """The design of the network in ``folder``.
+
+    Raises:
+        LaqError: the file is missing or damaged.
+    """
+    record: _Record = read_json(folder / DESIGN, _Record)
+    return record.design
 
 
 def load_foreign_weights(network: nn.Module, name: str, sha256: str | None) -> str:

@@ -1,7 +1,7 @@
 """Reads the predecessor's logs, and turns them into tables like those of a study."""
 
-import ast
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
 
@@ -10,6 +10,7 @@ import pandas as pd
 
 from laq.errors import LaqError
 from laq.study.tables import NO_IMAGES
+from laq.subsets.literals import literal
 
 VARIANTS: Final = {
     "original": "Original",
@@ -34,7 +35,7 @@ def read_rows(path: Path) -> pd.DataFrame:
         LaqError: the file is missing or is no log of the predecessor's.
     """
     try:
-        rows = pd.read_csv(path)
+        rows = pd.read_csv(path).map(_plain).infer_objects()
     except FileNotFoundError as error:
         raise LaqError(f"{path}: not found; give a CSV log of the predecessor's") from error
     except (ValueError, IsADirectoryError) as error:
@@ -46,28 +47,38 @@ def read_rows(path: Path) -> pd.DataFrame:
         )
     if rows.empty:
         raise LaqError(f"{path}: has no rows; give a log with a row for each subset")
-    _check(rows, path)
+    rows = _with_numbers(rows, path)
     return rows.assign(classes=[_classes(text, path) for text in rows.Subset_Classes])
 
 
-def _check(rows: pd.DataFrame, path: Path) -> None:
+def _plain(cell: Any) -> Any:
+    """The value of a cell such as ``np.float64(0.5)``; other cells as they are."""
+    with suppress(ValueError):
+        return literal(cell) if isinstance(cell, str) and cell.startswith("np.") else cell
+    return cell
+
+
+def _with_numbers(rows: pd.DataFrame, path: Path) -> pd.DataFrame:
     """Refuse accuracies that are no fractions, divergences and bits that are no numbers, and several bits."""
+    numbers = {}
     scores = [column_of(v, s) for v in VARIANTS for s in _SCORES if column_of(v, s) in rows]
     for name in [*scores, *_DIVERGENCES.values(), "Bits"]:
         most, allowed = (1.0, "from 0 to 1") if name in scores else (_LARGEST, "of at least 0")
-        fits = pd.to_numeric(rows[name], errors="coerce").between(0, most)
+        numbers[name] = pd.to_numeric(rows[name], errors="coerce")
+        fits = numbers[name].between(0, most)
         if not fits.all():
             wrong = rows[name][~fits].tolist()[0]
             raise LaqError(f"{path}: {name}: found {wrong!r}; must be a number {allowed}")
-    if len(rows.Bits.unique()) > 1:
-        raise LaqError(f"{path}: Bits: found {sorted(rows.Bits.unique().tolist())}; give a log for each")
+    if len(bits := sorted(set(numbers["Bits"]))) > 1:
+        raise LaqError(f"{path}: Bits: found {bits}; give a log for each")
+    return rows.assign(**numbers)
 
 
 def _classes(text: Any, path: Path) -> str:
     """The subset's classes in alphabetical order, as one text."""
     try:
-        return _BETWEEN.join(sorted(str(name) for name in ast.literal_eval(text)))
-    except (ValueError, SyntaxError, TypeError) as error:
+        return _BETWEEN.join(sorted(str(name) for name in literal(text)))
+    except (ValueError, TypeError) as error:
         raise LaqError(f"{path}: Subset_Classes: found {text!r}; must be a list of names") from error
 
 

@@ -5,10 +5,10 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 
 from laq.dataset.layout import MANIFEST
+from laq.divergence.files import read_divergence
 from laq.errors import LaqError
 from laq.files import need, replacing_folder, write_json
 from laq.git import commit
@@ -29,7 +29,7 @@ from laq.sections.base import FILE as PARAMS
 from laq.sections.network import Network
 from laq.sections.report import Report
 from laq.sections.study import bits_name
-from laq.study.tables import read_measurements
+from laq.study.tables import read_measurements, read_table
 from laq.subsets.subset import read_subsets
 
 __all__ = [
@@ -87,13 +87,13 @@ def _write(folder: Path, found: Analysis, params: Report) -> None:
         table.to_csv(folder / name, index=False)
     write_json(folder / METRICS, metrics(found.summary, found.correlations))
     (folder / TEXT).write_text(markdown(found, answered), encoding="utf-8")
-    matrix, names = (np.load(need(DIVERGENCE / f"{name}.npy")) for name in ("matrix", "class_names"))
+    matrix, names = read_divergence()
     contents = PageContents(
         title=found.title,
         table=found.table,
         subsets=read_subsets(),
         matrix=matrix,
-        class_names=[str(name) for name in names],
+        class_names=names,
         tables=_page_tables(found),
         text=findings(found.summary),
         answers=answered,
@@ -195,6 +195,10 @@ def publish(target: Path, params: Network) -> None:
 
 
 def read_summary() -> pd.DataFrame:
-    """The table of means that the stage wrote."""
-    types: dict[Any, Any] = {"bits": str, "levels": "Int64"}
-    return pd.read_csv(need(FOLDER / SUMMARY), dtype=types)
+    """The table of means that the stage wrote.
+
+    Raises:
+        LaqError: the file is missing or damaged.
+    """
+    texts = ("variant", "method", "bits", "calibration")
+    return read_table(FOLDER / SUMMARY, dict.fromkeys(texts, str) | {"top1_sub_percent_mean": float})

@@ -9,10 +9,10 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from laq.divergence.files import ALTERNATIVES, MATRIX, read_name
-from laq.files import need
+from laq.divergence.files import ALTERNATIVES, read_divergence, read_name
+from laq.files import read_array
 from laq.paths import DIVERGENCE
-from laq.subsets.subset import Subset
+from laq.subsets.subset import Subset, pairs_of
 
 Floats = NDArray[np.float64]
 MAIN: Final = "main"
@@ -49,9 +49,9 @@ def read_divergences(subsets: Sequence[Subset], seed: int, folder: Path = DIVERG
     Raises:
         LaqError: the stage has not run.
     """
-    matrix = np.load(need(folder / MATRIX))
-    main = read_name(folder)
-    others = {path.stem: np.load(path) for path in sorted((folder / ALTERNATIVES).glob("*.npy"))}
+    matrix, main = read_divergence(folder)[0], read_name(folder)
+    paths = sorted((folder / ALTERNATIVES).glob("*.npy"))
+    others = {path.stem: read_array(path, float, matrix.shape) for path in paths}
     return subset_divergences({main: matrix, **{k: m for k, m in others.items() if k != main}}, subsets, seed)
 
 
@@ -62,7 +62,7 @@ def subset_divergences(
     names = [subset.name for subset in subsets]
     classes = [subset.classes for subset in subsets]
     columns = {
-        (name, statistic): [float(how(matrix[np.ix_(c, c)][np.triu_indices(len(c), 1)])) for c in classes]
+        (name, statistic): [float(how(pairs_of(matrix, c))) for c in classes]
         for name, matrix in matrices.items()
         for statistic, how in (("median", np.median), ("mean", np.mean))
     }

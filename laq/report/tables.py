@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from laq.errors import LaqError
 from laq.study.tables import NO_IMAGES
 
 Floats = NDArray[np.float64]
@@ -28,10 +29,17 @@ _MEASURED: Final = [
 
 
 def with_drops(measurements: pd.DataFrame) -> pd.DataFrame:
-    """Add the points of top-1 that each quantized network lost against the same network in float."""
+    """Add the points of top-1 that each quantized network lost against the same network in float.
+
+    Raises:
+        LaqError: a float network is missing.
+    """
     floats = measurements[measurements.method == "float"]
     bases = floats.set_index(["subset", "variant"])[list(DROPS)]
     keys = [(s, BASE_OF.get(v, v)) for s, v in zip(measurements.subset, measurements.variant, strict=True)]
+    if missing := sorted(set(keys).difference(bases.index)):
+        subset, variant = missing[0]
+        raise LaqError(f"measurements: {subset} has no cell of the {variant} network; run `dvc repro`")
     losses = bases.loc[keys].to_numpy() - measurements[list(DROPS)].to_numpy()
     drops = pd.DataFrame(losses, index=measurements.index, columns=list(DROPS.values()))
     return pd.concat([measurements, drops.round(6)], axis=1)

@@ -74,6 +74,15 @@ Positive = Annotated[int, Field(ge=1)]
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
 Text = Annotated[str, Checked(matching(r"[^\0]+", "a text, not empty and without null characters"))]
 Sha256 = Annotated[str, Checked(matching("[0-9a-f]{64}", "a SHA-256, 64 hexadecimal digits"))]
+
+
+class Given(Section):
+    """A file from elsewhere: its path (from the project's folder) and its hash, by which a change is seen."""
+
+    path: Text
+    sha256: Sha256
+
+
 Mean = Annotated[tuple[float, float, float], Checked(three_numbers(number(least=0, most=1)))]
 Deviation = Annotated[tuple[float, float, float], Checked(three_numbers(number(above=0)))]
 UNIQUE: Final = Field(json_schema_extra={"uniqueItems": True})

@@ -4,7 +4,7 @@ from typing import Annotated, Final, Literal, Self
 
 from pydantic import Field, model_validator
 
-from laq.sections.base import Checked, Different, Positive, Section, Seed, Sha256, Text, matching
+from laq.sections.base import Checked, Different, Given, Positive, Section, Seed, matching
 
 Alternative = Literal[
     "umap-gaussian", "umap-knn", "pca-gaussian", "pca-knn", "features-gaussian", "features-knn"
@@ -15,18 +15,11 @@ _NAME: Final = matching(
 )
 
 
-class Given(Section):
-    """A matrix of divergences from elsewhere: a .npy file (from the project's folder) and its hash."""
-
-    path: Text
-    sha256: Sha256
-
-
 class Divergence(Section):
     """From features to the divergence of every pair of classes, in the study's own way and in others.
 
     ``alternatives`` are made of the same features, ``features`` standing for no reduction; ``given`` are
-    matrices (C, C) in nats from elsewhere, by name.
+    matrices (C, C) in nats from elsewhere, ``.npy`` files by the matrices' names.
     """
 
     reduction: Literal["umap", "pca", "none"]

@@ -9,11 +9,11 @@ from laq.sections.base import (
     UNIQUE,
     Checked,
     Count,
+    Given,
     Positive,
     Section,
     Seed,
     Several,
-    Text,
     different,
     matching,
 )
@@ -46,7 +46,7 @@ class Subsets(Section):
     even: Count = 0
     bands: tuple[Band, ...] = ()
     given: tuple[Classes, ...] = ()
-    log: Text | None = None
+    log: Given | None = None
     seed: Seed
 
     @property

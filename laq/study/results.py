@@ -1,10 +1,12 @@
 """Writes and reads the folder of a measured cell: scores, layers, seconds and the quantized weights."""
 
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
+from math import isfinite
 from pathlib import Path
 from typing import Any, Final
 
 from laq.architectures import Classifier
+from laq.errors import LaqError
 from laq.files import read_json, write_json
 from laq.network.evaluation import Scores
 from laq.paths import WEIGHTS
@@ -15,6 +17,22 @@ from laq.subsets.subset import Subset
 SECONDS: Final = "seconds.json"
 MEASUREMENT: Final = "measurement.json"
 LAYERS: Final = "layers.json"
+_ALWAYS: Final = (  # measured of every network
+    "top1_all_percent", "top5_all_percent", "top1_sub_percent", "top5_sub_percent", "mean_bits",
+    "sparsity_percent", "size_bytes", "compression",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class _Layer:
+    """The measurements of a quantized layer."""
+
+    layer: str
+    bits: int
+    levels: int
+    weights: int
+    sparsity_percent: float
+    relative_error: float
 
 
 def write_results(
@@ -50,23 +68,23 @@ def _write_quantized(folder: Path, result: QuantizedNetwork, subset: Subset) -> 
     classes = [name for _, name in sorted(zip(subset.classes, subset.class_names, strict=True))]
     size = save(folder / WEIGHTS, result, {"classes": classes})
     layers = [
-        {
-            "layer": layer.name,
-            "bits": layer.bits,
-            "levels": layer.levels,
-            "weights": layer.codes.numel(),
-            "sparsity_percent": 100 * layer.sparsity,
-            "relative_error": layer.relative_error,
-        }
+        _Layer(
+            layer=layer.name,
+            bits=layer.bits,
+            levels=layer.levels,
+            weights=layer.codes.numel(),
+            sparsity_percent=100 * layer.sparsity,
+            relative_error=layer.relative_error,
+        )
         for layer in result.layers
     ]
-    write_json(folder / LAYERS, layers)
+    write_json(folder / LAYERS, [asdict(layer) for layer in layers])
     # The column exists only in tables of networks that keep some weights in float.
     kept = "; ".join(f"{o.name} ({o.weights} weights): {o.reason}" for o in result.not_quantized)
     return {
         **({"not_quantized": kept} if kept else {}),
         "mean_bits": result.mean_bits,
-        "levels": layers[0]["levels"] if len({layer["levels"] for layer in layers}) == 1 else None,
+        "levels": layers[0].levels if len({layer.levels for layer in layers}) == 1 else None,
         "sparsity_percent": 100 * result.sparsity,
         "size_bytes": size,
         "compression": float32_bytes(result.network) / size,
@@ -76,18 +94,43 @@ def _write_quantized(folder: Path, result: QuantizedNetwork, subset: Subset) -> 
 
 
 def read_measurement(folder: Path) -> dict[str, Any]:
-    """The cell's scores and the other measurements of the whole network."""
-    measurement: dict[str, Any] = read_json(folder / MEASUREMENT)
+    """The cell's scores and the other measurements of the whole network.
+
+    Raises:
+        LaqError: the file is missing or damaged.
+    """
+    measurement: dict[str, Any] = _read(folder / MEASUREMENT, dict[str, int | float | str | None])
+    for name in _ALWAYS:
+        if not isinstance(found := measurement.get(name), int | float) or not isfinite(found):
+            where = f"{folder / MEASUREMENT}: {name}"
+            raise LaqError(f"{where}: found {found!r}; must be a number; {_remedy(folder)}")
     return measurement
 
 
 def read_seconds(folder: Path) -> float | None:
-    """The seconds that choosing the cell's codes took; None for a float network."""
+    """The seconds that choosing the cell's codes took; None for a float network.
+
+    Raises:
+        LaqError: the file is damaged.
+    """
     path = folder / SECONDS
-    return float(read_json(path)) if path.exists() else None
+    return float(_read(path, float)) if path.exists() else None
 
 
 def layer_rows(cell: Cell, folder: Path) -> list[dict[str, Any]]:
-    """The measurements of the cell's layers, a row each; empty for a float network."""
+    """The measurements of the cell's layers, a row each; empty for a float network.
+
+    Raises:
+        LaqError: the file is damaged.
+    """
     path = folder / LAYERS
-    return [{"cell": cell.name, **layer} for layer in read_json(path)] if path.exists() else []
+    layers = _read(path, list[_Layer]) if path.exists() else []
+    return [{"cell": cell.name, **asdict(layer)} for layer in layers]
+
+
+def _read(path: Path, kind: Any) -> Any:
+    return read_json(path, kind, _remedy(path.parent))
+
+
+def _remedy(folder: Path) -> str:
+    return f"remove the folder {folder} and run the command again"

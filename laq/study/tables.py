@@ -1,10 +1,15 @@
 """The tables that the stage ``study`` writes, and all later ones read."""
 
+import zlib
+from collections.abc import Iterator, Mapping
+from gzip import BadGzipFile
+from math import inf
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import pandas as pd
 
+from laq.errors import LaqError
 from laq.files import md5, need, project_root
 from laq.paths import STUDY, WEIGHTS
 
@@ -15,14 +20,57 @@ NO_IMAGES = "none"
 IMAGES_OF = {"subset": "the subset", "all": "all classes"}
 
 
-def read_measurements(path: Path = STUDY / MEASUREMENTS) -> pd.DataFrame:
+_REMEDY: Final = "run `dvc repro` (or `make repro`) to make it"
+_WHOLE: Final = ("levels", "seed", "weights")  # these columns hold whole numbers, or nothing
+_TEXTS: Final = ("dataset", "network", "cell", "subset", "variant", "method", "bits", "calibration", "kind")
+_NUMBERS: Final = (
+    "subset_size_classes", "median_divergence_nats", "mean_divergence_nats", "top1_all_percent",
+    "top5_all_percent", "top1_sub_percent", "top5_sub_percent", "mean_bits", "sparsity_percent", "size_bytes",
+)  # fmt: skip
+
+
+def read_measurements(path: Path = STUDY / MEASUREMENTS, remedy: str = _REMEDY) -> pd.DataFrame:
     """The table of all cells; column ``bits`` has the bits as requested, as texts.
 
     Raises:
-        LaqError: the stage has not run.
+        LaqError: the file is missing or damaged; the line ends with the ``remedy``.
     """
-    types: dict[Any, Any] = {"levels": "Int64", "seed": "Int64", "bits": str}
-    return pd.read_csv(need(path), dtype=types)
+    table = read_table(path, dict.fromkeys(_TEXTS, str) | dict.fromkeys(_NUMBERS, float), remedy)
+    if (twice := table.cell[table.cell.duplicated()]).any():
+        raise LaqError(f"{path}: cell {twice.iloc[0]} stands twice; each must but once; {remedy}")
+    return table
+
+
+def read_table(path: Path, columns: Mapping[str, type], remedy: str = _REMEDY) -> pd.DataFrame:
+    """Read a CSV table that must have some ``columns`` of str or float, none with an empty entry.
+
+    Raises:
+        LaqError: the file is missing or damaged; the line ends with the ``remedy``.
+    """
+    texts = [name for name, kind in columns.items() if kind is str]
+    types: dict[Any, Any] = {**dict.fromkeys(texts, str), **dict.fromkeys(_WHOLE, "Int64")}
+    try:
+        table = pd.read_csv(need(path, remedy), dtype=types)
+    except (ValueError, EOFError, BadGzipFile, zlib.error) as error:
+        raise LaqError(f"{path}: not a whole CSV table ({' '.join(str(error).split())}); {remedy}") from error
+    if wrong := next(_mistakes(table, columns), ""):
+        raise LaqError(f"{path}: {wrong}; {remedy}")
+    return table
+
+
+def _mistakes(table: pd.DataFrame, columns: Mapping[str, type]) -> Iterator[str]:
+    """What a table lacks of the columns that it must have."""
+    if table.empty:
+        yield "has no rows"
+    for name, kind in columns.items():
+        if name not in table:
+            yield f"has no column {name}"
+            continue
+        numbers = pd.to_numeric(table[name], errors="coerce").abs() < inf if kind is float else None
+        fits = table[name].notna() if numbers is None else numbers
+        if not fits.all():
+            allowed = "a text" if kind is str else "a finite number"
+            yield f"{name}: found {table[name][~fits].tolist()[0]!r}; must be {allowed}"
 
 
 def seconds_file() -> Path:

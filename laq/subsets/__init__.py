@@ -5,19 +5,20 @@ alone, which IEEE 754 defines to the last bit, in a fixed order, and of equals t
 is taken. Powers differ by library; what they give is rounded before it decides anything.
 """
 
-import ast
 import csv
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
+from io import StringIO
 from typing import Final, Literal
 
 import numpy as np
 
+from laq.divergence.files import read_divergence
 from laq.errors import LaqError
-from laq.files import need, project_root, write_json
-from laq.paths import CLASS_NAMES, DIVERGENCE, SUBSETS
+from laq.files import read_given, write_json
+from laq.paths import SUBSETS
 from laq.sections.subsets import Band, Subsets
+from laq.subsets.literals import literal
 from laq.subsets.subset import Matrix, Subset, describe, mean_of, pairs_of
 
 _NONE: Final = 1e-300  # what stands for a ratio of 0
@@ -27,8 +28,7 @@ _EXTREMES: Final[dict[Extreme, Callable[[Iterable[float]], float]]] = {"similar"
 
 def run(params: Subsets) -> None:
     """Write the subsets as JSON."""
-    matrix = np.load(need(DIVERGENCE / "matrix.npy"))
-    names = [str(name) for name in np.load(need(CLASS_NAMES))]
+    matrix, names = read_divergence()
     write_json(SUBSETS, [asdict(subset) for subset in choose_subsets(matrix, names, params)])
 
 
@@ -69,7 +69,8 @@ def _groups(matrix: Matrix, names: Sequence[str], params: Subsets) -> Iterator[_
     given = [[_class_number(names, entry) for entry in entries] for entries in params.given]
     yield _Group("given", "given", given)
     if params.log is not None:
-        yield _Group("log", "log", read_log(project_root() / params.log, names))
+        content = read_given("subsets.log", params.log.path, params.log.sha256)
+        yield _Group("log", "log", read_log(content, names))
 
 
 def _of_size(
@@ -187,20 +188,20 @@ def _grow_in_band(matrix: Matrix, start: int, size: int, band: Band, rng: np.ran
     return chosen
 
 
-def read_log(path: Path, names: Sequence[str]) -> list[list[int]]:
+def read_log(content: bytes, names: Sequence[str]) -> list[list[int]]:
     """The different subsets in one of the predecessor's CSV logs (column ``Subset_Classes``).
 
     Raises:
-        LaqError: the file is missing or holds no such column, or a class is unknown.
+        LaqError: it holds no such column or no rows, or a class is unknown.
     """
     try:
-        with path.open(newline="", encoding="utf-8") as file:
-            lists = [tuple(ast.literal_eval(row["Subset_Classes"])) for row in csv.DictReader(file)]
+        rows = csv.DictReader(StringIO(content.decode(), newline=""))
+        lists = [tuple(literal(row["Subset_Classes"])) for row in rows]
         different = {frozenset(classes): classes for classes in reversed(lists)}
-    except FileNotFoundError as error:
-        raise LaqError(f"subsets.log: no file {path}") from error
-    except (KeyError, ValueError, SyntaxError, TypeError, csv.Error) as error:
-        raise LaqError(f"subsets.log: {path} has no readable column Subset_Classes ({error})") from error
+    except (KeyError, ValueError, TypeError, csv.Error) as error:
+        raise LaqError(f"subsets.log: the file has no readable column Subset_Classes ({error})") from error
+    if not different:
+        raise LaqError("subsets.log: the file has no rows; give a log with a row for each subset")
     return [[_class_number(names, c) for c in classes] for classes in reversed(different.values())]
 
 

@@ -2,11 +2,13 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import AfterValidator
 
 from laq.errors import LaqError
 from laq.files import read_json
@@ -29,12 +31,29 @@ class Subset:
     median_divergence: float
 
 
-def read_subsets(path: Path = SUBSETS) -> list[Subset]:
-    """The subsets that the stage wrote."""
-    return [
-        Subset(**{**fields, "classes": tuple(fields["classes"]), "class_names": tuple(fields["class_names"])})
-        for fields in read_json(path)
-    ]
+def read_subsets(path: Path = SUBSETS, **remedy: str) -> list[Subset]:
+    """The subsets that the stage wrote; ``remedy`` is that of ``read_json``.
+
+    Raises:
+        LaqError: the file is missing or damaged.
+    """
+    subsets: list[Subset] = read_json(path, Annotated[list[Subset], AfterValidator(_checked)], **remedy)
+    return subsets
+
+
+def _checked(subsets: list[Subset]) -> list[Subset]:
+    """The subsets, which must be different ones of two or more different classes."""
+    if not subsets:
+        raise ValueError("must hold one or more subsets")
+    names = [subset.name for subset in subsets]
+    for s in subsets:
+        if names.count(s.name) > 1:
+            raise ValueError(f"{s.name}: must stand but once")
+        if not (2 <= len(set(s.classes)) == len(s.classes) == len(s.class_names)) or min(s.classes) < 0:
+            raise ValueError(f"{s.name}: classes must be two or more different ones, each with its name")
+        if not all(map(math.isfinite, astuple(s)[-4:])):
+            raise ValueError(f"{s.name}: divergences must be finite numbers")
+    return subsets
 
 
 def describe(matrix: Matrix, names: Sequence[str], name: str, kind: str, classes: Sequence[int]) -> Subset:
@@ -59,7 +78,13 @@ def describe(matrix: Matrix, names: Sequence[str], name: str, kind: str, classes
 
 
 def pairs_of(matrix: Matrix, classes: Sequence[int]) -> Matrix:
-    """The divergences (pairs,) of every two of ``classes``."""
+    """The divergences (pairs,) of every two of ``classes``.
+
+    Raises:
+        LaqError: the matrix has no such class.
+    """
+    if (most := max(classes)) >= len(matrix):
+        raise LaqError(f"class {most} is unknown; the divergence matrix has 0 to {len(matrix) - 1}")
     return np.asarray(matrix[np.ix_(classes, classes)][np.triu_indices(len(classes), 1)])
 
 

@@ -1,16 +1,24 @@
 """Stage ``track``: sends the finished study to MLflow."""
 
+from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
 
-from laq.files import digest, md5, need, read_json, write_json
+from laq.files import digest, md5, read_json, write_json
 from laq.git import experiment, in_pipeline
 from laq.params import Params
 from laq.paths import DIVERGENCE, REPORT, STUDY
 from laq.provenance import read_records
 from laq.report import CORRELATIONS, METRICS, TABLE, TEXT, headline, read_summary, title_of
-from laq.study.tables import LAYERS, MEASUREMENTS, read_measurements, seconds_file, weights_file
+from laq.study.tables import (
+    LAYERS,
+    MEASUREMENTS,
+    read_measurements,
+    read_table,
+    seconds_file,
+    weights_file,
+)
 from laq.subsets.subset import read_subsets
 from laq.track.descriptions import root_description
 from laq.track.own_run import annotate
@@ -26,6 +34,13 @@ from laq.track.study_runs import (
 
 FILE = Path("data/tracked.json")
 _DIGITS = 12  # of a result's key, which tell it from all others
+
+
+@dataclass(frozen=True)
+class _Metrics:
+    """What is read of the report's metrics."""
+
+    rho: dict[str, float]
 
 
 def run(params: Params) -> str:
@@ -57,8 +72,9 @@ def study_runs(params: Params) -> ResultRuns:
     """The runs of the study in ``data/``."""
     table = read_measurements(REPORT / TABLE)
     if seconds_file().exists():  # it does not where results were pulled
-        table = table.merge(pd.read_csv(seconds_file()), "left", "cell")
-    layers = pd.read_csv(need(STUDY / LAYERS), dtype={"levels": "Int64"})
+        took = read_table(seconds_file(), {"cell": str, "seconds": float}, "remove it")
+        table = table.merge(took, "left", "cell")
+    layers = read_table(STUDY / LAYERS, {"cell": str, "layer": str, "bits": float, "sparsity_percent": float})
     rows = row_dicts(table)
     files = {row["cell"]: weights_file(STUDY, row["cell"]) for row in rows}
     weights = {cell: file for cell, file in files.items() if file.exists()}
@@ -75,13 +91,14 @@ def study_key(params: Params) -> str:
 def _root(results: Results) -> RunSpec:
     """The study's own run: its parameters, numbers, report and pictures."""
     params, title, summary = results.params, title_of(pd.DataFrame(results.rows)), read_summary()
+    measured: _Metrics = read_json(REPORT / METRICS, _Metrics)
     return RunSpec(
         key=results.key,
         name=f"{experiment() or params.name}, {len(results.subsets)} subsets",
         params={name: str(value) for name, value in flatten(settings_of(params))},
         metrics={  # the report's headline at every bit-width, and its correlations
             **{f"top1/{name}": value for name, value in headline(summary).items()},
-            **{f"rho/{name}": value for name, value in read_json(need(REPORT / METRICS))["rho"].items()},
+            **{f"rho/{name}": value for name, value in measured.rho.items()},
         },
         tags={**tags(results), "laq.level": "study"},
         inputs=results.provenance.inputs,

@@ -19,6 +19,7 @@ from laq.subsets.subset import Subset, read_subsets
 
 SUBSETS: Final = "subsets.json"
 PARAMS: Final = "params.yaml"
+_REMEDY: Final = "name a folder as `laq report --publish FOLDER` wrote it"
 _NEEDED: Final = (PROVENANCE, PARAMS, IMAGES, SUBSETS, DESIGN, f"{TABLE}.gz")
 
 
@@ -63,13 +64,15 @@ def read_published(folder: Path) -> Published:
             raise LaqError(
                 f"{folder / name}: not found; name a folder that `laq report --publish FOLDER` wrote"
             )
-    record = read_json(folder / PROVENANCE)
+    record = read_json(folder / PROVENANCE, remedy=_REMEDY)
     try:
-        record["stages"]["study"]["inputs"]
-    except (KeyError, TypeError) as error:
-        raise LaqError(f"{folder / PROVENANCE}: does not tell what the study was measured on") from error
-    table = read_measurements(folder / f"{TABLE}.gz")
-    subsets = read_subsets(folder / SUBSETS)
+        inputs = record["stages"]["study"]["inputs"]
+    except (KeyError, TypeError):
+        inputs = None
+    if not isinstance(inputs, dict):
+        raise LaqError(f"{folder / PROVENANCE}: does not tell what the study was measured on; {_REMEDY}")
+    table = read_measurements(folder / f"{TABLE}.gz", _REMEDY)
+    subsets = read_subsets(folder / SUBSETS, remedy=_REMEDY)
     if unknown := sorted(set(table.subset) - {subset.name for subset in subsets}):
         raise LaqError(f"{folder / SUBSETS}: has no subset {unknown[0]}, which the table has")
     images = read_manifest(folder, IMAGES)

@@ -1,15 +1,36 @@
 """Bad input of every kind: the command ends with code 2, says exactly these lines, and writes nothing."""
 
+import pickle
+import random
+import re
+import shutil
 from collections.abc import Callable
+from contextlib import chdir
 from copy import deepcopy
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pandas as pd
 import pytest
+import torch
 import yaml
 from click.testing import CliRunner
 
+from laq.architectures import NetworkDesign, build
 from laq.cli import main
+from laq.dataset.images import read_class_names, read_images, read_manifest
+from laq.divergence import read_embeddings
+from laq.divergence.files import read_divergence, read_name
+from laq.errors import LaqError
+from laq.files import md5, write_json
+from laq.network.weights import load_network, read_design, save_tensors
+from laq.paths import DATASET
+from laq.study.cells import Cell
+from laq.study.results import layer_rows, read_measurement, read_seconds
+from laq.study.tables import read_measurements
+from laq.subsets.subset import Subset, read_subsets
 from tests.conftest import tiny_params, write_params
 
 GLYPHS = tiny_params()["glyphs"]
@@ -114,6 +135,8 @@ KEYS: list[tuple[str, Any, str]] = [
     ("subsets.given", [[1, 1]], "subsets.given.0: found [1, 1]; each may stand but once"),
     ("subsets.given", [[1, 2.5]], "subsets.given.0.1: found 2.5; must be a class's name, or a whole number of at least 0"),
     ("subsets.given", [[1, 100]], "subsets.given: found 100; must be below 100, the classes of glyphs"),
+    ("subsets.log", "log.csv", "subsets.log: found 'log.csv'; must be keys and values"),
+    ("subsets.log", {"path": "log.csv"}, "subsets.log.sha256: missing; must be given"),
     ("subsets.bands", [{"count": 1, "minimum": 1}], "subsets.bands.0.maximum: missing; must be given"),
     ("finetune.learning_rate", "1e-4x", "finetune.learning_rate: found '1e-4x'; must be a number"),
     ("finetune.learning_rate", 0, "finetune.learning_rate: found 0; must be above 0"),
@@ -210,3 +233,226 @@ def test_a_file_that_is_wrong_is_told_in_a_line(
     end = len(text.splitlines())
     line = line.replace("{next}", str(end + 1)).replace("{over_next}", str(end + 2))
     assert told("dataset") == [f"params.yaml: {line}"]
+
+
+def scores(name: str, variant: str, method: str) -> dict[str, Any]:
+    """A row of the study's table."""
+    texts = {
+        "dataset": "glyphs",
+        "network": "resnet8",
+        "cell": f"{name}.{variant}",
+        "subset": name,
+        "kind": "random",
+    }
+    row = {
+        "variant": variant,
+        "method": method,
+        "bits": "3",
+        "calibration": "none",
+        "levels": 7,
+        "seed": None,
+    }
+    numbers = dict.fromkeys((*ALWAYS, "compression", "subset_size_classes"), 3.0)
+    return texts | row | numbers | {"median_divergence_nats": 1.5, "mean_divergence_nats": 1.5}
+
+
+ALWAYS = (
+    "top1_all_percent", "top5_all_percent", "top1_sub_percent", "top5_sub_percent", "mean_bits", "sparsity_percent",
+    "size_bytes",
+)  # fmt: skip
+SUBSET = Subset("random-1", "random", (0, 2), ("a", "c"), 1.5, 1.5, 1.5, 1.5)
+DESIGNED = NetworkDesign("resnet8", 3, 32, (0.5, 0.5, 0.5), (0.2, 0.2, 0.2))
+CELL = Path(".laq/cells/0f")
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a file of every kind that stages write, of three classes; nobody made them together."""
+    folder = tmp_path_factory.mktemp("made")
+    with chdir(folder):
+        make_data()
+    return folder
+
+
+@pytest.fixture
+def data(project: Path, made: Path) -> Path:
+    """A project with these files."""
+    shutil.copytree(made, project, dirs_exist_ok=True)
+    return project
+
+
+def make_data() -> None:
+    for folder in ("dataset", "network", "embeddings", "divergence", "study", "report"):
+        Path("data", folder).mkdir(parents=True)
+    images = {"data": np.zeros((6, 3072), np.uint8), "fine_labels": [0, 1, 2] * 2}
+    for name, content in {
+        "train": images,
+        "test": images,
+        "meta": {"fine_label_names": ["a", "b", "c"]},
+    }.items():
+        rewritten(f"data/dataset/{name}", content)
+    write_json(Path("data/network/network.json"), {"design": DESIGNED.to_json(), "origin": {}})
+    save_tensors(Path("data/network/network.safetensors"), build(DESIGNED).state_dict())
+    for place in ("embeddings", "divergence"):
+        np.save(f"data/{place}/class_names.npy", np.array(["a", "b", "c"]))
+    np.save("data/embeddings/features.npy", np.ones((6, 4)))
+    np.save("data/embeddings/labels.npy", np.array([0, 1, 2] * 2))
+    np.save("data/divergence/matrix.npy", np.ones((3, 3)))
+    write_json(Path("data/divergence/divergence.json"), {"name": "pca-gaussian"})
+    write_json(Path("data/subsets.json"), [asdict(SUBSET)])
+    rows = pd.DataFrame([scores("random-1", "original", "float"), scores("random-1", "quantized", "gpfq")])
+    rows.to_csv("data/study/measurements.csv", index=False)
+    write_json(CELL / "measurement.json", dict.fromkeys((*ALWAYS, "compression"), 3.0))
+    write_json(CELL / "seconds.json", 3.5)
+    layer = {
+        "layer": "conv",
+        "bits": 3,
+        "levels": 7,
+        "weights": 9,
+        "sparsity_percent": 1.0,
+        "relative_error": 0.1,
+    }
+    write_json(CELL / "layers.json", [layer])
+
+
+def rewritten(path: str, content: Any) -> None:
+    """Pickle what a file of the dataset holds, with its MD5 in the manifest."""
+    Path(path).write_bytes(content if isinstance(content, bytes) else pickle.dumps(content))
+    hashes = {n: md5(f) if (f := Path("data/dataset", n)).exists() else "" for n in ("train", "test", "meta")}
+    write_json(Path("data/dataset/manifest.json"), {"name": "glyphs", "md5": hashes})
+
+
+# The files that stages write, each with what reads it.
+READERS: dict[str, Callable[[], object]] = {
+    "data/dataset/manifest.json": lambda: read_manifest(DATASET),
+    "data/dataset/train": lambda: read_images(DATASET, "train"),
+    "data/dataset/meta": lambda: read_class_names(DATASET),
+    "data/network/network.json": read_design,
+    "data/network/network.safetensors": load_network,
+    "data/embeddings/features.npy": read_embeddings,
+    "data/embeddings/labels.npy": read_embeddings,
+    "data/embeddings/class_names.npy": read_embeddings,
+    "data/divergence/matrix.npy": read_divergence,
+    "data/divergence/class_names.npy": read_divergence,
+    "data/divergence/divergence.json": read_name,
+    "data/subsets.json": read_subsets,
+    "data/study/measurements.csv": read_measurements,
+    ".laq/cells/0f/measurement.json": lambda: read_measurement(CELL),
+    ".laq/cells/0f/seconds.json": lambda: read_seconds(CELL),
+    ".laq/cells/0f/layers.json": lambda: layer_rows(Cell(SUBSET, "original"), CELL),
+}
+DAMAGES: dict[str, Callable[[bytes], bytes]] = {
+    "empty": lambda _: b"",
+    "cut off": lambda whole: whole[: len(whole) // 2],
+    "zeros": lambda whole: bytes(len(whole)),
+    "random": lambda whole: random.Random(0).randbytes(len(whole)),  # noqa: S311 (nothing is kept secret)
+    "another kind": lambda _: b"PK\x03\x04",
+    **{
+        text: lambda _, text=text: text.encode()
+        for text in ("{}", "[3]", "[{}]", "null", '"a"', "{", "[" * 9999)
+    },  # type: ignore[misc]
+}
+
+
+@pytest.mark.parametrize("path", READERS)
+def test_a_damaged_file_between_stages_is_told_in_a_line_that_names_it(data: Path, path: str) -> None:
+    READERS[path]()
+    whole = Path(path).read_bytes()
+    for damage in DAMAGES.values():
+        if path.startswith("data/dataset/") and not path.endswith(".json"):
+            rewritten(path, damage(whole))
+        else:
+            Path(path).write_bytes(damage(whole))
+        with pytest.raises(LaqError) as raised:
+            READERS[path]()
+        line = str(raised.value)
+        assert line.startswith(f"{path}: ")
+        assert len(line.splitlines()) == 1
+        assert len(line) < 400
+
+
+def damaged(path: str, content: Any) -> None:
+    """Put something else into a whole file of one of these kinds."""
+    if path.endswith(".json"):
+        write_json(Path(path), content)
+    elif path.endswith(".npy"):
+        np.save(path, content)
+    elif path.endswith(".safetensors"):
+        save_tensors(Path(path), content)
+    elif path.endswith(".csv"):
+        content(pd.read_csv(path)).to_csv(path, index=False)
+    else:
+        rewritten(path, content)
+
+
+MAKE = "run `dvc repro` (or `make repro`) to make it"
+AGAIN = "remove the folder and run `dvc repro dataset`"
+CELL_AGAIN = f"remove the folder {CELL} and run the command again"
+IMAGES = "must hold data, uint8 (n, 3072), and fine_labels, a list of n classes below 3"
+WHOLE = asdict(SUBSET)
+DIFFERENT = "Value error, random-1: classes must be two or more different ones, each with its name"
+FEATURES, LABELS, MATRIX = (
+    f"data/{n}.npy" for n in ("embeddings/features", "embeddings/labels", "divergence/matrix")
+)
+SUBSETS, TABLE, TRAIN = "data/subsets.json", "data/study/measurements.csv", "data/dataset/train"
+# A file, what is in it instead, and what is said of it.
+CONTENTS: list[tuple[str, Any, str]] = [
+    (SUBSETS, {}, f"found {{}}; must be a valid array; {MAKE}"),
+    (SUBSETS, [], f"found []; Value error, must hold one or more subsets; {MAKE}"),
+    (SUBSETS, [{}], f"0: name: missing; {MAKE}"),
+    (SUBSETS, [{**WHOLE, "classes": [0, "2"]}], f"0: classes: 1: found '2'; must be a valid integer; {MAKE}"),
+    (SUBSETS, [{**WHOLE, "classes": [0, 0]}], DIFFERENT),
+    (SUBSETS, [{**WHOLE, "classes": [-1, 0]}], DIFFERENT),
+    (SUBSETS, [{**WHOLE, "classes": [0]}], DIFFERENT),
+    (SUBSETS, [{**WHOLE, "class_names": ["a"]}], DIFFERENT),
+    (SUBSETS, [WHOLE, WHOLE], "Value error, random-1: must stand but once"),
+    (SUBSETS, [{**WHOLE, "mean_divergence": float("nan")}], "Value error, random-1: divergences must be finite numbers"),
+    (MATRIX, np.ones((3, 4)), f"found float64 of shape (3, 4); must be finite numbers of shape (3, 3); {MAKE}"),
+    (MATRIX, np.ones((3, 3), int), f"found int64 of shape (3, 3); must be finite numbers of shape (3, 3); {MAKE}"),
+    (MATRIX, np.full((3, 3), np.nan), f"found numbers that are not finite; must be finite numbers; {MAKE}"),
+    (FEATURES, np.ones((0, 4)), f"found float64 of shape (0, 4); must be finite numbers of shape (any, any); {MAKE}"),
+    (LABELS, np.zeros(6), f"found float64 of shape (6,); must be whole numbers of shape (6); {MAKE}"),
+    (LABELS, np.full(6, 3), "found classes 3 to 3; must be from 0 to 2; run `dvc repro`"),
+    (TRAIN, [], f"found a pickle of list; must be one of dict; {AGAIN}"),
+    (TRAIN, {}, f"{IMAGES}; {AGAIN}"),
+    (TRAIN, {"data": np.zeros((2, 3072), np.uint8), "fine_labels": [0, 3]}, f"{IMAGES}; {AGAIN}"),
+    (TRAIN, {"data": np.zeros((2, 3072), np.uint8), "fine_labels": [0]}, f"{IMAGES}; {AGAIN}"),
+    (TRAIN, {"data": np.zeros((2, 300), np.uint8), "fine_labels": [0, 1]}, f"{IMAGES}; {AGAIN}"),
+    (TRAIN, {"data": np.zeros((2, 3072)), "fine_labels": [0, 1]}, f"{IMAGES}; {AGAIN}"),
+    (TRAIN, Path(), f"not a pickle of images (pathlib.PosixPath has no place in a dataset); {AGAIN}"),
+    ("data/dataset/meta", {"fine_label_names": "abc"}, f"must hold fine_label_names, a list of texts; {AGAIN}"),
+    ("data/dataset/manifest.json", {"name": "glyphs", "md5": {"train": "0"}}, f"md5: test: missing; {MAKE}"),
+    ("data/network/network.json", {"design": {}}, f"design: architecture: missing; {MAKE}"),
+    ("data/network/network.safetensors", {"x": torch.ones(1)}, "weights of another network than network.architecture: "),
+    ("data/divergence/divergence.json", {"name": 3}, f"name: found 3; must be a valid string; {MAKE}"),
+    (TABLE, lambda table: table[:0], f"has no rows; {MAKE}"),
+    (TABLE, lambda table: table.drop(columns="variant"), f"has no column variant; {MAKE}"),
+    (TABLE, lambda table: table.assign(variant=None), f"variant: found nan; must be a text; {MAKE}"),
+    (TABLE, lambda table: table.assign(mean_bits="x"), f"mean_bits: found 'x'; must be a finite number; {MAKE}"),
+    (TABLE, lambda table: table.assign(mean_bits=[3, None]), f"mean_bits: found nan; must be a finite number; {MAKE}"),
+    (TABLE, lambda table: table.assign(levels="x"), "not a whole CSV table ("),
+    (TABLE, lambda table: table.assign(cell="x"), f"cell x stands twice; each must but once; {MAKE}"),
+    (f"{CELL}/measurement.json", {"mean_bits": "3"}, f"top1_all_percent: found None; must be a number; {CELL_AGAIN}"),
+    (f"{CELL}/measurement.json", {"mean_bits": [3]}, "mean_bits: "),
+    (f"{CELL}/seconds.json", "3", f"found '3'; must be a valid number; {CELL_AGAIN}"),
+    (f"{CELL}/layers.json", {}, f"found {{}}; must be a valid array; {CELL_AGAIN}"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("path", "content", "line"), CONTENTS, ids=[f"{p}={t[:30]}" for p, _, t in CONTENTS])
+def test_a_file_between_stages_that_holds_something_else_is_told(
+    data: Path, path: str, content: Any, line: str
+) -> None:
+    damaged(path, content)
+    with pytest.raises(LaqError, match=f"^{re.escape(path)}: .*{re.escape(line)}"):
+        READERS[path]()
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"{}", b"null", b'{"parameters": 3}', b"\xff"])
+def test_a_damaged_record_of_provenance_is_told_in_a_line(data: Path, content: bytes) -> None:
+    record = Path("data/provenance/dataset.json")
+    record.parent.mkdir()
+    record.write_bytes(content)
+    (line,) = told("network")
+    assert line.startswith(f"{record}: not ")
+    assert line.endswith(("run `dvc repro`", MAKE))

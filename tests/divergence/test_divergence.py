@@ -15,7 +15,8 @@ from laq.divergence.figures import draw_classes, draw_heat_map
 from laq.divergence.files import read_name
 from laq.divergence.reduction import pca, reduce
 from laq.errors import LaqError
-from laq.sections.divergence import Divergence, Given
+from laq.sections.base import Given
+from laq.sections.divergence import Divergence
 from tests.conftest import PREDECESSOR, needs
 
 PARAMS = Divergence(

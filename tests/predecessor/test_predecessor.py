@@ -72,6 +72,19 @@ def test_a_log_becomes_a_table_of_ours(project: Path) -> None:
     assert floats.seed.isna().all()
 
 
+def test_a_log_that_numpy_2_wrote_is_read_with_the_same_values(project: Path) -> None:
+    plain = logged()
+    written = plain.map(lambda cell: repr(np.float64(cell)) if isinstance(cell, float) else cell)
+    written["Bits"] = [repr(np.int64(3)), *["3"] * (len(plain) - 1)]  # some rows by an older NumPy
+    written["Subset_Classes"] = [str([np.str_(name) for name in eval(c)]) for c in plain.Subset_Classes]  # noqa: S307
+    assert written.Subset_Classes[0] == "[np.str_('class-0'), np.str_('apple'), np.str_('bear')]"
+    assert written.Median_KL[1] == "np.float64(2.0)"
+    expected = read_rows(write(plain))
+    found = read_rows(write(written, "new.csv")).astype({"Bits": int})
+    pd.testing.assert_frame_equal(found, expected.assign(Subset_Classes=written.Subset_Classes))
+    pd.testing.assert_frame_equal(log_table(found), log_table(expected))
+
+
 @pytest.mark.parametrize(
     ("changes", "method"),
     [

@@ -2,17 +2,20 @@
 
 import ast
 import csv
+import hashlib
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from laq import dataset, network
 from laq.errors import LaqError
 from laq.params import load_params
+from laq.sections.base import Given
 from laq.sections.subsets import Band, Subsets
 from laq.subsets import choose_subsets, describe, greedy, in_band, nearest_to, read_log
 from tests.conftest import PREDECESSOR, ROOT, needs, tiny_params, write_params
@@ -69,7 +72,7 @@ def test_the_predecessors_similar_and_dissimilar_subsets_come_out_of_its_matrix(
 def test_a_log_is_read_with_each_subset_once() -> None:
     names = np.load(PREDECESSOR / "cifar100_class_names.npy").tolist()
     path = PREDECESSOR / "logs" / "Quantization_Log_resnet50_3bit.csv"
-    subsets = read_log(path, names)
+    subsets = read_log(path.read_bytes(), names)
     assert len(subsets) == len({tuple(s) for s in subsets})
     assert subsets[0][:3] == [names.index(n) for n in ("willow_tree", "forest", "road")]
 
@@ -161,7 +164,10 @@ def test_band_subsets_have_their_mean_divergence_in_the_band(bounds: tuple[float
         ({"given": ((99, 1),)}, "unknown class 99"),
         ({"given": ((1, "class_1"),)}, "subset given-1: needs two or more different classes"),
         ({"bands": (Band(count=1, minimum=1e6, maximum=2e6),)}, "found 0; widen the band"),
-        ({"log": "nowhere.csv"}, "subsets.log: no file"),
+        (
+            {"log": Given(path="nowhere.csv", sha256="0" * 64)},
+            "subsets.log: nowhere.csv: No such file or directory; name a",
+        ),
         (
             {"even": 1, "sizes": (2,)},
             "subsets.even: the most similar 2 classes have a mean divergence of -1,",
@@ -176,10 +182,29 @@ def test_what_cannot_be_had_is_told_in_a_line(change: dict[str, object], message
     assert "\n" not in str(caught.value)
 
 
+def test_a_log_that_numpy_2_wrote_is_read(tmp_path: Path) -> None:
+    cells = [str([np.str_(NAMES[3]), np.int64(1)]), str([NAMES[0], NAMES[2]])]
+    assert cells[0].startswith("[np.str_('")
+    pd.DataFrame({"Subset_Classes": cells}).to_csv(tmp_path / "log.csv", index=False)
+    assert read_log((tmp_path / "log.csv").read_bytes(), NAMES) == [[3, 1], [0, 2]]
+
+
+def test_another_log_is_not_taken_for_the_one_that_was_named(project: Path) -> None:
+    Path("log.csv").write_text(f'Subset_Classes\n"{NAMES[:2]}"\n', encoding="utf-8")
+    named = Given(path="log.csv", sha256=hashlib.sha256(Path("log.csv").read_bytes()).hexdigest())
+    params = PARAMS.model_copy(update={"log": named})
+    assert choose_subsets(divergences(), NAMES, params)[-1].classes == (0, 1)
+    Path("log.csv").write_text(f'Subset_Classes\n"{NAMES[:3]}"\n', encoding="utf-8")
+    with pytest.raises(
+        LaqError, match=f"subsets.log: log.csv: SHA-256 is .*, params.yaml says {named.sha256}"
+    ):
+        choose_subsets(divergences(), NAMES, params)
+
+
 def test_a_log_without_the_column_is_refused(tmp_path: Path) -> None:
     (tmp_path / "log.csv").write_text("a,b\n1,2\n", encoding="utf-8")
     with pytest.raises(LaqError, match="has no readable column Subset_Classes"):
-        read_log(tmp_path / "log.csv", NAMES)
+        read_log((tmp_path / "log.csv").read_bytes(), NAMES)
 
 
 def test_greedy_subsets_of_one_kind_are_all_different() -> None:
@@ -195,7 +220,7 @@ def test_greedy_subsets_of_one_kind_are_all_different() -> None:
 def test_a_log_with_other_things_in_the_column_is_refused(tmp_path: Path, cell: str) -> None:
     (tmp_path / "log.csv").write_text(f'Subset_Classes\n"{cell}"\n', encoding="utf-8")
     with pytest.raises(LaqError, match="has no readable column Subset_Classes"):
-        read_log(tmp_path / "log.csv", NAMES)
+        read_log((tmp_path / "log.csv").read_bytes(), NAMES)
 
 
 STAGES = """
