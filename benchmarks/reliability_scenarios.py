@@ -5,12 +5,14 @@ import random
 import shutil
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
+import yaml
 from reliability_commands import Running, complaints, finish, start
 from reliability_ground import Ground, differences, leftovers, results_in, store_content
 
@@ -113,29 +115,31 @@ def _needs_root() -> str:
 # Kill -9.
 
 
-@scenario(
-    "repro killed", "kill -9 of `dvc repro`, 7 times before it may end: alone, or with all it started", 3
-)
+@scenario("repro killed", "kill -9 of `dvc repro`, 7 times, run again: results and store as undisturbed", 3)
 def _repro_killed(ground: Ground, rng: random.Random) -> Outcome:
     return _killed(ground, rng, REPRO, 7)
 
 
-@scenario("study killed", "kill -9 of `laq study`, likewise", 20)
+@scenario("study killed", "kill -9 of `laq study`, run again: results and store as undisturbed", 20)
 def _study_killed(ground: Ground, rng: random.Random) -> Outcome:
     return _killed(ground, rng, STUDY)
 
 
-@scenario("study with two killed", "kill -9 of `laq study --jobs 2`, likewise", 5)
+@scenario(
+    "study with two killed",
+    "kill -9 of `laq study --jobs 2`, run again: results and store as undisturbed",
+    5,
+)
 def _study_by_two_killed(ground: Ground, rng: random.Random) -> Outcome:
     return _killed(ground, rng, STUDY_BY_TWO)
 
 
-@scenario("advise killed", "kill -9 of `laq advise`, likewise", 20)
+@scenario("advise killed", "kill -9 of `laq advise`, run again: results and store as undisturbed", 20)
 def _advise_killed(ground: Ground, rng: random.Random) -> Outcome:
     return _killed(ground, rng, ADVISE)
 
 
-@scenario("track killed", "kill -9 of `laq track`, likewise", 20)
+@scenario("track killed", "kill -9 of `laq track`, run again: results and store as undisturbed", 20)
 def _track_killed(ground: Ground, rng: random.Random) -> Outcome:
     return _killed(ground, rng, TRACK)
 
@@ -172,26 +176,29 @@ def _compare(outcome: Outcome, folder: Path, expected: dict[str, Any]) -> None:
 # Several at once.
 
 
-@scenario("queue", "two workers of `dvc queue` (`-j 2`) that measure the same cells", 5)
+@scenario("queue", "two workers of `dvc queue` (`-j 2`): all outputs and cells as one by one", 5)
 def _queue(ground: Ground, rng: random.Random) -> Outcome:
     outcome, study = Outcome(), "glyphs.study.bits=[2,4]"
+    number = rng.randrange(1000)
+    settings = {f"queued-{number}-{c}": (study, f"glyphs.report.confidence=0.{c}") for c in (91, 92)}
     with ground.copy(ground.done, ".laq/cells", *_STORE) as folder:
-        names = [f"confidence-{rng.randrange(50, 99)}-{place}" for place in "ab"]
-        for name in names:
-            confidence = f"glyphs.report.confidence=0.{name.split('-')[1]}{ord(name[-1])}"
-            finish(folder, "dvc", "exp", "run", "--queue", "-n", name, "-S", study, "-S", confidence)
+        for name, changes in settings.items():
+            finish(folder, *_experiment(name, changes), "--queue")
         finish(folder, "dvc", "queue", "start", "-j", "2")
-        status = _when_all_are_done(folder, len(names))
+        status = _when_all_are_done(folder, len(settings))
         outcome.ends += ["well" if "Success" in line else "failed" for line in status]
         outcome.lost += [f"experiment: {line}" for line in status if "Success" not in line]
-        locks = [_lock_of(folder, name) for name in names]
-        outcome.lost += [f"{name}: no results" for name, lock in zip(names, locks, strict=True) if not lock]
-        if locks[0] != locks[1]:
-            outcome.lost.append(f"the experiments' data/study: {locks}")
+        for name, changes in settings.items():
+            expected = ground.known(" ".join(changes), partial(_outputs_after, ground, changes))
+            found = differences(expected, {**_outputs_of(folder, name), **_cells_in(folder)})
+            outcome.lost += [f"{name}: {line}" for line in found]
         outcome.lost += leftovers(folder)
-        expected = ground.known(study, lambda: _cells_after(ground, study))
-        outcome.lost += differences(expected, _cells_in(folder))
     return outcome
+
+
+def _experiment(name: str, changes: Sequence[str]) -> list[str]:
+    """The command that runs an experiment."""
+    return ["dvc", "exp", "run", "-n", name, *(word for change in changes for word in ("-S", change))]
 
 
 def _when_all_are_done(folder: Path, count: int) -> list[str]:
@@ -204,20 +211,19 @@ def _when_all_are_done(folder: Path, count: int) -> list[str]:
         time.sleep(1)
 
 
-def _lock_of(folder: Path, name: str) -> str:
-    """The hash of `data/study` that DVC has recorded for an experiment."""
+def _outputs_of(folder: Path, name: str) -> dict[str, str]:
+    """The hash of every output that `dvc.yaml` names, as DVC has recorded it for an experiment."""
     refs = finish(folder, "git", "for-each-ref", "--format=%(refname)", "refs/exps").split()
     ref = next((ref for ref in refs if ref.endswith(f"/{name}")), "")
-    if not ref:
-        return ""
-    lines = iter(finish(folder, "git", "show", f"{ref}:dvc.lock").splitlines())
-    return next((next(lines).split()[-1] for line in lines if line.strip() == "- path: data/study"), "")
+    stages = yaml.safe_load(finish(folder, "git", "show", f"{ref}:dvc.lock"))["stages"] if ref else {}
+    return {out["path"]: out["md5"] for stage in stages.values() for out in stage.get("outs", ())}
 
 
-def _cells_after(ground: Ground, setting: str) -> dict[str, str]:
+def _outputs_after(ground: Ground, changes: Sequence[str]) -> dict[str, str]:
+    """The outputs and the cells of an experiment that runs alone."""
     with ground.copy(ground.done, ".laq/cells", *_STORE) as folder:
-        finish(folder, "dvc", "exp", "run", "-S", setting, "study")
-        return _cells_in(folder)
+        finish(folder, *_experiment("alone", changes))
+        return {**_outputs_of(folder, "alone"), **_cells_in(folder)}
 
 
 def _cells_in(folder: Path) -> dict[str, str]:

@@ -4,7 +4,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
-from math import isfinite
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +13,19 @@ import click
 from laq.errors import LaqError
 from laq.git import in_git
 from laq.params import Params, load_params
-from laq.provenance import FILE, chain, check, check_inputs, find_stale, is_watched, recording
+from laq.provenance import (
+    FILE,
+    chain,
+    check,
+    check_inputs,
+    find_stale,
+    is_watched,
+    read_stages,
+    recording,
+)
 from laq.quantization.methods.registry import METHODS, find_method
-from laq.sections.commands import Compare
+from laq.quantization.options import Option, nearest_name, number, whole_number
+from laq.sections.commands import ALL, Compare
 from laq.sections.study import check_bits
 
 # Each command imports its own room: importing them all takes seconds that `--help` should not.
@@ -28,6 +38,11 @@ class _Commands(click.Group):
     def invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)
+        except click.UsageError as error:
+            command = error.ctx.command_path if error.ctx else ctx.command_path
+            reason = error.format_message().removeprefix("Invalid value for ").rstrip(".")
+            click.echo(f"laq: {reason}; `{command} --help` says what is allowed", err=True)
+            ctx.exit(2)
         except LaqError as error:
             for line in str(error).splitlines():
                 click.echo(f"laq: {line}", err=True)
@@ -68,21 +83,29 @@ class _Method(click.ParamType["str"]):
             self.fail(str(error), param, ctx)
 
 
-class _Amount(click.ParamType["float | None"]):
-    """A number from 0 on, or an empty text for none: an entry point of MLflow can leave nothing out."""
+class _Number(click.ParamType["float | None"]):
+    """A number that an option of the house allows, or an empty text for none.
+
+    An entry point of MLflow can leave nothing out.
+    """
 
     name = "number"
 
-    def __init__(self, most: float | None = None) -> None:
-        self._range = click.FloatRange(0, most)
+    def __init__(self, option: Option) -> None:
+        self._option = option
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float | None:
         if value == "":
             return None
-        amount = self._range.convert(value, param, ctx)
-        if not isfinite(amount):
-            self.fail(f"{value!r} is not a finite number.", param, ctx)
-        return amount
+        for kind in (int, float):
+            with suppress(ValueError):
+                value = kind(value)
+                break
+        try:
+            kept: float = self._option(value)
+        except ValueError as error:
+            self.fail(str(error), param, ctx)
+        return kept
 
 
 @click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
@@ -93,7 +116,7 @@ def main() -> None:
 
 _jobs = click.option(
     "--jobs",
-    type=click.IntRange(min=1),
+    type=_Number(whole_number(1)),
     envvar="LAQ_JOBS",
     help="Processes on this machine.  [default: one per core; env: LAQ_JOBS]",
 )
@@ -254,6 +277,7 @@ def quantize(
     params = load_params()
     usual = params.quantize
     request = room.Request(subset or usual.subset, bits or usual.bits, method or usual.method)
+    _check_subset(params, request.subset, ALL)
     _make("finetune", params)
     click.echo(room.run(params, request, workers(jobs, scheduler)))
     click.echo(track.send_waiting())
@@ -281,16 +305,24 @@ def compare(first: str | None, second: str | None) -> None:
 @click.option("--classes", default="", metavar="NAME,NAME,...", help="Classes, by their names or numbers.")
 @click.option("--subset", default="", metavar="NAME", help="Or else the name of one of the study's subsets.")
 @click.option(
-    "--max-kb", type=_Amount(), metavar="KIB", help="The largest file, in KiB.  [default: any; 0: any]"
+    "--max-kb",
+    type=_Number(number(least=0)),
+    metavar="KIB",
+    help="The largest file, in KiB.  [default: any; 0: any]",
 )
 @click.option(
     "--lose",
-    type=_Amount(100),
+    type=_Number(number(least=0, most=100)),
     metavar="POINTS",
     help="How far top-1 among these classes may lie below the original float network's.  "
     "[default: advise.lose in params.yaml]",
 )
-@click.option("--keep", type=_Amount(100), metavar="PERCENT", help="Or else the least top-1 among them.")
+@click.option(
+    "--keep",
+    type=_Number(number(least=0, most=100)),
+    metavar="PERCENT",
+    help="Or else the least top-1 among them.",
+)
 @_workers
 def advise(jobs: int | None, scheduler: str, **asked: Any) -> None:
     """Find the smallest network that keeps its accuracy on some classes, and write it with the evidence.
@@ -302,6 +334,8 @@ def advise(jobs: int | None, scheduler: str, **asked: Any) -> None:
     from laq.parallel import workers
 
     params, question = load_params(), room.Question(**asked)
+    if question.subset:
+        _check_subset(params, question.subset)
     _make("subsets" if question.subset else "divergence", params)
     advice = room.run(params, question, workers(jobs, scheduler))
     click.echo(advice.text)
@@ -314,12 +348,12 @@ def advise(jobs: int | None, scheduler: str, **asked: Any) -> None:
 @click.option("--at-hand", is_flag=True, help="Leave out studies whose images are not on this machine.")
 @click.option(
     "--cells",
-    type=click.IntRange(min=0),
+    type=_Number(whole_number(0)),
     help="How many cells to draw; 0 for all.  [default: verify.cells in the folder's params.yaml]",
 )
 @click.option(
     "--seed",
-    type=click.IntRange(0, 2**32 - 1),
+    type=_Number(whole_number(0, 2**32 - 1)),
     help="What draws them.  [default: verify.seed in the folder's params.yaml]",
 )
 @_workers
@@ -350,6 +384,10 @@ def verify(
 @click.argument("stage", required=False)
 def pipeline(stage: str | None) -> None:
     """Run `dvc repro`, up to STAGE if one is named; the whole of it ends with what `track` does."""
+    if stage and stage not in (stages := read_stages()):
+        raise LaqError(
+            f"STAGE: found {stage!r}; must be {', '.join(stages)}{nearest_name(stage, list(stages))}"
+        )
     _repro(*([stage] if stage else []))
     if stage is None:
         from laq import track as room
@@ -358,6 +396,16 @@ def pipeline(stage: str | None) -> None:
         params = load_params()
         check_inputs("track", params.settings)
         click.echo(room.run(params))
+
+
+def _check_subset(params: Params, name: str, *others: str) -> None:
+    """See that the study has a subset, or that it is one of ``others``, before anything is made for it.
+
+    Raises:
+        LaqError: it has none of this name.
+    """
+    if wrong := params.subsets.unknown(name, *others):
+        raise LaqError(f"--subset: {wrong}")
 
 
 def _run_stage(name: str, run: Callable[[Params], None]) -> None:

@@ -182,11 +182,8 @@ def _across(block: Block) -> Iterator[str]:
         if numbers and max(numbers) >= classes:
             yield f"subsets.given: found {max(numbers)}; must be below {classes}, the classes of {name}"
     yield from _images_needed(block)
-    wanted, known = block.quantize.subset, [ALL, *subsets.names]
-    if wanted not in known and not (subsets.log and re.fullmatch("log-[1-9][0-9]*", wanted)):
-        hint = nearest_name(wanted, known)
-        allowed = f"all, or a subset of the study, such as {known[-1]}"
-        yield f"quantize.subset: found {wanted!r}; must be {allowed}{hint}"
+    if wrong := subsets.unknown(block.quantize.subset, ALL):
+        yield f"quantize.subset: {wrong}"
 
 
 def _images_needed(block: Block) -> Iterator[str]:

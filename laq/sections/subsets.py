@@ -1,10 +1,11 @@
 """The section ``subsets``."""
 
+import re
 from typing import Annotated, Self
 
 from pydantic import AfterValidator, Field, model_validator
 
-from laq.quantization.options import either, whole_number
+from laq.quantization.options import either, nearest_name, whole_number
 from laq.sections.base import (
     UNIQUE,
     Checked,
@@ -65,6 +66,15 @@ class Subsets(Section):
         """The names of all subsets, but of those of the log."""
         titles = {self.title(kind, size): n for size in self.sizes for kind, n in self.counts.items()}
         return [f"{t}-{i}" for t, n in {**titles, "given": len(self.given)}.items() for i in range(1, n + 1)]
+
+    def unknown(self, name: str, *others: str) -> str:
+        """What is wrong with a name that is none of a subset, nor one of ``others``; empty if it is one."""
+        known = [*others, *self.names]
+        if name in known or (self.log and re.fullmatch("log-[1-9][0-9]*", name)):
+            return ""
+        allowed = " or ".join([*others, "the name of a subset of the study"])
+        example = f", such as {known[-1]}" if self.names else ""
+        return f"found {name!r}; must be {allowed}{example}{nearest_name(name, known)}"
 
     @model_validator(mode="after")
     def _some_are_asked_for(self) -> Self:

@@ -5,8 +5,8 @@ It needs laq's core alone, and nothing of the pipeline: neither a project nor th
 """
 
 import base64
-import json
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from threading import Lock
 from typing import Any, Final
@@ -20,8 +20,9 @@ from torch import Tensor
 
 from laq.architectures import Classifier, NetworkDesign, build
 from laq.errors import LaqError
+from laq.files import need, read_json
 from laq.pictures import MAX_PIXELS, MOST_PIXELS, read_picture
-from laq.quantization import load
+from laq.quantization import QuantizationError, load
 
 COLUMN: Final = "image"
 WEIGHTS: Final = "network.safetensors"
@@ -182,8 +183,26 @@ def _what_is_wrong(pixels: np.ndarray) -> str:
 
 
 def load_classifier(folder: Path, limits: Limits | None = None) -> SubsetClassifier:
-    """The classifier in the folder of its packed weights and of what they are of, in JSON."""
-    about = json.loads((folder / DESCRIPTION).read_text(encoding="utf-8"))
-    network = load(folder / WEIGHTS, build(NetworkDesign.from_json(about["design"]), folder=folder))
+    """The classifier in the folder of its packed weights and of what they are of, in JSON.
+
+    Raises:
+        LaqError: a file is missing or damaged.
+    """
+    about: _Description = read_json(folder / DESCRIPTION, _Description, _REMEDY)
+    try:
+        network = load(need(folder / WEIGHTS, _REMEDY), build(about.design, folder=folder))
+    except QuantizationError as error:
+        raise LaqError(f"{error}; {_REMEDY}") from error
     assert isinstance(network, Classifier)
-    return SubsetClassifier(network, {int(number): name for number, name in about["classes"].items()}, limits)
+    return SubsetClassifier(network, about.classes, limits)
+
+
+_REMEDY: Final = "take another version of the model, or send it again: delete its run, then `laq track`"
+
+
+@dataclass(frozen=True)
+class _Description:
+    """What the packed weights are of."""
+
+    design: NetworkDesign
+    classes: dict[int, str]

@@ -24,7 +24,7 @@ _ALWAYS: Final = (  # measured of every network
 
 
 @dataclass(frozen=True)
-class _Layer:
+class _MeasuredLayer:
     """The measurements of a quantized layer."""
 
     layer: str
@@ -68,7 +68,7 @@ def _write_quantized(folder: Path, result: QuantizedNetwork, subset: Subset) -> 
     classes = [name for _, name in sorted(zip(subset.classes, subset.class_names, strict=True))]
     size = save(folder / WEIGHTS, result, {"classes": classes})
     layers = [
-        _Layer(
+        _MeasuredLayer(
             layer=layer.name,
             bits=layer.bits,
             levels=layer.levels,
@@ -124,7 +124,7 @@ def layer_rows(cell: Cell, folder: Path) -> list[dict[str, Any]]:
         LaqError: the file is damaged.
     """
     path = folder / LAYERS
-    layers = _read(path, list[_Layer]) if path.exists() else []
+    layers = _read(path, list[_MeasuredLayer]) if path.exists() else []
     return [{"cell": cell.name, **asdict(layer)} for layer in layers]
 
 

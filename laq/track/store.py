@@ -15,7 +15,7 @@ from typing import Any, Final
 import sqlalchemy
 from filelock import FileLock
 from mlflow import MlflowClient
-from mlflow.entities import RunTag
+from mlflow.entities import Experiment, LifecycleStage, RunTag
 from mlflow.exceptions import MlflowException
 from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 from sqlalchemy.exc import SQLAlchemyError
@@ -74,11 +74,19 @@ class Store:
             raise LaqError(
                 f"MLflow at {self}: more than one @ in MLFLOW_TRACKING_URI; write %40 for one in a password"
             )
+        if re.search(r"\s", self.uri):
+            raise LaqError("MLFLOW_TRACKING_URI: found white space in it; write %20 for a space")
         with self.one_line_errors():
             path = sqlalchemy.make_url(self.uri).database if self.uri.startswith(_SQLITE) else None
             self._file = Path(path).resolve() if path else None
             with self._locked():
-                self.client = _open_client(self.uri, self._file)
+                try:
+                    self.client = _open_client(self.uri, self._file)
+                except ValueError as error:
+                    raise LaqError(
+                        f"MLflow at {self}: {error}; MLFLOW_TRACKING_URI must be an address such as "
+                        "sqlite:////folder/mlflow.db or http://host:5000"
+                    ) from error
 
     def __str__(self) -> str:
         return _without_password(self.uri)
@@ -96,6 +104,23 @@ class Store:
                 f"MLflow at {self}: {reason}; nothing measured is lost: see to the store "
                 "(MLFLOW_TRACKING_URI), then `laq track` sends what it lacks"
             ) from error
+
+    def experiment(self, name: str) -> Experiment | None:
+        """The experiment of this name, if there is one.
+
+        Raises:
+            LaqError: it is in the store's trash, or the store cannot be reached.
+        """
+        with self.one_line_errors():
+            found = self.client.get_experiment_by_name(name)
+        if found and found.lifecycle_stage != LifecycleStage.ACTIVE:
+            restore = f"mlflow experiments restore --experiment-id {found.experiment_id}"
+            remove = f"mlflow gc --experiment-ids {found.experiment_id}"
+            raise LaqError(
+                f"MLflow at {self}: experiment {name} was deleted; `{restore}` brings it and its runs back, "
+                f"`{remove}` removes it for good"
+            )
+        return found
 
     def send(self, result: ResultRuns) -> Sent:
         """Send the runs and models of a result that the store lacks, and register the best models.
@@ -159,7 +184,7 @@ class Store:
                 tags = [RunTag(name, result.root.key) for name in (KEY, RESULT)]
                 self.client.log_batch(result.own_run, tags=tags)
                 return str(run.info.experiment_id)
-        if found := self.client.get_experiment_by_name(result.experiment):
+        if found := self.experiment(result.experiment):
             return str(found.experiment_id)
         beside = self._file.parent if self._file else project_root()
         is_database = self.uri.startswith(_DATABASES)

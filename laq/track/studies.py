@@ -3,6 +3,7 @@
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from math import nan
 from typing import Any, Final
 
 import pandas as pd
@@ -21,6 +22,7 @@ COLUMNS: Final = (
 )  # fmt: skip
 _RUN_ID: Final = re.compile("[0-9a-f]{4,32}")
 _MOST_NAMED: Final = 6
+_PARAMS: Final = ("subset", "classes", "method", "bits", "calibration", "calibration_seed")  # of a cell's run
 
 
 @dataclass(frozen=True)
@@ -50,10 +52,10 @@ class TrackedStudies:
     def __init__(self, store: Store, experiment: str) -> None:
         self.store = store
         self.experiment = experiment
+        found = store.experiment(experiment)
+        self._ids = [str(found.experiment_id)] if found else []
+        self.studies: list[TrackedStudy] = []
         with store.one_line_errors():
-            found = store.client.get_experiment_by_name(experiment)
-            self._ids = [str(found.experiment_id)] if found else []
-            self.studies: list[TrackedStudy] = []
             for run in self._runs("tags.`laq.level` = 'study'"):
                 data, info = run.inputs.dataset_inputs if run.inputs else [], run.info
                 uses = {
@@ -90,11 +92,11 @@ class TrackedStudies:
         """What was measured: a row per subset, variant, method, bits as asked for, calibration and seed.
 
         Raises:
-            LaqError: the store has none of the study's cells.
+            LaqError: the store has none of the study's cells, or one was not sent by laq.
         """
         asked = f"tags.`laq.root` = '{study.tags.get('laq.key')}' and tags.`laq.level` = 'cell'"
         with self.store.one_line_errors():
-            rows = [row for run in self._runs(asked) for row in _rows(run.data.params, run.data.metrics)]
+            rows = [row for run in self._runs(asked) for row in _rows(run)]
         if not rows:
             raise LaqError(f"study {study.label}: {self} has none of its cells; `laq track` sends them")
         # Every cell of a subset tells of the networks as they are.
@@ -146,8 +148,13 @@ def _named(studies: Sequence[TrackedStudy]) -> str:
     return ", ".join([*names[:_MOST_NAMED], *([f"{more} older ones"] if more > 0 else [])]) or "none"
 
 
-def _rows(params: Mapping[str, str], metrics: Mapping[str, float]) -> Iterator[dict[str, Any]]:
+def _rows(run: Any) -> Iterator[dict[str, Any]]:
     """A cell's variants as rows; classes in the order of their names, whatever they were chosen in."""
+    params, metrics = run.data.params, run.data.metrics
+    if missing := [name for name in _PARAMS if name not in params]:
+        raise LaqError(
+            f"run {run.info.run_id} has no parameter {missing[0]}; delete it, then run `laq track`"
+        )
     classes = ", ".join(sorted(params["classes"].split(", ")))
     place = {"subset": params["subset"], "classes": classes}
     recipe = (params["method"], params["bits"], params["calibration"], params["calibration_seed"])
@@ -160,5 +167,5 @@ def _rows(params: Mapping[str, str], metrics: Mapping[str, float]) -> Iterator[d
                     **dict(zip(("method", "bits", "calibration", "seed"), made, strict=True)),
                     "mean_bits": metrics.get(f"{name}/mean_bits", float(FLOAT_BITS)),
                     "top1_sub_percent": metrics[f"{name}/top1_sub_percent"],
-                    "size_bytes": metrics[f"{name}/size_bytes"],
+                    "size_bytes": metrics.get(f"{name}/size_bytes", nan),
                 }

@@ -492,10 +492,10 @@ def test_what_the_pipeline_has_not_made_is_made_first(
 @pytest.mark.parametrize(
     ("options", "told"),
     [
-        (("--lose", "-1"), "Invalid value for '--lose'"),
-        (("--lose", "101"), "Invalid value for '--lose'"),
-        (("--keep", "nan"), "'nan' is not a finite number"),
-        (("--max-kb", "small"), "'small' is not a valid float"),
+        (("--lose", "-1"), "'--lose': found -1; must be a number at least 0, at most 100"),
+        (("--lose", "101"), "'--lose': found 101; must be a number at least 0, at most 100"),
+        (("--keep", "nan"), "'--keep': found nan; must be a number at least 0, at most 100"),
+        (("--max-kb", "small"), "'--max-kb': found 'small'; must be a number at least 0"),
         (("--lose", "1", "--keep", "90"), "--lose 1 and --keep 90: both say"),
         (("--subset", "similar-1"), "give one of them, found both"),
     ],

@@ -161,7 +161,7 @@ KEYS: list[tuple[str, Any, str]] = [
     ("report.permutations", 10**12, "report.permutations: found 1000000000000; must be at most 10000000"),
     ("report.confidence", 0, "report.confidence: found 0; must be above 0"),
     ("track.champion_kib", "180", "track.champion_kib: found '180'; must be a number"),
-    ("quantize.subset", "similr-1", "quantize.subset: found 'similr-1'; must be all, or a subset of the study, such as random-1; did you mean similar-1?"),
+    ("quantize.subset", "similr-1", "quantize.subset: found 'similr-1'; must be all or the name of a subset of the study, such as random-1; did you mean similar-1?"),
     ("quantize.method", "gptg", f"quantize.method: found 'gptg'; {METHODS}; did you mean gptq?"),
     ("compare.first", 1, f"compare.first: found 1; {TEXT}"),
     ("advise.lose", 101, "advise.lose: found 101; must be at most 100"),
@@ -456,3 +456,43 @@ def test_a_damaged_record_of_provenance_is_told_in_a_line(data: Path, content: b
     (line,) = told("network")
     assert line.startswith(f"{record}: not ")
     assert line.endswith(("run `dvc repro`", MAKE))
+
+
+SUBSET_NAME = "must be the name of a subset of the study, such as random-1"
+STAGES = "must be dataset, network, embeddings, divergence, subsets, finetune, study, report, track"
+SEED_RANGE = "must be a whole number from 0 to 4294967295"
+PERCENT = "must be a number at least 0, at most 100"
+# A command, and what is said of it.
+COMMANDS: list[tuple[str, str]] = [
+    ("quantise", "No such command 'quantise'. Did you mean 'quantize'?; `main --help` says what is allowed"),
+    ("quantize --subst all", "No such option '--subst'. (Did you mean one of: '--bits', '--jobs', '--subset'?); `main quantize --help`"),
+    ("quantize --subset", "Option '--subset' requires an argument; `main quantize --help` says what is allowed"),
+    ("quantize --subset similr-1", "--subset: found 'similr-1'; must be all or the name of a subset of the study, such as random-1; did you mean similar-1?"),
+    ("quantize --bits 1", f"'--bits': found '1'; {BITS}; `main quantize --help` says what is allowed"),
+    ("quantize --method gptg", f"'--method': found 'gptg'; {METHODS}; did you mean gptq?; `main quantize --help`"),
+    ("quantize --jobs 0", "'--jobs': found 0; must be a whole number above 0; `main quantize --help` says what is allowed"),
+    ("study --jobs two", "'--jobs': found 'two'; must be a whole number above 0; `main study --help` says what is allowed"),
+    ("study --jobs 1.5", "'--jobs': found 1.5; must be a whole number above 0; `main study --help` says what is allowed"),
+    ("finetune now", "Got unexpected extra argument (now); `main finetune --help` says what is allowed"),
+    ("pipeline stdy", f"STAGE: found 'stdy'; {STAGES}; did you mean study?"),
+    ("advise", "--classes NAME,NAME,... or --subset NAME: give one of them, found none"),
+    ("advise --subset randm-1", f"--subset: found 'randm-1'; {SUBSET_NAME}; did you mean random-1?"),
+    ("advise --subset all", f"--subset: found 'all'; {SUBSET_NAME}"),
+    ("advise --classes 1,2 --keep 101", f"'--keep': found 101; {PERCENT}; `main advise --help`"),
+    ("advise --classes 1,2 --lose inf", f"'--lose': found inf; {PERCENT}; `main advise --help`"),
+    ("verify", "Missing argument 'FOLDER'; `main verify --help` says what is allowed"),
+    ("verify nowhere", "nowhere/provenance.json: not found; name a folder that `laq report --publish FOLDER` wrote"),
+    ("verify params.yaml", "params.yaml/provenance.json: not found; name a folder that `laq report --publish FOLDER` wrote"),
+    ("verify nowhere --cells -1", "'--cells': found -1; must be a whole number of at least 0; `main verify --help`"),
+    ("verify nowhere --seed 4294967296", f"'--seed': found 4294967296; {SEED_RANGE}; `main verify --help`"),
+    ("report --publish params.yaml", "'--publish': Directory 'params.yaml' is a file; `main report --help` says what is allowed"),
+    ("predecessor nowhere.csv", "nowhere.csv: not found; give a CSV log of the predecessor's"),
+    ("predecessor .", ".: not a CSV table ("),
+    ("compare --third x", "No such option '--third'; `main compare --help` says what is allowed"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("command", "line"), COMMANDS, ids=[command for command, _ in COMMANDS])
+def test_an_option_that_is_wrong_is_told_in_a_line(project: Path, command: str, line: str) -> None:
+    (found,) = told(*command.split())
+    assert found.startswith(line)

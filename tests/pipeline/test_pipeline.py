@@ -220,7 +220,10 @@ def test_publishing_brings_the_provenance_and_deletes_nothing_else(own: Path) ->
 
 def test_an_unknown_subset_is_told_with_those_that_are_known(clone: Path) -> None:
     output = laq(clone, "quantize", "--subset", "mine", code=2)
-    assert "laq: --subset: found 'mine'; must be similar-1, dissimilar-1, random-1, all" in output
+    assert (
+        "laq: --subset: found 'mine'; must be all or the name of a subset of the study, such as random-1"
+        in output
+    )
     assert "Traceback" not in output
 
 

@@ -147,6 +147,28 @@ def test_many_pictures_are_answered_one_by_one_and_in_their_order(folder: Path) 
     assert answers(model, texts) == answers(model, *texts)  # MLflow makes a row of them
 
 
+@pytest.mark.parametrize(
+    ("file", "content", "said"),
+    [
+        ("model.json", None, "not found; take another version of the model, or send it again"),
+        ("model.json", b"{", "not JSON ("),
+        ("model.json", b"{}", "design: missing; take another"),
+        ("network.safetensors", None, "not found; take another"),
+        ("network.safetensors", b"", "not a whole safetensors file ("),
+    ],
+)
+def test_a_model_whose_files_are_gone_or_damaged_is_told(
+    folder: Path, file: str, content: bytes | None, said: str
+) -> None:
+    (folder / file).unlink()
+    if content is not None:
+        (folder / file).write_bytes(content)
+    with pytest.raises(LaqError) as told:
+        load_classifier(folder)
+    assert str(told.value).startswith(f"{folder / file}: {said}")
+    assert len(str(told.value).splitlines()) == 1
+
+
 def test_none_and_too_many_pictures_and_pixels_are_told(folder: Path) -> None:
     model = load_classifier(folder, Limits(max_pictures=3, max_pixels=64, max_total_pixels=150))
     assert len(answers(model, COLOURS, encoded(COLOURS))) == 2

@@ -32,6 +32,7 @@ from laq.quantization import load
 from laq.track.registry import CHAMPION
 from laq.track.runs import Input, ModelSpec, ResultRuns, RunSpec
 from laq.track.store import Store, outbox
+from laq.track.studies import TrackedStudies
 from laq.track.study_runs import subset_runs
 from tests.trees import CLASSES, DESIGN, LAYERS, example, make_tree, mixed_results, network, png
 
@@ -282,6 +283,69 @@ def test_the_champion_is_the_best_within_the_budget_whatever_the_order(
         if best:
             tags = champion(store.client).tags
             assert (float(tags["laq.top1_sub_percent"]), -float(tags["laq.size_bytes"])) == best
+
+
+@pytest.mark.parametrize("deleted", ["version", "model"])
+def test_what_is_deleted_from_the_registry_is_there_again(store: Store, weights: Path, deleted: str) -> None:
+    store.send(tree := make_tree(weights))
+    version = champion(store.client)
+    if deleted == "version":
+        store.client.delete_model_version(version.name, version.version)
+    else:
+        store.client.delete_registered_model(version.name)
+    assert store.send(tree).count == 0
+    assert champion(store.client).tags == version.tags
+
+
+def test_a_deleted_experiment_is_told_with_both_ways_out(store: Store, weights: Path) -> None:
+    store.send(tree := make_tree(weights))
+    number = store.client.get_experiment_by_name("laq-test").experiment_id
+    store.client.delete_experiment(number)
+    for use in (lambda: store.send(tree), lambda: TrackedStudies(store, "laq-test")):
+        with pytest.raises(LaqError) as told:
+            use()
+        assert str(told.value) == (
+            f"MLflow at {store}: experiment laq-test was deleted; `mlflow experiments restore --experiment-id "
+            f"{number}` brings it and its runs back, `mlflow gc --experiment-ids {number}` removes it for good"
+        )
+    store.client.restore_experiment(number)
+    assert store.send(tree).count == 0
+
+
+@pytest.mark.parametrize(
+    ("uri", "said"),
+    [
+        (
+            "http://[::1",
+            "Invalid IPv6 URL; MLFLOW_TRACKING_URI must be an address such as sqlite:////folder/",
+        ),
+        (
+            "postgresql://u:secret@h:x/db",
+            "invalid literal for int() with base 10: 'x'; MLFLOW_TRACKING_URI must",
+        ),
+        ("nowhere://x", "got unsupported URI 'nowhere://x'"),
+        (
+            "sqlite+nothing:///x.db",
+            "Can't load plugin: sqlalchemy.dialects:sqlite.nothing; nothing measured is",
+        ),
+        ("http://127.0.0.1:1", "Max retries exceeded with url"),
+        ("a folder", "MLFLOW_TRACKING_URI: found white space in it; write %20 for a space"),
+        ("http://h/\n", "MLFLOW_TRACKING_URI: found white space in it; write %20 for a space"),
+        (
+            "postgresql://u:secret word@h/db",
+            "MLFLOW_TRACKING_URI: found white space in it; write %20 for a space",
+        ),
+    ],
+)
+def test_an_address_that_is_no_stores_is_told_in_a_line(
+    project: Path, monkeypatch: pytest.MonkeyPatch, uri: str, said: str
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    done = CliRunner().invoke(main, ["compare"])
+    (line,) = done.stderr.splitlines()
+    assert done.exit_code == 2
+    assert said in line
+    assert "secret" not in line
 
 
 def test_a_champion_is_for_these_classes_on_these_images_and_within_this_budget(
