@@ -39,7 +39,7 @@ class _Commands(click.Group):
         try:
             return super().invoke(ctx)
         except click.UsageError as error:
-            command = error.ctx.command_path if error.ctx else ctx.command_path
+            command = f"{ctx.command_path} {ctx.invoked_subcommand or ''}".rstrip()
             reason = error.format_message().removeprefix("Invalid value for ").rstrip(".")
             click.echo(f"laq: {reason}; `{command} --help` says what is allowed", err=True)
             ctx.exit(2)
@@ -277,7 +277,8 @@ def quantize(
     params = load_params()
     usual = params.quantize
     request = room.Request(subset or usual.subset, bits or usual.bits, method or usual.method)
-    _check_subset(params, request.subset, ALL)
+    if wrong := params.subsets.unknown(request.subset, ALL):
+        raise LaqError(f"--subset: {wrong}")
     _make("finetune", params)
     click.echo(room.run(params, request, workers(jobs, scheduler)))
     click.echo(track.send_waiting())
@@ -334,8 +335,6 @@ def advise(jobs: int | None, scheduler: str, **asked: Any) -> None:
     from laq.parallel import workers
 
     params, question = load_params(), room.Question(**asked)
-    if question.subset:
-        _check_subset(params, question.subset)
     _make("subsets" if question.subset else "divergence", params)
     advice = room.run(params, question, workers(jobs, scheduler))
     click.echo(advice.text)
@@ -396,16 +395,6 @@ def pipeline(stage: str | None) -> None:
         params = load_params()
         check_inputs("track", params.settings)
         click.echo(room.run(params))
-
-
-def _check_subset(params: Params, name: str, *others: str) -> None:
-    """See that the study has a subset, or that it is one of ``others``, before anything is made for it.
-
-    Raises:
-        LaqError: it has none of this name.
-    """
-    if wrong := params.subsets.unknown(name, *others):
-        raise LaqError(f"--subset: {wrong}")
 
 
 def _run_stage(name: str, run: Callable[[Params], None]) -> None:
