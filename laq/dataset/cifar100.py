@@ -51,7 +51,7 @@ def write_cifar100(folder: Path) -> Description:
     with tempfile.TemporaryDirectory(dir=folder) as scratch:
         official = Path(scratch)
         fetch_cifar100(official)
-        train, test, meta = (_unpickle((official / name).read_bytes()) for name in MD5)
+        train, test, meta = (_unpickle(official / name) for name in MD5)
     for split, content in zip(_SPLITS, (train, test), strict=True):
         images = content["data"].reshape(-1, 3, SQUASHED_TO_32.size, SQUASHED_TO_32.size)
         write_split(folder, split, [images], content["fine_labels"])
@@ -70,9 +70,15 @@ class _ArrayUnpickler(pickle.Unpickler):
             raise pickle.UnpicklingError(f"{module}.{name} has no place in a dataset") from None
 
 
-def _unpickle(content: bytes) -> dict[str, Any]:
-    unpickled: dict[str, Any] = _ArrayUnpickler(io.BytesIO(content), encoding="latin1").load()
-    return unpickled
+def _unpickle(path: Path) -> dict[str, Any]:
+    try:
+        content: dict[str, Any] = _ArrayUnpickler(io.BytesIO(path.read_bytes()), encoding="latin1").load()
+    except Exception as error:
+        # A pickle that is none of images raises whatever it stumbles upon.
+        raise LaqError(
+            f"CIFAR-100: {path.name!r} is no pickle of images ({type(error).__name__}: {error}); {_WAYS_OUT}"
+        ) from error
+    return content
 
 
 def fetch_cifar100(target: Path, expected: Mapping[str, str] = MD5) -> None:

@@ -1,6 +1,5 @@
 """Bad input of every kind: the command ends with code 2, says exactly these lines, and writes nothing."""
 
-import pickle
 import random
 import re
 import shutil
@@ -20,13 +19,11 @@ from click.testing import CliRunner
 
 from laq.architectures import NetworkDesign, build
 from laq.cli import main
-from laq.dataset.images import read_class_names, read_images, read_manifest
 from laq.divergence import read_embeddings
 from laq.divergence.files import read_divergence, read_name
 from laq.errors import LaqError
-from laq.files import md5, write_json
+from laq.files import write_json
 from laq.network.weights import load_network, read_design, save_tensors
-from laq.paths import DATASET
 from laq.study.cells import Cell
 from laq.study.results import layer_rows, read_measurement, read_seconds
 from laq.study.tables import read_measurements
@@ -282,15 +279,8 @@ def data(project: Path, made: Path) -> Path:
 
 
 def make_data() -> None:
-    for folder in ("dataset", "network", "embeddings", "divergence", "study", "report"):
+    for folder in ("network", "embeddings", "divergence", "study", "report"):
         Path("data", folder).mkdir(parents=True)
-    images = {"data": np.zeros((6, 3072), np.uint8), "fine_labels": [0, 1, 2] * 2}
-    for name, content in {
-        "train": images,
-        "test": images,
-        "meta": {"fine_label_names": ["a", "b", "c"]},
-    }.items():
-        rewritten(f"data/dataset/{name}", content)
     write_json(Path("data/network/network.json"), {"design": DESIGNED.to_json(), "origin": {}})
     save_tensors(Path("data/network/network.safetensors"), build(DESIGNED).state_dict())
     for place in ("embeddings", "divergence"):
@@ -315,18 +305,8 @@ def make_data() -> None:
     write_json(CELL / "layers.json", [layer])
 
 
-def rewritten(path: str, content: Any) -> None:
-    """Pickle what a file of the dataset holds, with its MD5 in the manifest."""
-    Path(path).write_bytes(content if isinstance(content, bytes) else pickle.dumps(content))
-    hashes = {n: md5(f) if (f := Path("data/dataset", n)).exists() else "" for n in ("train", "test", "meta")}
-    write_json(Path("data/dataset/manifest.json"), {"name": "glyphs", "md5": hashes})
-
-
 # The files that stages write, each with what reads it.
 READERS: dict[str, Callable[[], object]] = {
-    "data/dataset/manifest.json": lambda: read_manifest(DATASET),
-    "data/dataset/train": lambda: read_images(DATASET, "train"),
-    "data/dataset/meta": lambda: read_class_names(DATASET),
     "data/network/network.json": read_design,
     "data/network/network.safetensors": load_network,
     "data/embeddings/features.npy": read_embeddings,
@@ -359,10 +339,7 @@ def test_a_damaged_file_between_stages_is_told_in_a_line_that_names_it(data: Pat
     READERS[path]()
     whole = Path(path).read_bytes()
     for damage in DAMAGES.values():
-        if path.startswith("data/dataset/") and not path.endswith(".json"):
-            rewritten(path, damage(whole))
-        else:
-            Path(path).write_bytes(damage(whole))
+        Path(path).write_bytes(damage(whole))
         with pytest.raises(LaqError) as raised:
             READERS[path]()
         line = str(raised.value)
@@ -379,22 +356,18 @@ def damaged(path: str, content: Any) -> None:
         np.save(path, content)
     elif path.endswith(".safetensors"):
         save_tensors(Path(path), content)
-    elif path.endswith(".csv"):
-        content(pd.read_csv(path)).to_csv(path, index=False)
     else:
-        rewritten(path, content)
+        content(pd.read_csv(path)).to_csv(path, index=False)
 
 
 MAKE = "run `dvc repro` (or `make repro`) to make it"
-AGAIN = "remove the folder and run `dvc repro dataset`"
 CELL_AGAIN = f"remove the folder {CELL} and run the command again"
-IMAGES = "must hold data, uint8 (n, 3072), and fine_labels, a list of n classes below 3"
 WHOLE = asdict(SUBSET)
 DIFFERENT = "Value error, random-1: classes must be two or more different ones, each with its name"
 FEATURES, LABELS, MATRIX = (
     f"data/{n}.npy" for n in ("embeddings/features", "embeddings/labels", "divergence/matrix")
 )
-SUBSETS, TABLE, TRAIN = "data/subsets.json", "data/study/measurements.csv", "data/dataset/train"
+SUBSETS, TABLE = "data/subsets.json", "data/study/measurements.csv"
 # A file, what is in it instead, and what is said of it.
 CONTENTS: list[tuple[str, Any, str]] = [
     (SUBSETS, {}, f"found {{}}; must be a valid array; {MAKE}"),
@@ -413,15 +386,6 @@ CONTENTS: list[tuple[str, Any, str]] = [
     (FEATURES, np.ones((0, 4)), f"found float64 of shape (0, 4); must be finite numbers of shape (any, any); {MAKE}"),
     (LABELS, np.zeros(6), f"found float64 of shape (6,); must be whole numbers of shape (6); {MAKE}"),
     (LABELS, np.full(6, 3), "found classes 3 to 3; must be from 0 to 2; run `dvc repro`"),
-    (TRAIN, [], f"found a pickle of list; must be one of dict; {AGAIN}"),
-    (TRAIN, {}, f"{IMAGES}; {AGAIN}"),
-    (TRAIN, {"data": np.zeros((2, 3072), np.uint8), "fine_labels": [0, 3]}, f"{IMAGES}; {AGAIN}"),
-    (TRAIN, {"data": np.zeros((2, 3072), np.uint8), "fine_labels": [0]}, f"{IMAGES}; {AGAIN}"),
-    (TRAIN, {"data": np.zeros((2, 300), np.uint8), "fine_labels": [0, 1]}, f"{IMAGES}; {AGAIN}"),
-    (TRAIN, {"data": np.zeros((2, 3072)), "fine_labels": [0, 1]}, f"{IMAGES}; {AGAIN}"),
-    (TRAIN, Path(), f"not a pickle of images (pathlib.PosixPath has no place in a dataset); {AGAIN}"),
-    ("data/dataset/meta", {"fine_label_names": "abc"}, f"must hold fine_label_names, a list of texts; {AGAIN}"),
-    ("data/dataset/manifest.json", {"name": "glyphs", "md5": {"train": "0"}}, f"md5: test: missing; {MAKE}"),
     ("data/network/network.json", {"design": {}}, f"design: architecture: missing; {MAKE}"),
     ("data/network/network.safetensors", {"x": torch.ones(1)}, "weights of another network than network.architecture: "),
     ("data/divergence/divergence.json", {"name": 3}, f"name: found 3; must be a valid string; {MAKE}"),
