@@ -24,6 +24,7 @@ from laq.divergence.files import read_divergence, read_name
 from laq.errors import LaqError
 from laq.files import write_json
 from laq.network.weights import load_network, read_design, save_tensors
+from laq.paths import DATASET
 from laq.study.cells import Cell
 from laq.study.results import layer_rows, read_measurement, read_seconds
 from laq.study.tables import read_measurements
@@ -415,7 +416,8 @@ def test_a_file_between_stages_that_holds_something_else_is_told(
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b"{}", b"null", b'{"parameters": 3}', b"\xff"])
 def test_a_damaged_record_of_provenance_is_told_in_a_line(data: Path, content: bytes) -> None:
     record = Path("data/provenance/dataset.json")
-    record.parent.mkdir()
+    for folder in (record.parent, DATASET):
+        folder.mkdir()
     record.write_bytes(content)
     (line,) = told("network")
     assert line.startswith(f"{record}: not ")
