@@ -6,10 +6,10 @@ from difflib import get_close_matches
 from math import inf
 from typing import Final
 
-from laq.divergence.files import read_divergence
 from laq.errors import LaqError
 from laq.paths import CLASS_NAMES
 from laq.quantization.options import nearest_name
+from laq.subsets.matrix import read_divergence
 from laq.subsets.subset import Subset, describe, read_subsets
 
 ASKED: Final = "asked"  # name and kind of a subset that is not one of the study's

@@ -8,7 +8,6 @@ from typing import Any
 import pandas as pd
 
 from laq.dataset.layout import MANIFEST
-from laq.divergence.files import read_divergence
 from laq.errors import LaqError
 from laq.files import need, replacing_folder, write_json
 from laq.git import commit
@@ -30,6 +29,7 @@ from laq.sections.network import Network
 from laq.sections.report import Report
 from laq.sections.study import bits_name
 from laq.study.tables import read_measurements, read_table
+from laq.subsets.matrix import read_divergence
 from laq.subsets.subset import read_subsets
 
 __all__ = [

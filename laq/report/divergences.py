@@ -9,9 +9,10 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from laq.divergence.files import ALTERNATIVES, read_divergence, read_name
+from laq.divergence.files import ALTERNATIVES, read_name
 from laq.files import read_array
 from laq.paths import DIVERGENCE
+from laq.subsets.matrix import read_divergence
 from laq.subsets.subset import Subset, pairs_of
 
 Floats = NDArray[np.float64]

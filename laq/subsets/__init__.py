@@ -13,12 +13,12 @@ from typing import Final, Literal
 
 import numpy as np
 
-from laq.divergence.files import read_divergence
 from laq.errors import LaqError
 from laq.files import read_given, write_json
 from laq.paths import SUBSETS
 from laq.sections.subsets import Band, Subsets
 from laq.subsets.literals import literal
+from laq.subsets.matrix import read_divergence
 from laq.subsets.subset import Matrix, Subset, describe, mean_of, pairs_of
 
 _NONE: Final = 1e-300  # what stands for a ratio of 0

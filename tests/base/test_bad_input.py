@@ -20,7 +20,7 @@ from click.testing import CliRunner
 from laq.architectures import NetworkDesign, build
 from laq.cli import main
 from laq.divergence import read_embeddings
-from laq.divergence.files import read_divergence, read_name
+from laq.divergence.files import read_name
 from laq.errors import LaqError
 from laq.files import write_json
 from laq.network.weights import load_network, read_design, save_tensors
@@ -28,6 +28,7 @@ from laq.paths import DATASET
 from laq.study.cells import Cell
 from laq.study.results import layer_rows, read_measurement, read_seconds
 from laq.study.tables import read_measurements
+from laq.subsets.matrix import read_divergence
 from laq.subsets.subset import Subset, read_subsets
 from tests.conftest import tiny_params, write_params
 
