@@ -444,7 +444,7 @@ COMMANDS: list[tuple[str, str]] = [
     ("advise", "--classes NAME,NAME,... or --subset NAME: give one of them, found none"),
     ("advise --classes 1,2 --keep 101", f"'--keep': found 101; {PERCENT}; `main advise --help`"),
     ("advise --classes 1,2 --lose inf", f"'--lose': found inf; {PERCENT}; `main advise --help`"),
-    ("verify", "Missing argument 'FOLDER'; `main verify --help` says what is allowed"),
+    ("verify", "Missing argument 'FOLDER...'; `main verify --help` says what is allowed"),
     ("verify nowhere", "nowhere/provenance.json: not found; name a folder that `laq report --publish FOLDER` wrote"),
     ("verify params.yaml", "params.yaml/provenance.json: not found; name a folder that `laq report --publish FOLDER` wrote"),
     ("verify nowhere --cells -1", "'--cells': found -1; must be a whole number of at least 0; `main verify --help`"),

@@ -58,7 +58,7 @@ MISTAKES: list[tuple[tuple[str, ...], Any, str]] = [
     (("dataset", "train_per_class"), True, "glyphs.dataset.train_per_class: found True; must be a whole number"),
     (("dataset", "name"), "cifar100", "glyphs.dataset.train_per_class: unknown key; cifar100 has no options"),
     (("dataset", "name"), "imagenet", "glyphs.dataset.name: found 'imagenet'; must be glyphs, folder, torchvision, cifar100"),
-    (("network", "source"), "file", "glyphs.network.weights: missing; must be the path of a state dict where source is file"),
+    (("network", "source"), "file", "glyphs.network.weights: missing; must be the path of a checkpoint where source is file"),
     (("network", "mean"), [0.5, 0.5, 0.5], "glyphs.network.std: missing; give both mean and std"),
     (("network", "source"), "hub", "glyphs.network.architecture: found 'resnet8'; must be timm:NAME or torchhub:OWNER/REPO:MODEL where source is hub"),
     (("network", "training", "learning_rate"), float("inf"), "learning_rate: found inf; must be a finite number"),
