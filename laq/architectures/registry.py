@@ -8,6 +8,7 @@ This module imports no torch.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import import_module
+from importlib.metadata import packages_distributions
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Final
@@ -160,7 +161,10 @@ def optional_package(name: str, request: NetworkRequest) -> ModuleType:
 
 def packages_of(architecture: str) -> tuple[str, ...]:
     """The packages that an architecture is built by, beside torch."""
-    return find_source(architecture)[0].packages
+    source, name = find_source(architecture)
+    if source.prefix == "python:" and file_of(architecture) is None:
+        return tuple(packages_distributions().get(name.partition(":")[0].partition(".")[0], [])[:1])
+    return source.packages
 
 
 def file_of(architecture: str) -> str | None:

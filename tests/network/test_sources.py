@@ -2,6 +2,7 @@
 
 import os
 import pickle
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ from laq.pictures import Preprocessing
 from laq.quantization import Recipe, load, quantize, save
 from laq.sections.embeddings import Embeddings
 from laq.sections.network import Network, Training, Transfer
+from laq.serving import load_classifier
 from tests.conftest import write_params
 from tests.network.test_network import RECIPE
 
@@ -141,6 +143,26 @@ def test_a_folder_holds_the_file_that_its_network_is_built_from(code: Path, file
     assert NetworkDesign.from_json(there.to_json()) == there
     (code / file).unlink()
     assert build(there, folder=code / "copy").body.fc.out_features == CLASSES
+
+
+def test_a_served_network_needs_nothing_of_the_project(
+    code: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    from laq.track.models import write_network
+    from laq.track.runs import ModelSpec
+
+    network, _ = make_network(from_file("tiny"), images())
+    Path("data/network").mkdir(parents=True)
+    design = network.design.beside(Path("data/network"), code)
+    result = quantize(network, images().images, Recipe(bits=8))
+    save("packed.safetensors", result)
+    spec = ModelSpec("tiny", Path("packed.safetensors"), design.to_json(), {0: "a", 2: "b"}, (), {}, {})
+    folder = tmp_path_factory.mktemp("served") / "network"
+    write_network(folder, spec)
+    (code / "net.py").unlink()
+    shutil.rmtree("data")
+    served = load_classifier(folder).network
+    assert torch.equal(served(images().images), result.network(images().images))
 
 
 def test_torchvision_and_timm_tell_what_their_weights_were_trained_with() -> None:

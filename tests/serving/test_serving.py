@@ -221,7 +221,12 @@ def test_limits_that_are_none_are_told(config: dict[str, Any], told: str) -> Non
 
 @pytest.mark.parametrize(
     ("architecture", "packages"),
-    [("resnet20", ()), ("resnet18", ("torchvision",)), ("timm:resnet10t", ("timm", "torchvision"))],
+    [
+        ("resnet20", ()),
+        ("resnet18", ("torchvision",)),
+        ("timm:resnet10t", ("timm", "torchvision")),
+        ("python:torchvision.models:resnet18", ("torchvision",)),
+    ],
 )
 def test_an_architecture_from_elsewhere_names_its_packages(
     architecture: str, packages: tuple[str, ...]
