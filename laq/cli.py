@@ -343,6 +343,40 @@ def advise(jobs: int | None, scheduler: str, **asked: Any) -> None:
 
 
 @main.command()
+@click.option(
+    "--images",
+    "pictures",
+    required=True,
+    metavar="PATH",
+    help="A folder or archive (.zip, .tar) of pictures: train/ and test/ with a folder for each class, or "
+    "the classes' folders alone, which are split.",
+)
+@click.option(
+    "--network",
+    required=True,
+    help="Such as efficientnet_lite0, torchvision:mobilenet_v2, timm:NAME, python:file.py:function or "
+    "FILE.pt2; or resnet20, which is trained on the pictures.",
+)
+@click.option(
+    "--size",
+    type=click.IntRange(8, 4096),
+    help="Pixels a side of the images.  [default: what the network was trained with]",
+)
+@click.option("--name", default="own", show_default=True, help="Of the study in params.yaml.")
+@click.option("--dry-run", is_flag=True, help="Look, and write nothing.")
+def init(*, dry_run: bool, **order: Any) -> None:
+    """Look at your pictures and a network, and write a study of them into params.yaml.
+
+    The study becomes the one that runs; other studies and comments stay. For example:
+
+        laq init --images photographs --network efficientnet_lite0 --size 160 --name shop
+    """
+    from laq import init as room
+
+    click.echo(room.run(room.Order(**order), dry_run=dry_run))
+
+
+@main.command()
 @click.argument("folders", type=click.Path(path_type=Path), nargs=-1, required=True, metavar="FOLDER...")
 @click.option("--at-hand", is_flag=True, help="Leave out studies whose images are not on this machine.")
 @click.option(

@@ -37,7 +37,7 @@ from laq.sections.track import Track
 CHOICE: Final = "study"  # the key that names the block
 # What DVC's interpolation, file names, and MLflow's experiments and registered models can all hold.
 NAME: Final = "[A-Za-z][A-Za-z0-9_-]{0,59}"
-_NAME_IN_WORDS: Final = "a name of at most 60 letters, digits, _ and -, that begins with a letter"
+NAME_IN_WORDS: Final = "a name of at most 60 letters, digits, _ and -, that begins with a letter"
 
 _CHOICE_IN_WORDS: Final = "The study that runs: the name of one of the blocks below."
 
@@ -112,6 +112,15 @@ def load_params(path: Path = FILE) -> Params:
     return Params(name=name, **dict(block))
 
 
+def study_names(path: Path = FILE) -> list[str]:
+    """The names of the file's blocks, whatever these hold.
+
+    Raises:
+        LaqError: the file is missing or is not YAML.
+    """
+    return [name for name in _read_yaml(path) if name != CHOICE]
+
+
 def json_schema() -> dict[str, Any]:
     """The JSON Schema of the whole file, which editors complete and check it by."""
     block = Block.model_json_schema(ref_template="#/$defs/{model}")
@@ -160,7 +169,7 @@ def _study(content: Mapping[Any, Any], path: Path) -> str:
         if choice:
             raise LaqError(f"{path}: {block}: unknown key{choice}")
         if not isinstance(block, str) or re.fullmatch(NAME, block, re.ASCII) is None:
-            raise LaqError(f"{path}: found a study named {block!r}; must be {_NAME_IN_WORDS}")
+            raise LaqError(f"{path}: found a study named {block!r}; must be {NAME_IN_WORDS}")
         _mapping(content[block], f"{path}: {block}")
     name = content.get(CHOICE)
     if name not in blocks:

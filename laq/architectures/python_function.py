@@ -5,6 +5,7 @@ import importlib.util
 import inspect
 import sys
 from collections.abc import Callable
+from importlib.machinery import SourceFileLoader
 from typing import Any
 
 from torch import nn
@@ -65,7 +66,8 @@ def _module(request: NetworkRequest, where: str) -> Any:
     try:
         if file is None:
             return importlib.import_module(where)
-        spec = importlib.util.spec_from_file_location(f"laq_network_{path.stem}", path)
+        name = f"laq_network_{path.stem}"
+        spec = importlib.util.spec_from_file_location(name, path, loader=_SourceAlone(name, str(path)))
         assert spec is not None
         assert spec.loader is not None
         module = importlib.util.module_from_spec(spec)
@@ -76,6 +78,13 @@ def _module(request: NetworkRequest, where: str) -> Any:
             f"network.architecture: {where} cannot be imported: {type(error).__name__}: {first_line(error)}"
         ) from error
     return module
+
+
+class _SourceAlone(SourceFileLoader):
+    """Imports a file and writes no bytecode beside it: it may lie among results, which are hashed."""
+
+    def set_data(self, *_: object, **__: object) -> None:
+        """Write nothing."""
 
 
 def _parameters(function: Callable[..., Any]) -> list[str]:

@@ -68,6 +68,7 @@ class NetworkSource:
         names: those of its networks, where they have no prefix.
         packages: what its networks are built by, beside torch.
         extra: of laq, with which these are installed.
+        has_weights: whether its networks come with weights.
     """
 
     form: str
@@ -75,6 +76,7 @@ class NetworkSource:
     names: tuple[str, ...] = ()
     packages: tuple[str, ...] = ()
     extra: str = ""
+    has_weights: bool = True
 
     @property
     def prefix(self) -> str:
@@ -99,6 +101,7 @@ _ZOO: Final = NetworkSource(
     "resnet20",
     "laq.architectures.resnet",
     names=("resnet8", "resnet20", "resnet20x2", "resnet32", "resnet44", "resnet56"),
+    has_weights=False,
 )
 _EXPORTED: Final = NetworkSource("FILE.pt2", "laq.architectures.exported")
 _TORCHVISION: Final = NetworkSource(

@@ -22,7 +22,7 @@ ORDER = [
     "errors", "progress", "git", "files", "states", "paths", "machine", "imports", "provenance", "cache", "parallel",
     "quantization", "sections", "pictures", "architectures", "serving", "dataset", "network", "embeddings",
     "divergence", "subsets", "finetune", "study", "report", "params", "predecessor", "track", "quantize", "compare",
-    "advise", "verify", "cli", "__main__", "environment",
+    "advise", "verify", "init", "cli", "__main__", "environment",
 ]  # fmt: skip
 # Options of whoever runs a command, not of what comes out: no launcher passes them on, variables do.
 WHO_WORKS = {"jobs", "scheduler"}
