@@ -17,7 +17,7 @@ from laq.subsets.subset import Subset
 SECONDS: Final = "seconds.json"
 MEASUREMENT: Final = "measurement.json"
 LAYERS: Final = "layers.json"
-_ALWAYS: Final = (  # measured of every network
+ALWAYS: Final = (  # measured of every network
     "top1_all_percent", "top5_all_percent", "top1_sub_percent", "top5_sub_percent", "mean_bits",
     "sparsity_percent", "size_bytes", "compression",
 )  # fmt: skip
@@ -100,7 +100,7 @@ def read_measurement(folder: Path) -> dict[str, Any]:
         LaqError: the file is missing or damaged.
     """
     measurement: dict[str, Any] = _read(folder / MEASUREMENT, dict[str, int | float | str | None])
-    for name in _ALWAYS:
+    for name in ALWAYS:
         if not isinstance(found := measurement.get(name), int | float) or not isfinite(found):
             where = f"{folder / MEASUREMENT}: {name}"
             raise LaqError(f"{where}: found {found!r}; must be a number; {_remedy(folder)}")

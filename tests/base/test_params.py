@@ -60,7 +60,7 @@ MISTAKES: list[tuple[tuple[str, ...], Any, str]] = [
     (("dataset", "name"), "imagenet", "glyphs.dataset.name: found 'imagenet'; must be glyphs, folder, torchvision, cifar100"),
     (("network", "source"), "file", "glyphs.network.weights: missing; must be the path of a checkpoint where source is file"),
     (("network", "mean"), [0.5, 0.5, 0.5], "glyphs.network.std: missing; give both mean and std"),
-    (("network", "source"), "hub", "glyphs.network.architecture: found 'resnet8'; must be timm:NAME or torchhub:OWNER/REPO:MODEL where source is hub"),
+    (("network", "source"), "hub", "glyphs.network.source: found 'hub'; must be train, file, pretrained"),
     (("network", "training", "learning_rate"), float("inf"), "learning_rate: found inf; must be a finite number"),
     (("study", "radius"), -1, "glyphs.study.radius: found -1; must be auto, mse, error, or a number above 0"),
     (("study", "radius"), "large", "glyphs.study.radius: found 'large'; must be auto, mse, error, or a number above 0"),

@@ -61,6 +61,7 @@ HOLDS: dict[str, Callable[[Any, Any, Any], bool]] = {
     "minItems": lambda told, value, _: not isinstance(value, list) or len(value) >= told,
     "maxItems": lambda told, value, _: not isinstance(value, list) or len(value) <= told,
     "uniqueItems": lambda told, value, _: not isinstance(value, list) or len({repr(part) for part in value}) == len(value),
+    "minLength": lambda told, value, _: not isinstance(value, str) or len(value) >= told,
     "pattern": lambda told, value, _: not isinstance(value, str) or re.search(told, value) is not None,
     "minimum": lambda told, value, _: not number(value) or value >= told,
     "maximum": lambda told, value, _: not number(value) or value <= told,

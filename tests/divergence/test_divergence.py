@@ -181,7 +181,7 @@ X = {"path": "x.npy", "sha256": "0" * 64}
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (None, "theirs.npy: No such file or directory; name a .npy file from the project's folder"),
+        (None, "theirs.npy: No such file or directory; name a file from the project's folder"),
         (b"text", "theirs.npy: not a .npy file of numbers"),
         (np.array([["a"]]), "theirs.npy: not a .npy file of numbers"),
         (np.ones((6, 7)), r"theirs.npy: has the shape \(6, 7\); must be \(7, 7\)"),

@@ -281,7 +281,7 @@ def test_the_committed_weights_are_those_of_the_published_results(
     assert origin["source"] == "file"
     save_tensors(tmp_path / WEIGHTS, network.state_dict())
     provenance = read_json(ROOT / "results" / published / "provenance.json")
-    assert md5(tmp_path / WEIGHTS) == provenance["inputs"]["network_md5"]
+    assert md5(tmp_path / WEIGHTS) == provenance["published_inputs"]["network_md5"]
 
 
 def test_weights_for_another_number_of_classes_are_refused(committed: Network) -> None:

@@ -13,7 +13,8 @@ from tests.conftest import ROOT
 from tests.project import environment
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-CORE = ("laq.quantization", "laq.serving")
+# The last one is a module that a registry names: served networks of torchvision are built by it.
+CORE = ("laq.quantization", "laq.serving", "laq.architectures.torchvision_models")
 # Modules that are not called as their packages are.
 MODULES = {"pillow": "PIL", "pyyaml": "yaml", "scikit-learn": "sklearn", "umap-learn": "umap"}
 MODULES |= {"markdown-it-py": "markdown_it", "ruamel.yaml": "ruamel"}

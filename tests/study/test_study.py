@@ -25,6 +25,7 @@ from laq.sections.study import Further, Study
 from laq.study import plan, read_measurements
 from laq.study.cells import Cell
 from laq.study.measure import cost, groups_of
+from laq.study.results import ALWAYS
 from laq.subsets.subset import Subset, read_subsets
 from tests.conftest import ROOT, tiny_params, write_params
 
@@ -257,7 +258,9 @@ def test_balanced_accuracies_are_told_where_classes_have_different_numbers_of_te
     manifest = Manifest("made up", Preprocessing(8), {"test": images}, {}, {})
     monkeypatch.setattr(room, "read_manifest", lambda _: manifest)
     monkeypatch.setattr(room, "read_design", lambda: SimpleNamespace(architecture="none"))
-    write_json(tmp_path / "measurement.json", {"top1_sub_percent": 80.0, "balanced_top1_sub_percent": 75.0})
+    always = dict.fromkeys(ALWAYS, 50.0)
+    measured = always | {"top1_sub_percent": 80.0, "balanced_top1_sub_percent": 75.0}
+    write_json(tmp_path / "measurement.json", measured)
     row = room.measurement_row(Cell(SUBSET, "original"), tmp_path)
     assert row["top1_sub_percent"] == 80
     assert ("balanced_top1_sub_percent" in row) is shown
