@@ -39,10 +39,9 @@ def study(cifar100: Path, tmp_path_factory: pytest.TempPathFactory) -> Committed
     (folder / "weights").symlink_to(ROOT / "weights")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        patch.setenv("LAQ_CIFAR100", str(cifar100))
-        params = load_params()
-        dataset.run(params.dataset)
-        network.run(params.network)
+        dataset.FOLDER.parent.mkdir()
+        dataset.FOLDER.symlink_to(cifar100)
+        network.run(load_params().network)
         record = read_json(network.FOLDER / "network.json")
         images = (read_images(dataset.FOLDER, split) for split in ("train", "test"))
         return CommittedStudy(load_network(), *images, record["test_top1_percent"])
