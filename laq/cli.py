@@ -359,7 +359,7 @@ def advise(jobs: int | None, scheduler: str, **asked: Any) -> None:
 )
 @click.option(
     "--size",
-    type=click.IntRange(8, 4096),
+    type=_Number(whole_number(8, 4096)),
     help="Pixels a side of the images.  [default: what the network was trained with]",
 )
 @click.option("--name", default="own", show_default=True, help="Of the study in params.yaml.")

@@ -27,7 +27,7 @@ _PARTIAL: Final = ".laq-partial-"
 _OF_SYSTEMS: Final = {"__macosx", "thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r"}
 _AT_FDCWD: Final = -100
 _RENAME_EXCHANGE: Final = 2
-_MAKE: Final = "run `dvc repro` (or `make repro`) to make it"
+MAKE: Final = "run `dvc repro` (or `make repro`) to make it"
 _LONGEST: Final = 80  # characters of a damaged file that an error repeats
 _ENTRIES: Final = {float: "finite numbers", int: "whole numbers", str: "texts"}
 
@@ -174,7 +174,7 @@ def write_json(target: Path, content: Any) -> None:
         partial.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
-def read_json(path: Path, kind: Any = Any, remedy: str = _MAKE) -> Any:
+def read_json(path: Path, kind: Any = Any, remedy: str = MAKE) -> Any:
     """Read JSON that must be of a ``kind``: a type, such as ``list[int]`` or a dataclass.
 
     Raises:
@@ -208,23 +208,23 @@ def read_array(path: Path, entries: type, shape: tuple[int | None, ...]) -> "NDA
     try:
         array = np.load(need(path), allow_pickle=False)
     except (ValueError, TypeError, EOFError, OverflowError, MemoryError, BadZipFile) as error:
-        raise LaqError(f"{path}: not a whole .npy file ({' '.join(str(error).split())}); {_MAKE}") from error
+        raise LaqError(f"{path}: not a whole .npy file ({' '.join(str(error).split())}); {MAKE}") from error
     if not isinstance(array, np.ndarray):
-        raise LaqError(f"{path}: found an archive of arrays; must be one array; {_MAKE}")
+        raise LaqError(f"{path}: found an archive of arrays; must be one array; {MAKE}")
     lengths = zip(array.shape, shape, strict=False)
     fits = array.ndim == len(shape) and all(found and found == (asked or found) for found, asked in lengths)
     if not fits or array.dtype.kind != np.dtype(entries).kind:
         allowed = ", ".join("any" if length is None else str(length) for length in shape)
         raise LaqError(
             f"{path}: found {array.dtype} of shape {array.shape}; must be {_ENTRIES[entries]} of shape "
-            f"({allowed}); {_MAKE}"
+            f"({allowed}); {MAKE}"
         )
     if entries is float and not np.isfinite(array).all():
-        raise LaqError(f"{path}: found numbers that are not finite; must be {_ENTRIES[float]}; {_MAKE}")
+        raise LaqError(f"{path}: found numbers that are not finite; must be {_ENTRIES[float]}; {MAKE}")
     return array
 
 
-def need(path: Path, remedy: str = _MAKE) -> Path:
+def need(path: Path, remedy: str = MAKE) -> Path:
     """Return ``path`` if it is there.
 
     Raises:

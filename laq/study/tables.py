@@ -10,7 +10,7 @@ from typing import Any, Final
 import pandas as pd
 
 from laq.errors import LaqError
-from laq.files import md5, need, project_root
+from laq.files import MAKE, md5, need, project_root
 from laq.paths import STUDY, WEIGHTS
 
 MEASUREMENTS = "measurements.csv"
@@ -20,7 +20,6 @@ NO_IMAGES = "none"
 IMAGES_OF = {"subset": "the subset", "all": "all classes"}
 
 
-_REMEDY: Final = "run `dvc repro` (or `make repro`) to make it"
 _WHOLE: Final = ("levels", "seed", "weights")  # these columns hold whole numbers, or nothing
 _TEXTS: Final = ("dataset", "network", "cell", "subset", "variant", "method", "bits", "calibration", "kind")
 _NUMBERS: Final = (
@@ -29,7 +28,7 @@ _NUMBERS: Final = (
 )  # fmt: skip
 
 
-def read_measurements(path: Path = STUDY / MEASUREMENTS, remedy: str = _REMEDY) -> pd.DataFrame:
+def read_measurements(path: Path = STUDY / MEASUREMENTS, remedy: str = MAKE) -> pd.DataFrame:
     """The table of all cells; column ``bits`` has the bits as requested, as texts.
 
     Raises:
@@ -41,7 +40,7 @@ def read_measurements(path: Path = STUDY / MEASUREMENTS, remedy: str = _REMEDY) 
     return table
 
 
-def read_table(path: Path, columns: Mapping[str, type], remedy: str = _REMEDY) -> pd.DataFrame:
+def read_table(path: Path, columns: Mapping[str, type], remedy: str = MAKE) -> pd.DataFrame:
     """Read a CSV table that must have some ``columns`` of str or float, none with an empty entry.
 
     Raises:

@@ -223,8 +223,11 @@ def test_checkpoints_are_read_as_training_programs_write_them(code: Path, way: s
 def test_a_network_with_a_submodule_called_model_keeps_its_names(code: Path) -> None:
     network = nn.Sequential()
     network.add_module("model", nn.Linear(3, 2))
+    truth = network.get_submodule("model").weight.clone()
     torch.save(network.state_dict(), "own.pt")
+    nn.init.zeros_(network.get_submodule("model").weight)
     load_foreign_weights(network, "own.pt", None)
+    assert torch.equal(network.get_submodule("model").weight, truth)
 
 
 def test_weights_that_do_not_fit_are_told_tensor_by_tensor(code: Path) -> None:
