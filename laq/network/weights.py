@@ -8,7 +8,7 @@ from typing import Final
 
 import safetensors.torch
 from safetensors import SafetensorError
-from torch import Tensor, nn
+from torch import Tensor
 
 from laq.architectures import Classifier, NetworkDesign, build
 from laq.errors import LaqError
@@ -64,20 +64,6 @@ def read_design(folder: Path = NETWORK) -> NetworkDesign:
     """
     record: _Record = read_json(folder / DESIGN, _Record)
     return record.design
-
-
-def load_foreign_weights(network: nn.Module, name: str, sha256: str | None) -> str:
-    """Load the checkpoint in the file ``name`` (.safetensors, or a torch file) into ``network``.
-
-    Returns:
-        The file's SHA-256.
-
-    Raises:
-        LaqError: as ``read_foreign_weights``, or the weights belong to another network.
-    """
-    state, found = read_foreign_weights(name, sha256)
-    load_matching(network, state, name)
-    return found
 
 
 def read_foreign_weights(name: str, sha256: str | None) -> tuple[dict[str, Tensor], str]:

@@ -12,6 +12,7 @@ from laq.errors import LaqError
 from laq.files import need, replacing_folder, write_json
 from laq.git import commit
 from laq.machine import processor
+from laq.network.published import publish_weights
 from laq.paths import DATASET, DESIGN, DIVERGENCE, NETWORK, SUBSETS, WEIGHTS
 from laq.paths import REPORT as FOLDER
 from laq.provenance import read_records
@@ -168,8 +169,8 @@ def publish(target: Path, params: Network) -> None:
     """Copy the report to ``target`` with all that it takes to place it and to measure it again.
 
     These are the parameters, the records of all stages, the commit, the processor, the hashes of the images,
-    the subsets, and the network unless it is in a file just so. The table of measurements is compressed: it
-    belongs in git and is large.
+    the subsets, and the weights that the network's source does not give. The table of measurements is
+    compressed: it belongs in git and is large.
 
     Raises:
         LaqError: ``target`` holds something else than a published report.
@@ -188,8 +189,7 @@ def publish(target: Path, params: Network) -> None:
         for file in (PARAMS, DIVERGENCE / "heat_map.png", SUBSETS, *network):
             shutil.copyfile(need(file), folder / file.name)
         shutil.copyfile(need(DATASET / MANIFEST), folder / IMAGES)
-        if not params.is_as_in_file:  # others' weights are where the parameters say
-            shutil.copyfile(need(NETWORK / WEIGHTS), folder / WEIGHTS)
+        publish_weights(folder, params)
         record = {**commit(), "processor": processor(), "stages": read_records("report")}
         write_json(folder / PROVENANCE, record)
 

@@ -104,11 +104,6 @@ class Network(Section):
     transfer: Transfer | None = None
     training: Training | None = None
 
-    @property
-    def is_as_in_file(self) -> bool:
-        """Whether the weights are those of the file that the section names, as they are there."""
-        return self.source == "file" and self.outputs is None and self.transfer is None
-
     @model_validator(mode="after")
     def _source_has_what_it_needs(self) -> Self:
         if self.source == "train" and self.training is None:

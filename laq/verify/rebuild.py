@@ -6,14 +6,15 @@ from collections.abc import Iterator
 from contextlib import chdir, contextmanager
 from pathlib import Path
 
-from laq.architectures import build, file_of
+from laq.architectures import file_of
 from laq.dataset import run as write_dataset
 from laq.dataset.images import read_manifest
 from laq.dataset.layout import MANIFEST
 from laq.errors import LaqError
 from laq.files import digest, dvc_md5, project_root
-from laq.network.weights import load_foreign_weights, read_design, save_tensors
-from laq.paths import DATASET, DESIGN, NETWORK, SUBSETS, WEIGHTS
+from laq.network.published import restore_weights
+from laq.network.weights import read_design
+from laq.paths import DATASET, DESIGN, NETWORK, SUBSETS
 from laq.verify.published import SUBSETS as PUBLISHED_SUBSETS
 from laq.verify.published import Published
 
@@ -60,22 +61,12 @@ def _put_dataset(published: Published, own: Path) -> None:
 
 
 def _put_network(published: Published, folder: Path) -> None:
-    """The network that lies beside the results, or else the file that the parameters name."""
+    """The network of the source that the parameters name, with the weights that lie beside the results."""
     NETWORK.mkdir(parents=True)
     shutil.copyfile(folder / DESIGN, NETWORK / DESIGN)
     if file := file_of(read_design().architecture):
         shutil.copyfile(folder / file, NETWORK / file)
-    named = published.params.network
-    if (folder / WEIGHTS).exists():
-        shutil.copyfile(folder / WEIGHTS, NETWORK / WEIGHTS)
-    elif named.weights:
-        network = build(read_design(), folder=NETWORK)
-        load_foreign_weights(network.body, named.weights, named.sha256)
-        save_tensors(NETWORK / WEIGHTS, network.state_dict())
-    else:
-        raise LaqError(
-            f"{folder / WEIGHTS}: not found; the study's network is in no other file, and is needed there"
-        )
+    restore_weights(folder, published.params.network, NETWORK)
 
 
 def _check(published: Published) -> None:

@@ -19,11 +19,12 @@ from laq.errors import LaqError
 from laq.files import md5, read_json
 from laq.network import WEIGHTS, collecting_features, evaluate, fit, make_network, score
 from laq.network.training import augment, has_bfloat16, training_device
-from laq.network.weights import load_foreign_weights, load_tensors, save_tensors
+from laq.network.weights import load_tensors, save_tensors
 from laq.pictures import Preprocessing
 from laq.sections.embeddings import Embeddings
 from laq.sections.network import Network, Training
 from tests.conftest import ROOT
+from tests.network import load_checkpoint
 
 DESIGN = NetworkDesign("resnet20", 10, 32, (0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
 RECIPE = Training(
@@ -240,29 +241,29 @@ def test_tensors_survive_the_disk_and_damage_is_told(tmp_path: Path) -> None:
 def test_weights_of_another_network_are_refused_with_the_difference(project: Path) -> None:
     torch.save(build(NetworkDesign("resnet32", 10, 32, (0.5,) * 3, (0.5,) * 3)).body.state_dict(), "deep.pt")
     with pytest.raises(LaqError, match=r"deep.pt: weights of another network .* \d+ unknown \(layer1.3"):
-        load_foreign_weights(build(DESIGN).body, "deep.pt", None)
+        load_checkpoint(build(DESIGN).body, "deep.pt", None)
     torch.save({"state_dict": build(DESIGN).body.state_dict()}, "fits.pt")
-    assert len(load_foreign_weights(build(DESIGN, 3).body, "fits.pt", None)) == 64
+    assert len(load_checkpoint(build(DESIGN, 3).body, "fits.pt", None)) == 64
     with pytest.raises(LaqError, match=r"fc.weight \(10, 64\) instead of \(100, 64\)"):
-        load_foreign_weights(
+        load_checkpoint(
             build(NetworkDesign("resnet20", 100, 32, (0.5,) * 3, (0.5,) * 3)).body, "fits.pt", None
         )
     with pytest.raises(LaqError, match=r"SHA-256 is .*, network.sha256 in params.yaml says 0000"):
-        load_foreign_weights(build(DESIGN).body, "fits.pt", "0" * 64)
+        load_checkpoint(build(DESIGN).body, "fits.pt", "0" * 64)
     with pytest.raises(LaqError, match=r"no file 'none.pt'.*network.source: train"):
-        load_foreign_weights(build(DESIGN).body, "none.pt", None)
+        load_checkpoint(build(DESIGN).body, "none.pt", None)
     torch.save([1, 2], "list.pt")
     with pytest.raises(LaqError, match="holds no state dict"):
-        load_foreign_weights(build(DESIGN).body, "list.pt", None)
+        load_checkpoint(build(DESIGN).body, "list.pt", None)
 
 
 def test_a_pickle_that_is_more_than_weights_is_refused(project: Path) -> None:
     torch.save(build(DESIGN), "module.pt")
     with pytest.raises(LaqError, match="not a file of plain weights"):
-        load_foreign_weights(build(DESIGN).body, "module.pt", None)
+        load_checkpoint(build(DESIGN).body, "module.pt", None)
     Path("noise.pt").write_bytes(b"noise" * 100)
     with pytest.raises(LaqError, match="not a file of plain weights"):
-        load_foreign_weights(build(DESIGN).body, "noise.pt", None)
+        load_checkpoint(build(DESIGN).body, "noise.pt", None)
 
 
 @pytest.fixture(scope="module")
@@ -387,7 +388,7 @@ def test_files_that_are_damaged_or_something_else_are_told_in_a_line(project: Pa
     for content in (b"", b"hello world", bytes(range(256)) * 4, whole[: len(whole) // 2]):
         Path("broken.pt").write_bytes(content)
         with pytest.raises(LaqError, match="not a file of plain weights") as caught:
-            load_foreign_weights(build(DESIGN).body, "broken.pt", None)
+            load_checkpoint(build(DESIGN).body, "broken.pt", None)
         assert "\n" not in str(caught.value)
 
 

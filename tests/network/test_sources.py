@@ -24,13 +24,13 @@ from laq.network import evaluate, make_network
 from laq.network.outputs import check_order, find_rows
 from laq.network.training import fit_best
 from laq.network.transfer import split_by_share
-from laq.network.weights import load_foreign_weights
 from laq.pictures import Preprocessing
 from laq.quantization import Recipe, load, quantize, save
 from laq.sections.embeddings import Embeddings
 from laq.sections.network import Network, Training, Transfer
 from laq.serving import load_classifier
 from tests.conftest import write_params
+from tests.network import load_checkpoint
 from tests.network.test_network import RECIPE
 
 SIDE, CLASSES = 16, 4
@@ -216,7 +216,7 @@ def test_checkpoints_are_read_as_training_programs_write_them(code: Path, way: s
     truth = make_body("python:net.py:tiny", {}, pretrained=True)
     torch.save(WRAPPED[way](truth.state_dict()), "trained.pth")
     network = make_body("python:net.py:tiny", {})
-    load_foreign_weights(network, "trained.pth", None)
+    load_checkpoint(network, "trained.pth", None)
     assert torch.equal(network(pixels()), truth(pixels()))
 
 
@@ -226,7 +226,7 @@ def test_a_network_with_a_submodule_called_model_keeps_its_names(code: Path) -> 
     truth = network.get_submodule("model").weight.clone()
     torch.save(network.state_dict(), "own.pt")
     nn.init.zeros_(network.get_submodule("model").weight)
-    load_foreign_weights(network, "own.pt", None)
+    load_checkpoint(network, "own.pt", None)
     assert torch.equal(network.get_submodule("model").weight, truth)
 
 
@@ -236,7 +236,7 @@ def test_weights_that_do_not_fit_are_told_tensor_by_tensor(code: Path) -> None:
     state["fc.weight"] = state["fc.weight"][:, :5]
     torch.save(state, "other.pt")
     with pytest.raises(LaqError) as caught:
-        load_foreign_weights(make_body("python:net.py:tiny", {}), "other.pt", None)
+        load_checkpoint(make_body("python:net.py:tiny", {}), "other.pt", None)
     assert str(caught.value) == (
         "other.pt: weights of another network than network.architecture: 1 missing (conv.weight); 1 unknown "
         "(conv1.weight; did you mean conv.weight?); 1 of another shape (fc.weight (4, 5) instead of (4, 8))"
@@ -269,7 +269,7 @@ def test_nothing_of_a_file_is_run(code: Path) -> None:
         with pytest.raises(
             LaqError, match=rf"{name}: not a file of plain weights, and nothing in it was run"
         ):
-            load_foreign_weights(make_body("python:net.py:tiny", {}), name, None)
+            load_checkpoint(make_body("python:net.py:tiny", {}), name, None)
     poisoned_program()
     with pytest.raises(LaqError, match="bad.pt2: "):
         make_body("bad.pt2", {})
@@ -436,8 +436,7 @@ def test_a_new_head_is_learned_from_features(code: Path) -> None:
     params = from_file("tiny", arguments={"outputs": 7}, transfer=Transfer())
     network, origin = make_network(params, images())
     assert evaluate(network, images(), range(CLASSES)).top1_all == 100
-    assert origin["validation_images"] == 12
-    assert origin["head"]["validation_top1"] == 100
+    assert origin["head"]["cross_validated_top1"] == 100
     again = build(network.design)
     again.load_state_dict(network.state_dict())
     assert torch.equal(again(images().images), network(images().images))
@@ -464,7 +463,7 @@ def test_all_of_the_network_is_trained_from_the_new_head_on(
     training = RECIPE.model_copy(update={"epochs": 2, "crop": 0, "learning_rate": 0.01})
     params = from_file("tiny", transfer=Transfer(training=training))
     _, origin = make_network(params, images(), images(12))
-    assert origin["validation_images"] == 12
+    assert origin["training"]["validation_images"] == 12
     assert origin["training"]["validation_top1"] == 100
     assert origin["training"]["best_epoch"] == 0  # where a later epoch does no better, the first is kept
 
