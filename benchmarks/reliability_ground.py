@@ -88,7 +88,7 @@ def _params() -> dict[str, Any]:
     block["network"]["training"]["epochs"] = 2
     block["subsets"] |= {"dissimilar": 0}
     block["study"] |= {"bits": [3], "calibration_images": 4}
-    block["report"]["permutations"] = 99
+    block["report"]["draws"] = 199
     block["advise"] |= {"bits": [3], "methods": ["rtn", "gpfq"]}
     return params
 

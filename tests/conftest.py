@@ -59,7 +59,7 @@ def tiny_params() -> dict[str, Any]:
     block["subsets"] |= {"sizes": [3], "similar": 1, "dissimilar": 1, "random": 1}
     block["finetune"]["epochs"] = 1
     block["study"] |= {"bits": [3, 8], "calibration_images": 8}
-    block["report"]["bootstrap_samples"] = 100
+    block["report"]["draws"] = 199
     return params
 
 

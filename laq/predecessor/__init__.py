@@ -8,17 +8,17 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
+import numpy as np
 import pandas as pd
 
 from laq.errors import LaqError
 from laq.files import replacing_file, replacing_folder
-from laq.predecessor.logs import column_of, log_table, members_of, read_rows
+from laq.predecessor.logs import column_of, log_table, members_of, read_rows, subset_names
 from laq.report.analysis import Analysis, analyse
-from laq.report.answers import answers
-from laq.report.correlations import DEPENDENCE
+from laq.report.dependence import INACCURACY, NEARNESS
 from laq.report.divergences import divergences_in
 from laq.report.markdown import answers_text, markdown
-from laq.report.paired_tests import paired_effects
+from laq.report.mixed_model import Models
 from laq.report.rendering import markdown_table, number, templates
 from laq.sections.report import Report
 
@@ -36,11 +36,12 @@ _FINE: Final = 16  # from so many bits on, rounding costs nothing
 
 @dataclass(frozen=True)
 class Log:
-    """One of the predecessor's logs: its name, its unchanged rows, and our analysis of them."""
+    """One of the predecessor's logs: its name, its unchanged rows, our analysis and its parameters."""
 
     name: str
     rows: pd.DataFrame
     analysis: Analysis
+    params: Report
 
     @property
     def bits(self) -> int:
@@ -60,18 +61,24 @@ class Log:
         """Spearman's rho of drop and median divergence over all logged rows; NaN if one is constant."""
         return float(self.rows.Median_KL.rank().corr(self.drops(side).rank()))
 
-    def losses(self) -> pd.Series:
+    def losses(self) -> "pd.Series[float]":
         """The points of restricted top-1 lost on every different subset, by its classes."""
         return self.drops("sub").groupby(self.rows.classes).mean()
 
-    def more_than(self, other: "Log") -> pd.Series:
+    def more_than(self, other: "Log") -> "pd.Series[float]":
         """The points that this log loses more than ``other``, for every subset of both."""
         return (self.losses() - other.losses()).dropna()
 
-    def found(self, score: str, measure: str) -> Mapping[Hashable, Any]:
-        """The original network's row in the table of correlations, by its score and measure."""
-        rows = self.analysis.correlations
-        asked = {"question": DEPENDENCE, "variant": "quantized", "score": score, "measure": measure}
+    def mean(self, values: "pd.Series[float]") -> Mapping[str, float]:
+        """The mean of values by the classes of subsets, with its interval, by the columns of the tables."""
+        subsets = pd.Index([subset_names(self.rows)[classes] for classes in values.index])
+        model = Models(members_of(self.rows), self.params).of(subsets)
+        return model.estimate(np.asarray(values, dtype=np.float64)[None]).row(0)
+
+    def found(self, score: str, beside: str = "") -> Mapping[Hashable, Any]:
+        """The original network's row in the table of dependence: the effect of halving the divergence."""
+        rows = self.analysis.dependence
+        asked = {"variant": "quantized", "score": score, "variable": NEARNESS, "beside": beside}
         return rows[(rows[list(asked)] == pd.Series(asked)).all(axis=1)].to_dict("records")[0]
 
 
@@ -92,7 +99,7 @@ def run(paths: Sequence[Path], params: Report) -> str:
         with replacing_folder(FOLDER / log.name) as folder:
             for name, table in log.analysis.tables().items():
                 table.to_csv(folder / name, index=False)
-            answered = answers_text(answers(log.analysis, params), params)
+            answered = answers_text(log.analysis, log.params)
             (folder / TEXT).write_text(markdown(log.analysis, answered), encoding="utf-8")
     text = describe(logs, params)
     with replacing_file(FOLDER / TEXT) as partial:
@@ -108,8 +115,11 @@ def read_log(path: Path, params: Report) -> Log:
     """
     rows = read_rows(path)
     table = log_table(rows)
-    analysis = analyse(table, divergences_in(table, members_of(rows)), params)
-    return Log(path.stem, rows, replace(analysis, title=f"{path.stem}: {analysis.title}"))
+    quantized = table[table.variant == "quantized"].iloc[0]
+    own = {"bits": int(quantized.bits), "method": quantized.method}  # a log is of one method and bit-width
+    asked = params.model_copy(update={"primary": params.primary.model_copy(update=own)})
+    analysis = analyse(table, divergences_in(table, members_of(rows)), asked)
+    return Log(path.stem, rows, replace(analysis, title=f"{path.stem}: {analysis.title}"), asked)
 
 
 def describe(logs: Sequence[Log], params: Report) -> str:
@@ -124,7 +134,7 @@ def describe(logs: Sequence[Log], params: Report) -> str:
         fine=fine,
         fine_bits=_FINE,
         finest=max(fine, key=lambda log: log.bits, default=None),
-        effects=lambda losses: paired_effects(losses.to_numpy()[None], params),
+        inaccuracy=INACCURACY,
     )
 
 

@@ -84,7 +84,7 @@ def _classes(text: Any, path: Path) -> str:
 
 def log_table(rows: pd.DataFrame) -> pd.DataFrame:
     """The rows of a log as a study's table (``laq.study.read_measurements``); what it lacks is empty."""
-    names = _names(rows)
+    names = subset_names(rows)
     numbered = rows.assign(
         subset=[names[classes] for classes in rows.classes],
         seed=rows.groupby("classes").cumcount(),
@@ -97,12 +97,12 @@ def log_table(rows: pd.DataFrame) -> pd.DataFrame:
 
 def members_of(rows: pd.DataFrame) -> pd.DataFrame:
     """A table of 1 or 0: which classes (columns) the subsets have (rows, named as by ``log_table``)."""
-    names = _names(rows)
+    names = subset_names(rows)
     found = pd.Series(list(names), index=list(names.values()))
     return found.str.get_dummies(_BETWEEN).astype(np.float64)
 
 
-def _names(rows: pd.DataFrame) -> dict[str, str]:
+def subset_names(rows: pd.DataFrame) -> dict[str, str]:
     """A name for each different subset, by the text of its classes."""
     return {classes: f"log-{number}" for number, classes in enumerate(dict.fromkeys(rows.classes), 1)}
 

@@ -18,8 +18,7 @@ from laq.paths import REPORT as FOLDER
 from laq.provenance import read_records
 from laq.quantization.methods.registry import BASELINE
 from laq.report.analysis import Analysis, analyse, title_of
-from laq.report.answers import answers
-from laq.report.correlations import DEPENDENCE
+from laq.report.dependence import NEARNESS
 from laq.report.divergences import read_divergences
 from laq.report.figures import draw_against_bits, draw_against_divergence
 from laq.report.markdown import answers_text, findings, markdown
@@ -34,7 +33,7 @@ from laq.subsets.matrix import read_divergence
 from laq.subsets.subset import read_subsets
 
 __all__ = [
-    "CORRELATIONS",
+    "COMPARISONS",
     "FOLDER",
     "METRICS",
     "TABLE",
@@ -53,7 +52,8 @@ PAGE = "page.html"
 SUMMARY = "summary.csv"
 TABLE = "measurements.csv"
 TEXT = "report.md"
-CORRELATIONS = "correlations.csv"
+COMPARISONS = "comparisons.csv"
+DEPENDENCE = "dependence.csv"
 # The rows that the figures and DVC's plots show: one calibration, means over seeds.
 PLOTTED = "plotted.csv"
 PROVENANCE = "provenance.json"
@@ -71,7 +71,7 @@ def run(params: Report) -> None:
     measurements, subsets = read_measurements(), read_subsets()
     if unknown := sorted(set(measurements.subset) - {subset.name for subset in subsets}):
         raise LaqError(f"{SUBSETS}: has no subset {unknown[0]}, which the study measured; run `dvc repro`")
-    found = analyse(measurements, read_divergences(subsets, params.seed), params)
+    found = analyse(measurements, read_divergences(subsets), params)
     with replacing_folder(FOLDER) as folder:
         _write(folder, found, params)
         shown = main_rows(found.cells)
@@ -83,10 +83,10 @@ def run(params: Report) -> None:
 
 def _write(folder: Path, found: Analysis, params: Report) -> None:
     """Write the tables, the metrics, the text and the page."""
-    answered = answers_text(answers(found, params), params)
+    answered = answers_text(found, params)
     for name, table in found.tables().items():
         table.to_csv(folder / name, index=False)
-    write_json(folder / METRICS, metrics(found.summary, found.correlations))
+    write_json(folder / METRICS, metrics(found.summary, found.dependence))
     (folder / TEXT).write_text(markdown(found, answered), encoding="utf-8")
     matrix, names = read_divergence()
     contents = PageContents(
@@ -103,12 +103,13 @@ def _write(folder: Path, found: Analysis, params: Report) -> None:
 
 
 def _page_tables(found: Analysis) -> dict[str, pd.DataFrame]:
-    """The tables of the page by their headings; of the correlations, those of the restricted drop."""
-    rho = found.correlations
-    asked = rho[(rho.question == DEPENDENCE) & (rho.score == "drop_sub_points")] if len(rho) else rho
+    """The tables of the page by their headings."""
+    hidden = ["question", "divergence", "statistic"]
     return {
         "Means over subsets": found.summary,
-        "Correlation of divergence and drop": asked.dropna(axis=1, how="all"),
+        "Effects of the divergence and of the accuracy before quantization": found.dependence.drop(
+            columns=hidden
+        ),
         "Paired comparisons": found.comparisons,
     }
 
@@ -125,20 +126,26 @@ def _draw_subsets(folder: Path, table: pd.DataFrame) -> None:
         draw_against_bits(picture, rows, f"{rows.iloc[0].network} on {rows.iloc[0].dataset}: {name}")
 
 
-def metrics(summary: pd.DataFrame, correlations: pd.DataFrame) -> dict[str, Any]:
+def metrics(summary: pd.DataFrame, dependence: pd.DataFrame) -> dict[str, Any]:
     """The few numbers of the original network that people compare between experiments.
 
     They are taken at the fewest bits, where methods differ most, and for the study's first calibration
     (``main_rows``). ``bits`` names these bits. ``top1`` is the mean restricted top-1 in percent, of the float
-    network and by method. ``rho`` is the rank correlation of the drop with the divergence, for every method
-    but round-to-nearest.
+    network and by method. ``lost_per_halving`` is the points of restricted top-1 that are lost more for each
+    halving of the divergence, for every method but round-to-nearest.
     """
     quantized = main_rows(summary[summary.variant == "quantized"])
     bits = quantized.sort_values("mean_bits", kind="stable").bits.iloc[0]
     shown = quantized[quantized.bits == bits]
-    asked = {"question": DEPENDENCE, "measure": "rho", "score": "drop_sub_points", "variant": "quantized"}
-    rho = correlations[(correlations[list(asked)] == pd.Series(asked)).all(axis=1)]
-    rho = main_rows(rho[(rho.bits == bits) & (rho.method != BASELINE)])
+    asked = {
+        "score": "drop_sub_points",
+        "variable": NEARNESS,
+        "beside": "",
+        "variant": "quantized",
+        "bits": bits,
+    }
+    found = dependence[(dependence[list(asked)] == pd.Series(asked)).all(axis=1)]
+    found = main_rows(found[(found.method != BASELINE) & found.effect.notna()])
     original = summary[summary.variant == "original"].top1_sub_percent_mean
     return {
         "bits": bits,
@@ -146,7 +153,7 @@ def metrics(summary: pd.DataFrame, correlations: pd.DataFrame) -> dict[str, Any]
             "float": float(original.iloc[0]),
             **dict(zip(shown.method, shown.top1_sub_percent_mean, strict=True)),
         },
-        "rho": {m: round(r, 4) for m, r in zip(rho.method, rho.effect, strict=True) if not pd.isna(r)},
+        "lost_per_halving": {m: round(e, 4) for m, e in zip(found.method, found.effect, strict=True)},
     }
 
 

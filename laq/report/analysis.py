@@ -5,8 +5,9 @@ from dataclasses import dataclass
 import pandas as pd
 
 from laq.report.comparisons import comparisons
-from laq.report.correlations import dependence
+from laq.report.dependence import dependence
 from laq.report.divergences import SubsetDivergences
+from laq.report.prediction import prediction
 from laq.report.tables import over_seeds, summarise, with_drops
 from laq.sections.report import Report
 
@@ -16,8 +17,8 @@ class Analysis:
     """The tables of a study.
 
     ``table`` has a row per cell and seed, with drops, and ``cells`` the means over seeds. ``summary`` has
-    means over subsets, and ``by_size`` the same for each number of classes. ``correlations`` and
-    ``comparisons`` answer the study's questions (``correlations.dependence``, ``comparisons.comparisons``).
+    means over subsets, and ``by_size`` the same for each number of classes. ``dependence``, ``prediction``
+    and ``comparisons`` answer the study's questions, each described by the function of its name.
     """
 
     title: str
@@ -25,12 +26,13 @@ class Analysis:
     cells: pd.DataFrame
     summary: pd.DataFrame
     by_size: pd.DataFrame
-    correlations: pd.DataFrame
+    dependence: pd.DataFrame
+    prediction: pd.DataFrame
     comparisons: pd.DataFrame
 
     def tables(self) -> dict[str, pd.DataFrame]:
         """The tables that are written, by the names of their files."""
-        names = ("summary", "by_size", "correlations", "comparisons")
+        names = ("summary", "by_size", "dependence", "prediction", "comparisons")
         return {"measurements.csv": self.table} | {f"{name}.csv": getattr(self, name) for name in names}
 
 
@@ -44,7 +46,8 @@ def analyse(measurements: pd.DataFrame, divergences: SubsetDivergences, params: 
         cells,
         summarise(table),
         summarise(table, ("subset_size_classes",)),
-        dependence(cells, divergences, params),
+        dependence(table, divergences, params),
+        prediction(table, divergences),
         comparisons(table, divergences.members, params),
     )
 

@@ -6,24 +6,23 @@ from dataclasses import dataclass
 from itertools import combinations
 from typing import Any, Final
 
+import numpy as np
 import pandas as pd
 
 from laq.quantization.methods.registry import sort_methods
-from laq.report.mixed_model import mixed_model
-from laq.report.paired_tests import paired_effects, with_holm
-from laq.report.tables import GROUP, complete
+from laq.report.mixed_model import Models
+from laq.report.tables import BASE_OF, GROUP, by_seed, complete
 from laq.sections.report import Report
 from laq.study.tables import NO_IMAGES
 
+LOSS: Final = "loss"
 CALIBRATION: Final = "calibration"
 FINETUNING: Final = "finetuning"
 METHOD: Final = "method"
 ALLOCATION: Final = "allocation"
-FAMILY: Final = ["question", "score"]
 COLUMNS: Final = [
-    *FAMILY, "first", "second", *GROUP,
-    "n", "effect", "low", "high", "d_z", "p_value", "p_holm",
-    "low_classes", "high_classes", "p_classes", "p_classes_holm", "size_ratio",
+    "question", "score", "first", "second", *GROUP,
+    "n", "seeds", "effect", "low", "high", "p_value", "class_share", "size_ratio",
 ]  # fmt: skip
 _SCORE: Final = "top1_sub_percent"
 _DROP: Final = "drop_sub_points"
@@ -53,37 +52,40 @@ class _Contrast:
         found = self.first.merge(self.second, on=on, suffixes=("", "_second"))
         if "calibration" in apart and self.what != "calibration":
             used = found.calibration.where(found.calibration != NO_IMAGES, found.calibration_second)
-            found = found.assign(calibration=used)
+            found = found.assign(calibration=used, seed=found.seed.fillna(found.seed_second))
         return found.assign(difference=found[self.score] - found[f"{self.score}_second"])
 
 
-def comparisons(table: pd.DataFrame, members: pd.DataFrame | None, params: Report) -> pd.DataFrame:
+def comparisons(table: pd.DataFrame, members: pd.DataFrame, params: Report) -> pd.DataFrame:
     """A row per question, pair of choices, variant, method, bits and calibration.
 
     Args:
         table: a row per cell and seed, with drops (``tables.with_drops``).
-        members: the subsets' classes, if they are known (``divergences.SubsetDivergences``).
-        params: resamples, permutations, confidence and seed.
+        members: the subsets' classes (``divergences.SubsetDivergences``).
+        params: draws, confidence and seed.
 
     ``effect`` is the mean over n subsets of ``first`` - ``second`` in points of ``score``; each subset's
-    seeds are averaged first. Beside it stand an interval (bootstrap over subsets), d_z (mean / standard
-    deviation of the differences), a p-value (sign flips) and ``size_ratio``, the mean size of ``first``
-    divided by that of ``second``. These treat subsets as independent; columns that end in ``_classes``
-    account for the classes that subsets share (``mixed_model.mixed_model``). Both p-values are corrected by
-    Holm's method over all rows of a question and score. The column that ``first`` and ``second`` stand for is
-    empty. A question has no rows if the study lacks one of its sides.
+    seeds are averaged first. Its interval and p-value are those of ``mixed_model.MixedModel``. ``size_ratio``
+    is the mean size of ``first`` divided by that of ``second``. The column that ``first`` and ``second``
+    stand for is empty. A question has no rows if the study lacks one of its sides.
 
+    - ``loss`` is what quantization loses against the same network in float.
     - ``calibration`` compares images of the subset with images of all classes.
     - ``finetuning`` compares fine-tuning on the subset with the original network, by the score and by the
       drop against the own network in float.
     - ``method`` compares every pair of methods, so that no method is chosen by the numbers it is tested on.
     - ``allocation`` compares ``auto:N``, bits by layer for these classes, with N bits everywhere.
     """
-    rows = [row for contrast in _contrasts(table) for row in _rows(contrast, members, params)]
-    return with_holm(rows, FAMILY).reindex(columns=COLUMNS)
+    models = Models(members, params)
+    rows = [row for contrast in _contrasts(table) for row in _rows(contrast, models)]
+    return pd.DataFrame(rows, columns=COLUMNS).round(6)
 
 
 def _contrasts(table: pd.DataFrame) -> Iterator[_Contrast]:
+    for variant, base in BASE_OF.items():
+        if (lossy := table[table.variant == variant]).empty:
+            continue
+        yield _Contrast(LOSS, "variant", lossy, _as_floats(lossy, table[table.variant == base]), _DROP)
     subset, every = (table[table.calibration == used] for used in ("subset", "all"))
     yield _Contrast(CALIBRATION, "calibration", subset, every)
     tuned, plain = (table[table.variant.isin(side)] for side in (_FINETUNED, _ORIGINAL))
@@ -97,6 +99,12 @@ def _contrasts(table: pd.DataFrame) -> Iterator[_Contrast]:
     yield from _allocations(table)
 
 
+def _as_floats(lossy: pd.DataFrame, floats: pd.DataFrame) -> pd.DataFrame:
+    """The float networks that ``lossy`` ones were made from, in the same rows: they lose nothing."""
+    sizes = lossy.subset.map(floats.set_index("subset").size_bytes)
+    return lossy.assign(variant=lossy.variant.map(BASE_OF), size_bytes=sizes, **{_DROP: 0.0})
+
+
 def _allocations(table: pd.DataFrame) -> Iterator[_Contrast]:
     for (method, bits), first in table.groupby(["method", "bits"], sort=False):
         if found := re.fullmatch(r"auto:(\d+)", str(bits)):
@@ -104,14 +112,17 @@ def _allocations(table: pd.DataFrame) -> Iterator[_Contrast]:
             yield _Contrast(ALLOCATION, "bits", first, second)
 
 
-def _rows(contrast: _Contrast, members: pd.DataFrame | None, params: Report) -> Iterator[dict[str, Any]]:
+def _rows(contrast: _Contrast, models: Models) -> Iterator[dict[str, Any]]:
     keys = [*GROUP, f"{contrast.what}_second"]
     pairs = contrast.pairs()
     sizes = pairs.groupby(keys)[["size_bytes", "size_bytes_second"]].mean()
+    cells: dict[Any, pd.DataFrame] = dict(list(pairs.groupby(keys, sort=False)))
     wide = pairs.pivot_table("difference", "subset", keys, sort=False)  # the mean over seeds
     for differences in complete(wide):
-        estimates = _estimates(differences, members, params)
-        for key, estimate in zip(differences.columns, estimates, strict=True):
+        subsets = differences.index
+        repeated = [by_seed(cells[key], "difference", subsets) for key in differences.columns]
+        found = models.of(subsets).estimate(differences.T.to_numpy(dtype=np.float64), repeated)
+        for place, key in enumerate(differences.columns):
             about = dict(zip(keys, key, strict=True))
             yield {
                 "question": contrast.question,
@@ -119,19 +130,8 @@ def _rows(contrast: _Contrast, members: pd.DataFrame | None, params: Report) -> 
                 "first": about[contrast.what],
                 "second": about.pop(keys[-1]),
                 **about | {contrast.what: ""},
-                **estimate,
+                "n": len(subsets),
+                "seeds": max(len(repeated[place]), 1),
+                **found.row(place),
                 "size_ratio": sizes.size_bytes[key] / sizes.size_bytes_second[key],
             }
-
-
-def _estimates(
-    differences: pd.DataFrame, members: pd.DataFrame | None, params: Report
-) -> list[dict[str, float]]:
-    """The estimates of each cell of ``differences`` (subsets, cells), by the columns of the table."""
-    numbers = differences.T.to_numpy()
-    found = paired_effects(numbers, params)
-    rows = [{"n": found.n, **found.row(cell)} for cell in range(len(numbers))]
-    if members is None:
-        return rows
-    shared = mixed_model(numbers, members.loc[differences.index].to_numpy(), params)
-    return [estimate | shared.row(cell) for cell, estimate in enumerate(rows)]

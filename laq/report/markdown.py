@@ -1,46 +1,53 @@
 """The study's findings as Markdown: for a terminal, a README or a run's note."""
 
-from collections.abc import Mapping
 from typing import Final
 
+import numpy as np
 import pandas as pd
 
 from laq.quantization.methods.registry import BASELINE, label_of
 from laq.report.analysis import Analysis
-from laq.report.correlations import DEPENDENCE
+from laq.report.answers import exploratory, sentences
+from laq.report.comparisons import LOSS
+from laq.report.dependence import INACCURACY, NEARNESS
+from laq.report.prediction import MODELS
 from laq.report.rendering import markdown_table, number, numbers, spread, templates
-from laq.report.tables import BALANCED, BASE_OF, SEED_SPREAD, main_rows
+from laq.report.tables import BALANCED, BASE_OF, DROPS, ERRORS_GAINED, GROUP, SEED_SPREAD, main_rows
 from laq.sections.report import Report
 from laq.study.tables import NO_IMAGES
 
 IMAGES: Final = {NO_IMAGES: "", "subset": "subset", "all": "all classes"}
 _TEMPLATES: Final = "laq.report"
+_INTERVAL: Final = ["effect", "low", "high"]
 
 
 def markdown(analysis: Analysis, answered: str) -> str:
-    """The whole report: findings by bit-width, answers, and the tables behind them."""
+    """The whole report: the sentences, and the tables behind them."""
     text = templates(_TEMPLATES).get_template("report.md")
-    rho, pairs = _correlations(analysis.correlations), _comparisons(analysis.comparisons)
+    asked, pairs = _dependence(analysis), _comparisons(analysis.comparisons)
     return (
         text.render(
             title=analysis.title,
             findings=findings(analysis.summary),
             answers=answered,
             accuracies=accuracies(analysis.summary),
-            correlations=markdown_table(rho) if len(rho) else "",
+            dependence=markdown_table(asked) if len(asked) else "",
             comparisons=markdown_table(pairs) if len(pairs) else "",
         )
         + "\n"
     )
 
 
-def answers_text(answers: Mapping[str, str], params: Report) -> str:
-    """Each question with its answer, after an explanation of the numbers; empty if there are no questions."""
-    if not answers:
-        return ""
+def answers_text(analysis: Analysis, params: Report) -> str:
+    """The five sentences, what their intervals speak of, and the answers to what else was asked."""
     text = templates(_TEMPLATES).get_template("answers.md")
-    alpha, confidence = f"{1 - params.confidence:.3g}", f"{100 * params.confidence:g}"
-    return text.render(answers=answers, alpha=alpha, confidence=confidence).strip()
+    shared = analysis.table[analysis.table.calibration == "all"]
+    return text.render(
+        sentences=sentences(analysis, params),
+        exploratory=exploratory(analysis, params),
+        confidence=f"{100 * params.confidence:g}",
+        one_draw=len(shared) and shared.seed.nunique() < 2,
+    ).strip()
 
 
 def findings(summary: pd.DataFrame) -> str:
@@ -86,28 +93,53 @@ def accuracies(summary: pd.DataFrame) -> str:
     return text.render(repeated=repeated, balanced=balanced, table=markdown_table(table))
 
 
-def _correlations(correlations: pd.DataFrame) -> pd.DataFrame:
-    rows = correlations[(correlations.question == DEPENDENCE) & (correlations.score == "drop_sub_points")]
+def _dependence(analysis: Analysis) -> pd.DataFrame:
+    """A row per cell: the effects of the divergence on both scales, beside those of the accuracy, and R²."""
+    rows = analysis.dependence
+    if rows.empty:
+        return rows
+    points, beside, accuracy = (
+        _asked(rows, DROPS["top1_sub_percent"], *which)
+        for which in ((NEARNESS, ""), (NEARNESS, INACCURACY), (INACCURACY, NEARNESS))
+    )
+    errors = _asked(rows, ERRORS_GAINED, NEARNESS, "").reindex(points.index)[_INTERVAL].apply(np.exp)
+    about = points.reset_index()
+    r2 = analysis.prediction[analysis.prediction.score == DROPS["top1_sub_percent"]]
+    r2 = r2.drop_duplicates(GROUP).set_index(GROUP).loc[points.index]
     return pd.DataFrame(
         {
-            "network": rows.variant.map(BASE_OF),
-            "method": rows.method,
-            "bits": rows.bits,
-            "images": rows.calibration.map(IMAGES),
-            "n": rows.n,
-            "measure": rows.measure.map({"rho": "rho", "partial_rho": "partial rho"}),
-            "value": numbers(rows.effect, "+z.2f").replace("", "undefined"),
-            "interval": _intervals(rows.low, rows.high),
-            "p": numbers(rows.p_value, ".4f"),
-            "p_holm": numbers(rows.p_holm, ".4f"),
-            "p (classes)": numbers(rows.p_classes, ".4f"),
-            "p_holm (classes)": numbers(rows.p_classes_holm, ".4f"),
+            "network": about.variant.map(BASE_OF),
+            "method": about.method,
+            "bits": about.bits,
+            "images": about.calibration.map(IMAGES),
+            "n": about.n,
+            "points": _effects(points, "+z.2f"),
+            "p": numbers(about.p_value, ".4f"),
+            "beside accuracy": _effects(beside, "+z.2f"),
+            "accuracy beside it": _effects(accuracy, "+z.2f"),
+            "factor of errors": _effects(errors, ".2f"),
+            **{f"R² {model}": numbers(r2[f"r2_{model}"].reset_index(drop=True), "z.2f") for model in MODELS},
         }
     )
 
 
+def _asked(rows: pd.DataFrame, score: str, variable: str, beside: str) -> pd.DataFrame:
+    """The rows, by ``GROUP``, of one outcome and variable."""
+    asked = pd.Series({"score": score, "variable": variable, "beside": beside})
+    return rows[(rows[asked.index] == asked).all(axis=1)].set_index(GROUP)
+
+
+def _effects(rows: pd.DataFrame, form: str) -> "pd.Series[str]":
+    """Effects with their intervals as texts."""
+    low, high = numbers(rows.low, form), numbers(rows.high, form)
+    told = numbers(rows.effect, form) + " (" + low + " to " + high + ")"
+    return told.where(rows.low.notna(), "undefined").reset_index(drop=True)
+
+
 def _comparisons(rows: pd.DataFrame) -> pd.DataFrame:
-    asked = rows.question.where(rows.score != "drop_sub_points", rows.question + ", drop")
+    asked = rows.question.where(
+        (rows.score != "drop_sub_points") | (rows.question == LOSS), rows.question + ", drop"
+    )
     return pd.DataFrame(
         {
             "question": asked,
@@ -118,13 +150,10 @@ def _comparisons(rows: pd.DataFrame) -> pd.DataFrame:
             "bits": rows.bits,
             "images": rows.calibration.map(IMAGES),
             "n": rows.n,
+            "seeds": rows.seeds,
             "difference": numbers(rows.effect, "+z.2f"),
             "interval": _intervals(rows.low, rows.high),
-            "d_z": numbers(rows.d_z, "+z.2f"),
             "p": numbers(rows.p_value, ".4f"),
-            "p_holm": numbers(rows.p_holm, ".4f"),
-            "interval (classes)": _intervals(rows.low_classes, rows.high_classes),
-            "p_holm (classes)": numbers(rows.p_classes_holm, ".4f"),
         }
     )
 

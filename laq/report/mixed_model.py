@@ -1,94 +1,194 @@
-"""The mean of paired differences in a mixed model with a random effect of every class.
+"""Effects in subsets that share classes: a linear mixed model with a random effect of every class.
 
-Subsets share classes, so their differences are not independent. The interval and the p-value of this model
-also hold for other classes than the study's.
+This is the multiple-membership model of Browne, Goldstein and Rasbash (2001): an outcome of a subset is a
+linear function of its design, plus the mean of the random effects of its classes, plus an error. Intervals
+and p-values hold for subsets of other classes, too. How often they are wrong is in ``results/inference.md``.
 """
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from functools import cached_property
 from typing import Final
 
 import numpy as np
+import pandas as pd
 from numpy.typing import NDArray
 from scipy import stats
-from scipy.optimize.elementwise import find_root
 
-from laq.report.paired_tests import varies
 from laq.sections.report import Report
 
 Floats = NDArray[np.float64]
-_SHARES: Final = (np.arange(40) + 0.5) / 40  # the classes' share of the variance, uniform a priori
+SHARES: Final = np.array([*np.arange(0, 1, 0.04), 0.98, 0.995])  # of the variance that may be the classes'
+_NEAR: Final = (
+    0.15  # shares whose restricted log-likelihood is so near the largest count as likely as the best one
+)
+_NOTHING: Final = 1e-9  # standard deviations below this are rounding error
 
 
 @dataclass(frozen=True)
-class MixedModelEstimates:
-    """The interval and p-value of the mean of q rows of differences, (q,) each; NaN for constant rows."""
+class Estimates:
+    """Effects for q outcomes, (q,) each; ``class_share`` is the classes' estimated share of the variance."""
 
+    effect: Floats
     low: Floats
     high: Floats
     p_value: Floats
+    class_share: Floats
 
-    def row(self, row: int) -> dict[str, float]:
-        """The estimates of one row, by the columns of the table."""
-        low, high, p_value = (values[row] for values in (self.low, self.high, self.p_value))
-        return {"low_classes": low, "high_classes": high, "p_classes": p_value}
+    def row(self, place: int) -> dict[str, float]:
+        """The estimates of one outcome, by the columns of the tables."""
+        return {field.name: getattr(self, field.name)[place] for field in fields(self)}
 
 
-def mixed_model(differences: Floats, members: Floats, params: Report) -> MixedModelEstimates:
-    """Intervals and p-values for the means of ``differences`` (q, n) over n subsets.
+@dataclass(frozen=True)
+class MixedModel:
+    """The effect of one variable on outcomes of n subsets.
 
-    ``members`` (n, C) says which of C classes each subset has. Subsets that share classes are not
-    independent: if a method suits a class, it suits all subsets with that class. The multiple-membership
-    model (Browne, Goldstein and Rasbash 2001) describes this: a difference is the mean, plus the mean of
-    the random effects of the subset's classes, plus an error. The classes' share of the variance is not
-    known; for each share, the mean has a t-distribution of n - 1 degrees of freedom, and these are mixed
-    with the restricted likelihood of the share as weight.
+    Attributes:
+        design: (n, p); the effect is the coefficient of its first column. A column of ones alone asks for the
+            mean.
+        members: (n, C), 1 for the classes that a subset has and else 0.
+        params: the number of draws, the confidence and the seed.
     """
-    n = differences.shape[1]
-    nothing = np.full(len(differences), np.nan)
-    mean = differences.mean(1)
-    if n < 2 or not (varied := varies(differences)).any():
-        return MixedModelEstimates(nothing, nothing, nothing)
-    errors, weights = _errors(differences[varied], _covariances(members))
-    half, p_value = nothing.copy(), nothing.copy()
-    half[varied] = _half_width(errors, weights, n, 1 - params.confidence)
-    p_value[varied] = _tail(np.abs(mean[varied]), errors, weights, n)
-    return MixedModelEstimates(mean - half, mean + half, p_value)
+
+    design: Floats
+    members: Floats
+    params: Report
+
+    @property
+    def freedom(self) -> int:
+        """The degrees of freedom that are left for the variance."""
+        return len(self.design) - int(np.linalg.matrix_rank(self.design))
+
+    @property
+    def estimable(self) -> bool:
+        """Whether the effect can be told from the other columns', with two subsets more than columns."""
+        if not np.isfinite(self.design).all() or self.freedom < 2:
+            return False
+        first, others = self.design[:, 0], self.design[:, 1:]
+        left = first - others @ (np.linalg.pinv(others, rcond=_NOTHING) @ first) if others.size else first
+        return bool(np.abs(left).max() > _NOTHING * (1 + np.abs(first).max()))
+
+    @cached_property
+    def weights(self) -> Floats:
+        """The weights (n,) of the least-squares estimate, which is their product with an outcome."""
+        return np.asarray(np.linalg.pinv(self.design, rcond=_NOTHING)[0])
+
+    @cached_property
+    def covariance(self) -> Floats:
+        """The covariance (n, n) of outcomes that classes alone make, of variance 1 on average."""
+        part = self.members / self.members.sum(1, keepdims=True)
+        classes = part @ part.T
+        return np.asarray(classes / np.diag(classes).mean())
+
+    @cached_property
+    def contrasts(self) -> tuple[Floats, Floats]:
+        """Contrasts (n, m) free of the design, uncorrelated for any share, and classes' variances (m,)."""
+        free = np.linalg.svd(self.design)[0][:, -self.freedom :]
+        variances, turned = np.linalg.eigh(free.T @ self.covariance @ free)
+        return free @ turned, variances.clip(min=0)
+
+    @cached_property
+    def _variances(self) -> Floats:
+        """The variances (k, m) of the contrasts for each share."""
+        return (1 - SHARES[:, None]) + SHARES[:, None] * self.contrasts[1]
+
+    @cached_property
+    def effect_variances(self) -> Floats:
+        """The variance (k,) of the least-squares estimate for each share, where outcomes have variance 1."""
+        a = self.weights
+        return np.asarray((1 - SHARES) * (a @ a) + SHARES * (a @ self.covariance @ a))
+
+    def fit(self, squares: Floats) -> tuple[Floats, Floats]:
+        """The standard error (q,) at the most likely share, and how unlikely each share (k, q) is.
+
+        ``squares`` (m, q) are squared contrasts. The restricted log-likelihood of a share is, but for a
+        constant,
+        -m / 2 times the logarithm of the estimated variance and of the geometric mean of ``_variances``.
+        """
+        variance = (1 / self._variances) @ squares / self.freedom
+        unlikely = variance * np.exp(np.log(self._variances).mean(1))[:, None]
+        best, every = unlikely.argmin(0), np.arange(squares.shape[1])
+        return np.sqrt(variance[best, every] * self.effect_variances[best]), unlikely
+
+    @cached_property
+    def null(self) -> Floats:
+        """For each share the sorted ratios (k, draws) of |effect| and standard error without an effect.
+
+        They are simulated (a parametric bootstrap under the fitted null), and do not depend on the scale. The
+        last row also bounds a share of 1, whose covariance may be singular.
+        """
+        contrasts, classes = self.contrasts
+        rng = np.random.default_rng(self.params.seed)
+        drawn = rng.normal(size=(self.freedom, self.params.draws))
+        other, squares = rng.normal(size=self.params.draws), drawn**2
+        toward = contrasts.T @ self.covariance @ self.weights
+        rows = []
+        for share in (*SHARES, 1.0):
+            variances = 1 - share + share * classes
+            slope = share * toward / np.sqrt(variances.clip(min=_NOTHING))
+            whole = (1 - share) * (self.weights @ self.weights)
+            whole += share * (self.weights @ self.covariance @ self.weights)
+            effect = slope @ drawn + np.sqrt(max(whole - slope @ slope, 0)) * other
+            rows.append(np.sort(np.abs(effect) / self.fit(variances[:, None] * squares)[0]))
+        return np.array([*rows[:-2], np.maximum(rows[-2], rows[-1])])
+
+    def estimate(self, outcomes: Floats, repeated: Sequence[Floats] = ()) -> Estimates:
+        """The effects on ``outcomes`` (q, n), with two-sided p-values; NaN where nothing can be said.
+
+        An effect is the least-squares estimate. Its standard error is that of the mixed model at the share of
+        the classes that has the highest restricted likelihood (REML). Its ratio to the effect is compared
+        with those that the model gives where there is no effect; of all shares that are about as likely, the
+        one that gives the widest interval counts (in the manner of Berger and Boos 1994).
+
+        Args:
+            outcomes: means over seeds.
+            repeated: for each outcome its values (s, n) by seed, where a seed stands for one network that all
+                subsets share. What differs between these networks then widens the interval: squares of half
+                widths are added (Zou and Donner 2008). Fewer than two seeds add nothing.
+        """
+        told = np.full((5, len(outcomes)), np.nan)
+        if not self.estimable:
+            return Estimates(*told)
+        told[0] = outcomes @ self.weights
+        squares = (self.contrasts[0].T @ outcomes.T) ** 2
+        varied = np.flatnonzero(np.sqrt(squares.sum(0)) > _NOTHING * (1 + np.abs(outcomes).max(1)))
+        errors, unlikely = self.fit(squares[:, varied])
+        for place, error, shares in zip(varied, errors, unlikely.T, strict=True):
+            likely = -self.freedom / 2 * np.log(shares / shares.min())
+            widths = self._half_widths(error, likely, repeated[int(place)] if len(repeated) else None)
+            half = widths[int((1 - self.params.confidence) * (len(widths) + 1)) - 1]
+            p_value = (1 + (widths >= abs(told[0, place])).sum()) / (1 + len(widths))
+            told[1:, place] = told[0, place] - half, told[0, place] + half, p_value, SHARES[likely.argmax()]
+        return Estimates(*told)
+
+    def _half_widths(self, error: float, likelihood: Floats, repeated: Floats | None) -> Floats:
+        """Half the widths of intervals whose error rates are 1 / (1 + draws), 2 / (1 + draws) and so on.
+
+        ``likelihood`` (k,) is the restricted log-likelihood of each share below the largest one.
+        """
+        near = self.null[likelihood >= -_NEAR].max(0)
+        widths: Floats = error * near[::-1]
+        if repeated is None or len(repeated) < 2:
+            return widths
+        seeds = (repeated @ self.weights).std(ddof=1) / np.sqrt(len(repeated))
+        rates = np.arange(1, len(near) + 1) / (1 + len(near))
+        half: Floats = np.hypot(widths, seeds * stats.t.isf(rates / 2, len(repeated) - 1))
+        return half
 
 
-def _covariances(members: Floats) -> Floats:
-    """The covariances (k, n, n) of the differences for each share of the classes; the mean variance is 1."""
-    part = members / members.sum(1, keepdims=True)
-    classes = part @ part.T
-    classes /= np.diag(classes).mean()
-    share = _SHARES[:, None, None]
-    return np.asarray((1 - share) * np.eye(len(members)) + share * classes)
+class Models:
+    """The models of a study, each made once: cells that were measured on the same subsets share theirs."""
 
+    def __init__(self, members: pd.DataFrame, params: Report) -> None:
+        """Take the subsets' classes (``divergences.SubsetDivergences``), and the parameters."""
+        self._members, self._params = members, params
+        self._made: dict[tuple[bytes, ...], MixedModel] = {}
 
-def _errors(differences: Floats, covariances: Floats) -> tuple[Floats, Floats]:
-    """The mean's standard error and its weight, (k, q) each, for each share."""
-    n = differences.shape[1]
-    root = np.linalg.cholesky(covariances)
-    ones, white = np.linalg.solve(root, np.ones((n, 1))), np.linalg.solve(root, differences.T)
-    precision = (ones**2).sum((1, 2))[:, None]
-    left = white - ones * ((ones * white).sum(1) / precision)[:, None]
-    variance = (left**2).sum(1) / (n - 1)
-    size = np.log(np.diagonal(root, axis1=1, axis2=2)).sum(1)[:, None]
-    likelihood = -size - np.log(precision) / 2 - (n - 1) / 2 * np.log(variance)
-    weights = np.exp(likelihood - likelihood.max(0))
-    return np.sqrt(variance * covariances.sum((1, 2))[:, None]) / n, weights / weights.sum(0)
-
-
-def _tail(distance: Floats, errors: Floats, weights: Floats, n: int) -> Floats:
-    """The two-sided probability (q,) of a mean beyond ``distance`` (q,) if the true mean is 0."""
-    return np.asarray((weights * 2 * stats.t.sf(distance / errors, n - 1)).sum(0))
-
-
-def _half_width(errors: Floats, weights: Floats, n: int, alpha: float) -> Floats:
-    """The distance (q,) whose tail is ``alpha``, found numerically: mixtures have no closed-form quantile."""
-
-    def excess(distance: Floats, row: NDArray[np.intp]) -> Floats:
-        return _tail(distance, errors[:, row], weights[:, row], n) - alpha
-
-    widest = errors.max(0) * stats.t.isf(alpha / 2, n - 1)
-    found = find_root(excess, (np.zeros_like(widest), 2 * widest), args=(np.arange(len(widest)),))
-    return np.asarray(found.x)
+    def of(self, subsets: "pd.Index[str]", *columns: Floats) -> MixedModel:
+        """The model of the effect of the first of the ``columns`` (n,) on ``subsets``, or of the mean."""
+        design = np.column_stack(columns or [np.ones(len(subsets))])
+        key = (design.tobytes(), *(name.encode() for name in subsets))
+        if key not in self._made:
+            self._made[key] = MixedModel(design, self._members.loc[subsets].to_numpy(), self._params)
+        return self._made[key]

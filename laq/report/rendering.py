@@ -1,6 +1,7 @@
 """Renders texts and pages from Jinja templates, so that wording is edited apart from Python."""
 
 from functools import cache
+from math import exp
 
 import pandas as pd
 from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
@@ -16,7 +17,7 @@ def templates(room: str, folder: str = "templates") -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    made.filters |= {"number": number, "p_value": p_value, "plain": plain}
+    made.filters |= {"number": number, "p_value": p_value, "plain": plain, "exp": exp}
     return made
 
 

@@ -23,13 +23,21 @@ GROUP: Final = [
     "calibration",
 ]  # cells of one group differ in subset and seed only
 SEED_SPREAD: Final = "top1_sub_seed_sd"
+ERRORS_GAINED: Final = "errors_gained_log"
+_CORRECTION: Final = (
+    0.05  # points added to both rates of errors, half an image of 1000, so that the ratio is finite
+)
 _MEASURED: Final = [
-    *SCORES, *BALANCED, *DROPS.values(), "sparsity_percent", "relative_error_mean", "relative_error_logits",
+    *SCORES, *BALANCED, *DROPS.values(), ERRORS_GAINED,
+    "sparsity_percent", "relative_error_mean", "relative_error_logits",
 ]  # fmt: skip
 
 
 def with_drops(measurements: pd.DataFrame) -> pd.DataFrame:
     """Add the points of top-1 that each quantized network lost against the same network in float.
+
+    ``errors_gained_log`` is the logarithm of its restricted errors divided by those of the float network;
+    where the study has measured it on the images themselves, that is kept.
 
     Raises:
         LaqError: a float network is missing.
@@ -42,7 +50,11 @@ def with_drops(measurements: pd.DataFrame) -> pd.DataFrame:
         raise LaqError(f"measurements: {subset} has no cell of the {variant} network; run `dvc repro`")
     losses = bases.loc[keys].to_numpy() - measurements[list(DROPS)].to_numpy()
     drops = pd.DataFrame(losses, index=measurements.index, columns=list(DROPS.values()))
-    return pd.concat([measurements, drops.round(6)], axis=1)
+    if ERRORS_GAINED not in measurements:
+        errors = 100 + _CORRECTION - measurements.top1_sub_percent
+        drops[ERRORS_GAINED] = np.log(errors / (errors - drops[DROPS["top1_sub_percent"]]))
+    rest = measurements.drop(columns=list(DROPS.values()), errors="ignore")
+    return pd.concat([rest, drops.round(6)], axis=1)
 
 
 def over_seeds(table: pd.DataFrame) -> pd.DataFrame:
@@ -58,7 +70,7 @@ def over_seeds(table: pd.DataFrame) -> pd.DataFrame:
     if "levels" in table:
         others["levels"] = grouped.levels.agg(_common)
     spread = grouped.top1_sub_percent.std().rename(SEED_SPREAD)
-    return pd.concat([others, means, spread, grouped.size().rename("seeds")], axis=1).reset_index()
+    return pd.concat([others, means.round(6), spread, grouped.size().rename("seeds")], axis=1).reset_index()
 
 
 def summarise(table: pd.DataFrame, by: tuple[str, ...] = ()) -> pd.DataFrame:
@@ -78,6 +90,21 @@ def summarise(table: pd.DataFrame, by: tuple[str, ...] = ()) -> pd.DataFrame:
         **{SEED_SPREAD: (SEED_SPREAD, "mean")},
     )
     return sizes.join(numbers).reset_index().round(4)
+
+
+def by_seed(rows: pd.DataFrame, value: str, subsets: "pd.Index[str]") -> Floats:
+    """The values (seeds, subsets) of one cell's ``rows`` by seed, for seeds that all subsets have.
+
+    It is empty (0, subsets) where images of the subset calibrate: then each subset has a network of its own
+    for each seed, and what seeds change is part of how subsets differ. With images of all classes one network
+    serves all subsets, and the mean over subsets moves with the seed.
+    """
+    calibrations = rows.filter(regex="^calibration").iloc[0]
+    if "all" not in set(calibrations) or rows.seed.isna().all():
+        return np.zeros((0, len(subsets)))
+    # Rows are unique, so that nothing needs a mean, which takes ten times as long.
+    wide = rows.set_index(["seed", "subset"])[value].unstack().reindex(columns=subsets)  # noqa: PD010
+    return np.asarray(wide.dropna().to_numpy(dtype=np.float64))
 
 
 def complete(wide: pd.DataFrame) -> Iterator[pd.DataFrame]:

@@ -10,7 +10,7 @@ from laq.git import experiment, in_pipeline
 from laq.params import Params
 from laq.paths import DIVERGENCE, REPORT, STUDY
 from laq.provenance import read_records
-from laq.report import CORRELATIONS, METRICS, TABLE, TEXT, headline, read_summary, title_of
+from laq.report import COMPARISONS, METRICS, TABLE, TEXT, headline, read_summary, title_of
 from laq.study.tables import (
     LAYERS,
     MEASUREMENTS,
@@ -40,7 +40,7 @@ _DIGITS = 12  # of a result's key, which tell it from all others
 class _Metrics:
     """What is read of the report's metrics."""
 
-    rho: dict[str, float]
+    lost_per_halving: dict[str, float]
 
 
 def run(params: Params) -> str:
@@ -84,7 +84,7 @@ def study_runs(params: Params) -> ResultRuns:
 
 def study_key(params: Params) -> str:
     """The name of the study's result: the hash of its parameters, tables and report."""
-    files = (STUDY / MEASUREMENTS, REPORT / TEXT, REPORT / CORRELATIONS)
+    files = (STUDY / MEASUREMENTS, REPORT / TEXT, REPORT / COMPARISONS)
     return digest([params.name, settings_of(params), read_records("study"), [md5(file) for file in files]])
 
 
@@ -96,9 +96,9 @@ def _root(results: Results) -> RunSpec:
         key=results.key,
         name=f"{experiment() or params.name}, {len(results.subsets)} subsets",
         params={name: str(value) for name, value in flatten(settings_of(params))},
-        metrics={  # the report's headline at every bit-width, and its correlations
+        metrics={  # the report's headline at every bit-width, and the effect of the divergence
             **{f"top1/{name}": value for name, value in headline(summary).items()},
-            **{f"rho/{name}": value for name, value in measured.rho.items()},
+            **{f"lost_per_halving/{name}": value for name, value in measured.lost_per_halving.items()},
         },
         tags={**tags(results), "laq.level": "study"},
         inputs=results.provenance.inputs,

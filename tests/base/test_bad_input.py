@@ -157,7 +157,7 @@ KEYS: list[tuple[str, Any, str]] = [
     ("study.ignore", "fc", "study.ignore: found 'fc'; must be patterns of layers' names, such as ('body.*',)"),
     ("study.options", {"gpfq_l0": {"treshold": 1}}, "study.options: found 'treshold', which gpfq_l0 does not have: it has threshold, form; did you mean threshold?"),
     ("study.threshold", 1, f"study.threshold: {STUDY}"),
-    ("report.permutations", 10**12, "report.permutations: found 1000000000000; must be at most 10000000"),
+    ("report.draws", 10**12, "report.draws: found 1000000000000; must be at most 1000000"),
     ("report.confidence", 0, "report.confidence: found 0; must be above 0"),
     ("track.champion_kib", "180", "track.champion_kib: found '180'; must be a number"),
     ("quantize.subset", "similr-1", "quantize.subset: found 'similr-1'; must be all or the name of a subset of the study, such as random-1; did you mean similar-1?"),

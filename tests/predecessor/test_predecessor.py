@@ -14,10 +14,11 @@ from laq.cli import main
 from laq.errors import LaqError
 from laq.predecessor import describe, read_log
 from laq.predecessor.logs import log_table, read_rows
-from laq.sections.report import Report
+from laq.report.dependence import INACCURACY
 from tests.conftest import PREDECESSOR, needs
+from tests.studies import report_params
 
-PARAMS = Report(bootstrap_samples=200, permutations=499, confidence=0.95, seed=0)
+PARAMS = report_params(draws=499)
 LOGS = PREDECESSOR / "logs"
 # Means of all rows as logged: original all / sub, quantized all / sub, fine-tuned sub, both sub, rho(drop, all).
 THEIRS = {
@@ -35,7 +36,7 @@ def logged(subsets: int = 8, bits: int = 3, lost: float = 0.2, **changes: Any) -
     """A log as the predecessor writes it; the last subset is there twice, its classes in another order."""
     rows = []
     for number in [*range(subsets), subsets - 1]:
-        classes = [f"class-{number}", "apple", "bear"]
+        classes = [f"{name}-{number}" for name in ("class", "apple", "bear")]
         far = 1.0 + number
         before = 0.8 + 0.1 * number / subsets
         scores = {"Original": before, "Quantized": before - lost / far}
@@ -77,7 +78,7 @@ def test_a_log_that_numpy_2_wrote_is_read_with_the_same_values(project: Path) ->
     written = plain.map(lambda cell: repr(np.float64(cell)) if isinstance(cell, float) else cell)
     written["Bits"] = [repr(np.int64(3)), *["3"] * (len(plain) - 1)]  # some rows by an older NumPy
     written["Subset_Classes"] = [str([np.str_(name) for name in eval(c)]) for c in plain.Subset_Classes]  # noqa: S307
-    assert written.Subset_Classes[0] == "[np.str_('class-0'), np.str_('apple'), np.str_('bear')]"
+    assert written.Subset_Classes[0] == "[np.str_('class-0'), np.str_('apple-0'), np.str_('bear-0')]"
     assert written.Median_KL[1] == "np.float64(2.0)"
     expected = read_rows(write(plain))
     found = read_rows(write(written, "new.csv")).astype({"Bits": int})
@@ -103,8 +104,8 @@ def test_logs_without_fine_tuned_networks_are_asked_the_rest(project: Path) -> N
     table = logged()
     kept = [c for c in table if not str(c).startswith(("Fine-Tuned", "Quant+FT"))]
     found = read_log(write(table[kept]), PARAMS)
-    assert found.analysis.comparisons.empty
-    assert set(found.analysis.correlations.question) == {"dependence", "predictor"}
+    assert set(found.analysis.comparisons.question) == {"loss"}
+    assert set(found.analysis.dependence.variant) == {"quantized"}
     assert "| log | 3 | 9 |" in re.sub(" +", " ", describe([found], PARAMS))
 
 
@@ -124,23 +125,14 @@ def test_what_is_lost_at_many_bits_is_not_laid_on_rounding(project: Path) -> Non
     assert "No log has 16 bits" in describe(logs[:1], PARAMS)
 
 
-def test_a_claim_is_agreed_with_or_not(project: Path) -> None:
-    agreeing = read_log(write(logged(30)), PARAMS)
-    assert agreeing.found("drop_all_points", "rho")["effect"] == pytest.approx(-1, abs=0.01)
-    assert "this contradicts the claim: the 95 % interval does not contain -0.9" in describe(
-        [agreeing], PARAMS
-    )
-    mixed = logged(30)
-    rng = np.random.default_rng(0)
-    mixed["Quantized Top1 Accuracy"] = (
-        mixed["Original Top1 Accuracy"]
-        - 0.1
-        + 0.05 * np.log(mixed.Median_KL) / 3
-        + rng.normal(scale=0.006, size=31)
-    )
-    assert "(this agrees with the claim: the 95 % interval contains -0.9)" in describe(
-        [read_log(write(mixed), PARAMS)], PARAMS
-    )
+def test_the_claim_stands_beside_the_effect_with_its_interval(project: Path) -> None:
+    log = read_log(write(logged(30)), PARAMS)
+    effect = log.found("drop_all_points")
+    assert effect["low"] < effect["effect"] < effect["high"]
+    text = describe([log], PARAMS)
+    assert f"rho is {log.rho('all'):+.2f} among all classes" in text
+    told = f"{effect['effect']:+.1f} ({effect['low']:+.1f} to {effect['high']:+.1f}) points among all classes"
+    assert f"Halving the divergence costs {told}" in text
 
 
 def test_the_command_prints_what_it_writes(project: Path) -> None:
@@ -152,7 +144,8 @@ def test_the_command_prints_what_it_writes(project: Path) -> None:
     for path in paths:
         folder = predecessor.FOLDER / path.stem
         assert {f.name for f in folder.iterdir()} == {
-            "report.md", "measurements.csv", "summary.csv", "by_size.csv", "correlations.csv", "comparisons.csv",
+            "report.md", "measurements.csv", "summary.csv", "by_size.csv", "dependence.csv", "prediction.csv",
+            "comparisons.csv",
         }  # fmt: skip
         assert (
             f"# {path.stem}: resnet50 on CIFAR100: 8 subsets of 3 classes"
@@ -215,11 +208,10 @@ def test_the_predecessors_numbers_are_reproduced(run: str) -> None:
     assert [log.accuracy(*which) for which in wanted] == pytest.approx(expected, abs=0.06)
     assert log.rho("all") == pytest.approx(rho, abs=0.006)
     # One subset was logged twice in every log, and counts once.
-    restricted = log.found("drop_sub_points", "rho")
+    restricted = log.found("drop_sub_points")
     assert restricted["n"] == len(log.rows) - 1
-    assert restricted["high"] < -0.5
-    # Holding the accuracy before quantization fixed, a good part of it is gone.
-    assert abs(log.found("drop_sub_points", "partial_rho")["effect"]) < abs(restricted["effect"]) - 0.15
+    assert restricted["low"] > 0
+    assert log.found("drop_sub_points", INACCURACY)["low"] > 0
 
 
 @needs(LOGS)
@@ -230,5 +222,4 @@ def test_the_predecessor_loses_as_much_where_rounding_costs_nothing() -> None:
     assert [log.drops("sub").mean() for log in logs] == pytest.approx([7.7, 7.0, 7.4], abs=0.06)
     text = describe(logs, PARAMS)
     assert text.count("this is clipping") == 2
-    assert text.count("among all classes (this agrees with the claim: the 95 % interval contains -0.9)") == 3
     assert "16bit, quantization gains 3.2 points among all classes" in text

@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from matplotlib.figure import Figure
+from scipy import stats
 
 from laq import report
 from laq.divergence import ALTERNATIVES
@@ -16,15 +17,13 @@ from laq.paths import DIVERGENCE, STUDY, SUBSETS
 from laq.quantization import METHODS
 from laq.report import headline, metrics, read_summary
 from laq.report.analysis import Analysis, analyse
-from laq.report.answers import answers
 from laq.report.divergences import divergences_in
 from laq.report.figures import draw_against_bits, draw_against_divergence
 from laq.report.markdown import accuracies, answers_text, findings, markdown
 from laq.report.tables import main_rows, over_seeds, summarise, with_drops
-from laq.sections.report import Report
-from tests.studies import Planted, made_up_matrix, made_up_study, made_up_subsets
+from tests.studies import Planted, made_up_matrix, made_up_study, made_up_subsets, report_params
 
-PARAMS = Report(bootstrap_samples=500, permutations=999, confidence=0.95, seed=0)
+PARAMS = report_params()
 
 
 def study(subsets: int = 6) -> pd.DataFrame:
@@ -92,7 +91,7 @@ def analysed(table: pd.DataFrame) -> Analysis:
 def told(table: pd.DataFrame) -> str:
     """The report, the columns of its tables not padded."""
     found = analysed(table)
-    return re.sub(" +", " ", markdown(found, answers_text(answers(found, PARAMS), PARAMS)))
+    return re.sub(" +", " ", markdown(found, answers_text(found, PARAMS)))
 
 
 def test_seeds_are_averaged_before_subsets_are() -> None:
@@ -140,36 +139,46 @@ def test_images_of_the_subset_are_told_first() -> None:
     assert {"float", "rtn-2bit", "gpfq-2bit", "gpfq-2bit-all"} < set(found)
     assert found["gpfq-2bit"] > found["gpfq-2bit-all"] + 2
     analysis = analysed(measured)
-    few = metrics(analysis.summary, analysis.correlations)
+    few = metrics(analysis.summary, analysis.dependence)
     assert few["top1"]["gpfq"] == found["gpfq-2bit"]
     assert set(few["top1"]) == {"float", "rtn", "gpfq"}
-    assert set(few["rho"]) == {"gpfq"}
+    assert set(few["lost_per_halving"]) == {"gpfq"}
     assert "with GPFQ calibrated on images of all classes" in findings(summarise(without))
     assert "images of all" not in findings(summarise(table))
 
 
 def test_metrics_text_and_tables_say_the_same() -> None:
     found = analysed(study())
-    assert metrics(found.summary, found.correlations) == {
+    table = with_drops(study())
+    quantized = table[table.variant == "quantized"]
+    slope = stats.linregress(-np.log2(quantized.median_divergence_nats), quantized.drop_sub_points).slope
+    assert metrics(found.summary, found.dependence) == {
         "bits": "3",
         "top1": {"float": 89.0, "gpfq": 81.5},
-        "rho": {"gpfq": -1.0},
+        "lost_per_halving": {"gpfq": pytest.approx(slope, abs=1e-4)},
     }
     text = told(study())
     assert "| original | gpfq | 3 | 7 | 6 | subset | 81.5 ± 1.9 |" in text
-    assert "| original | gpfq | 3 | subset | 6 | rho | -1.00 |" in text
-    assert "| finetuned | gpfq | 3 | subset | 6 | rho | undefined |" in text
-    assert "for GPFQ -1.00 at 3 bits" in text
-    assert "The network makes no significant difference without quantization (+5.0)" in text
+    assert f"| original | gpfq | 3 | subset | 6 | {slope:+.2f} (" in text
+    assert "| finetuned | gpfq | 3 | subset | 6 | undefined |" in text
+    assert "The primary question has no answer here" in text  # it is about 2 bits
     assert "nan" not in text
 
 
-def test_two_subsets_are_reported_without_a_correlation() -> None:
+def test_two_subsets_are_reported_without_an_effect() -> None:
     found = analysed(study(2))
-    assert found.correlations.effect.isna().all()
-    assert "| original | gpfq | 3 | subset | 2 | rho | undefined |" in told(study(2))
-    assert "Does a subset lose more" not in told(study(2))
-    assert metrics(found.summary, found.correlations)["rho"] == {}
+    assert found.dependence.effect.isna().all()
+    assert "| original | gpfq | 3 | subset | 2 | undefined |" in told(study(2))
+    assert metrics(found.summary, found.dependence)["lost_per_halving"] == {}
+
+
+def test_the_report_begins_with_the_sentences_and_says_what_is_exploratory() -> None:
+    measured = made_up_study(made_up_subsets(12, made_up_matrix()), Planted(distance=3))
+    text = told(measured)
+    assert text.splitlines()[2].startswith("1. **Do subsets of similar classes lose more accuracy? ")
+    assert text.index("**all else is exploratory**") < text.index("## Also asked") < text.index("## Tables")
+    assert "of one draw of these images" not in text  # two seeds
+    assert "of one draw of these images" in told(measured[measured.seed.isna() | (measured.seed == 0)])
 
 
 def test_one_subset_is_told_without_a_deviation() -> None:
@@ -183,7 +192,7 @@ def test_an_experiment_is_summed_up_by_its_fewest_bits() -> None:
     more.loc[more.method != "float", "top1_sub_percent"] += 2
     found = analysed(pd.concat([study(), more[more.method != "float"]], ignore_index=True))
     assert headline(found.summary) == {"float": 89.0, "gpfq-3bit": 81.5, "gpfq-4bit": 83.5}
-    assert metrics(found.summary, found.correlations)["top1"] == {"float": 89.0, "gpfq": 81.5}
+    assert metrics(found.summary, found.dependence)["top1"] == {"float": 89.0, "gpfq": 81.5}
 
 
 def test_findings_name_the_best_method_beside_round_to_nearest() -> None:
@@ -297,7 +306,14 @@ def make_study(folder: Path) -> pd.DataFrame:
 def test_the_stage_writes_the_same_bytes_twice(project: Path, drawn: list[Figure]) -> None:
     table = make_study(project)
     report.run(PARAMS)
-    names = ("measurements.csv", "summary.csv", "by_size.csv", "correlations.csv", "comparisons.csv")
+    names = (
+        "measurements.csv",
+        "summary.csv",
+        "by_size.csv",
+        "dependence.csv",
+        "prediction.csv",
+        "comparisons.csv",
+    )
     first = {
         name: (report.FOLDER / name).read_bytes()
         for name in (*names, "report.md", "metrics.json", "page.html")
@@ -305,18 +321,18 @@ def test_the_stage_writes_the_same_bytes_twice(project: Path, drawn: list[Figure
     report.run(PARAMS)
     assert first == {name: (report.FOLDER / name).read_bytes() for name in first}
     assert len(pd.read_csv(report.FOLDER / "measurements.csv")) == len(table)
-    correlations = pd.read_csv(report.FOLDER / "correlations.csv")
+    asked = pd.read_csv(report.FOLDER / "dependence.csv")
+    assert set(asked.divergence) == {"umap-gaussian"}
     # The study's own divergence is not asked twice.
-    assert set(correlations.divergence) == {"umap-gaussian", "features-knn"}
-    assert correlations[correlations.question == "dependence"].p_classes.notna().all()
+    assert set(pd.read_csv(report.FOLDER / "prediction.csv").divergence) == {"umap-gaussian", "features-knn"}
     assert set(pd.read_csv(report.FOLDER / "comparisons.csv").question) == {
-        "calibration", "finetuning", "method", "allocation",
+        "loss", "calibration", "finetuning", "method", "allocation",
     }  # fmt: skip
     assert set(read_summary().calibration) == {"none", "subset", "all"}
     plotted = pd.read_csv(report.FOLDER / "plotted.csv", dtype={"bits": str})
     assert not plotted.duplicated(["subset", "variant", "method", "bits"]).any()
     assert set(plotted.calibration) == {"none", "subset"}
-    assert set(read_json(report.FOLDER / "metrics.json")) == {"bits", "top1", "rho"}
+    assert set(read_json(report.FOLDER / "metrics.json")) == {"bits", "top1", "lost_per_halving"}
 
 
 def test_a_report_needs_the_divergence(project: Path) -> None:
