@@ -215,11 +215,25 @@ def study(jobs: int | None, scheduler: str) -> None:
     metavar="FOLDER",
     help="Copy the finished report there, with its parameters, hashes and commit.",
 )
-def report(publish: Path | None) -> None:
+@click.option(
+    "--of",
+    "published",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    metavar="FOLDER",
+    help="Analyse a published study again, in its folder; what was measured stays.",
+)
+def report(publish: Path | None, published: Path | None) -> None:
     """Write the findings: numbers, tables and pictures."""
     from laq import report as room
 
-    if publish is None:
+    if publish is not None and published is not None:
+        raise LaqError("--of: does not go with --publish; give one of them")
+    if published is not None:
+        from laq.report.again import analyse_again
+
+        params = load_params(published / "params.yaml")
+        analyse_again(published, params.report, params.divergence.name)
+    elif publish is None:
         _run_stage("report", lambda params: room.run(params.report))
     else:
         params = load_params()

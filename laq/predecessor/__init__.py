@@ -97,9 +97,10 @@ def run(paths: Sequence[Path], params: Report) -> str:
     logs = [read_log(path, params) for path in paths]
     for log in logs:
         with replacing_folder(FOLDER / log.name) as folder:
+            log.analysis.table.to_csv(folder / "measurements.csv", index=False)
             for name, table in log.analysis.tables().items():
                 table.to_csv(folder / name, index=False)
-            answered = answers_text(log.analysis, log.params)
+            answered = answers_text(log.analysis, log.params, asked_before=False)
             (folder / TEXT).write_text(markdown(log.analysis, answered), encoding="utf-8")
     text = describe(logs, params)
     with replacing_file(FOLDER / TEXT) as partial:

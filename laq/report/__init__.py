@@ -2,6 +2,7 @@
 
 import gzip
 import shutil
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from laq.provenance import read_records
 from laq.quantization.methods.registry import BASELINE
 from laq.report.analysis import Analysis, analyse, title_of
 from laq.report.dependence import NEARNESS
-from laq.report.divergences import read_divergences
+from laq.report.divergences import SubsetDivergences, read_divergences
 from laq.report.figures import draw_against_bits, draw_against_divergence
 from laq.report.markdown import answers_text, findings, markdown
 from laq.report.page import PageContents, write_page
@@ -30,14 +31,18 @@ from laq.sections.report import Report
 from laq.sections.study import bits_name
 from laq.study.tables import read_measurements, read_table
 from laq.subsets.matrix import read_divergence
-from laq.subsets.subset import read_subsets
+from laq.subsets.subset import Matrix, Subset, read_subsets
 
 __all__ = [
     "COMPARISONS",
     "FOLDER",
     "METRICS",
+    "PAGE",
+    "PARAMS",
+    "PROVENANCE",
     "TABLE",
     "TEXT",
+    "Source",
     "headline",
     "metrics",
     "publish",
@@ -45,6 +50,7 @@ __all__ = [
     "run",
     "subset_picture",
     "title_of",
+    "write_report",
 ]
 
 METRICS = "metrics.json"
@@ -62,6 +68,22 @@ IMAGES = "dataset.json"  # the manifest of the images, in what is published
 _UNPUBLISHED = ("subsets", PLOTTED)
 
 
+@dataclass(frozen=True)
+class Source:
+    """What a report is made from: the cells, the subsets, and the divergences of classes and within subsets.
+
+    ``matrix`` (C, C) is in nats; ``class_names`` name its rows. ``asked_before`` is whether the primary question
+    was fixed before the study ran.
+    """
+
+    measurements: pd.DataFrame
+    subsets: list[Subset]
+    matrix: Matrix
+    class_names: list[str]
+    divergences: SubsetDivergences
+    asked_before: bool = True
+
+
 def run(params: Report) -> None:
     """Write ``metrics.json``, ``report.md``, the tables, the figures and ``page.html``.
 
@@ -71,35 +93,38 @@ def run(params: Report) -> None:
     measurements, subsets = read_measurements(), read_subsets()
     if unknown := sorted(set(measurements.subset) - {subset.name for subset in subsets}):
         raise LaqError(f"{SUBSETS}: has no subset {unknown[0]}, which the study measured; run `dvc repro`")
-    found = analyse(measurements, read_divergences(subsets), params)
+    source = Source(measurements, subsets, *read_divergence(), read_divergences(subsets))
     with replacing_folder(FOLDER) as folder:
-        _write(folder, found, params)
+        found = write_report(folder, source, params)
+        found.table.to_csv(folder / TABLE, index=False)
         shown = main_rows(found.cells)
         shown.to_csv(folder / PLOTTED, index=False)
-        draw_against_divergence(folder / "accuracy_vs_divergence.png", shown, found.title)
-        draw_against_bits(folder / "accuracy_vs_bits.png", shown, found.title)
         _draw_subsets(folder, shown)
 
 
-def _write(folder: Path, found: Analysis, params: Report) -> None:
-    """Write the tables, the metrics, the text and the page."""
-    answered = answers_text(found, params)
+def write_report(folder: Path, source: Source, params: Report) -> Analysis:
+    """Write the report to ``folder``, but for the table of measurements and the figures of single subsets."""
+    found = analyse(source.measurements, source.divergences, params)
     for name, table in found.tables().items():
         table.to_csv(folder / name, index=False)
     write_json(folder / METRICS, metrics(found.summary, found.dependence))
+    answered = answers_text(found, params, asked_before=source.asked_before)
     (folder / TEXT).write_text(markdown(found, answered), encoding="utf-8")
-    matrix, names = read_divergence()
     contents = PageContents(
         title=found.title,
         table=found.table,
-        subsets=read_subsets(),
-        matrix=matrix,
-        class_names=names,
+        subsets=source.subsets,
+        matrix=source.matrix,
+        class_names=source.class_names,
         tables=_page_tables(found),
         text=findings(found.summary),
         answers=answered,
     )
     write_page(folder / PAGE, contents)
+    shown = main_rows(found.cells)
+    draw_against_divergence(folder / "accuracy_vs_divergence.png", shown, found.title)
+    draw_against_bits(folder / "accuracy_vs_bits.png", shown, found.title)
+    return found
 
 
 def _page_tables(found: Analysis) -> dict[str, pd.DataFrame]:

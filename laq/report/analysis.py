@@ -17,7 +17,8 @@ class Analysis:
     """The tables of a study.
 
     ``table`` has a row per cell and seed, with drops, and ``cells`` the means over seeds. ``summary`` has
-    means over subsets, and ``by_size`` the same for each number of classes. ``dependence``, ``prediction``
+    means over subsets, and ``by_size`` the same for each number of classes. ``divergences`` are those within
+    each subset. ``dependence``, ``prediction``
     and ``comparisons`` answer the study's questions, each described by the function of its name.
     """
 
@@ -26,14 +27,15 @@ class Analysis:
     cells: pd.DataFrame
     summary: pd.DataFrame
     by_size: pd.DataFrame
+    divergences: pd.DataFrame
     dependence: pd.DataFrame
     prediction: pd.DataFrame
     comparisons: pd.DataFrame
 
     def tables(self) -> dict[str, pd.DataFrame]:
-        """The tables that are written, by the names of their files."""
-        names = ("summary", "by_size", "dependence", "prediction", "comparisons")
-        return {"measurements.csv": self.table} | {f"{name}.csv": getattr(self, name) for name in names}
+        """The tables that are written beside that of measurements, by the names of their files."""
+        names = ("summary", "by_size", "divergences", "dependence", "prediction", "comparisons")
+        return {f"{name}.csv": getattr(self, name) for name in names}
 
 
 def analyse(measurements: pd.DataFrame, divergences: SubsetDivergences, params: Report) -> Analysis:
@@ -46,6 +48,7 @@ def analyse(measurements: pd.DataFrame, divergences: SubsetDivergences, params: 
         cells,
         summarise(table),
         summarise(table, ("subset_size_classes",)),
+        divergences.as_rows(),
         dependence(table, divergences, params),
         prediction(table, divergences),
         comparisons(table, divergences.members, params),

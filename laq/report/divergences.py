@@ -31,11 +31,22 @@ class SubsetDivergences:
     nats: pd.DataFrame
     members: pd.DataFrame
 
+    def as_rows(self) -> pd.DataFrame:
+        """A row per divergence, statistic and subset."""
+        rows = [
+            {"divergence": name, "statistic": statistic, "subset": subset, "nats": value}
+            for name, statistic in self.nats.columns.to_list()
+            for subset, value in self.nats[name, statistic].items()
+        ]
+        return pd.DataFrame(rows).round(6)
 
-def divergences_in(table: pd.DataFrame, members: pd.DataFrame | None = None) -> SubsetDivergences:
+
+def divergences_in(
+    table: pd.DataFrame, members: pd.DataFrame | None = None, name: str = MAIN
+) -> SubsetDivergences:
     """The study's own divergence as its ``table`` has it; without ``members`` no subsets share a class."""
     nats = table.groupby("subset")[list(_STATISTICS.values())].first()
-    nats.columns = pd.MultiIndex.from_product([[MAIN], _STATISTICS])
+    nats.columns = pd.MultiIndex.from_product([[name], _STATISTICS])
     if members is None:
         members = pd.DataFrame(np.eye(len(nats)), index=nats.index)
     return SubsetDivergences(nats, members)

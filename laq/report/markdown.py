@@ -38,7 +38,7 @@ def markdown(analysis: Analysis, answered: str) -> str:
     )
 
 
-def answers_text(analysis: Analysis, params: Report) -> str:
+def answers_text(analysis: Analysis, params: Report, *, asked_before: bool = True) -> str:
     """The five sentences, what their intervals speak of, and the answers to what else was asked."""
     text = templates(_TEMPLATES).get_template("answers.md")
     shared = analysis.table[analysis.table.calibration == "all"]
@@ -46,6 +46,7 @@ def answers_text(analysis: Analysis, params: Report) -> str:
         sentences=sentences(analysis, params),
         exploratory=exploratory(analysis, params),
         confidence=f"{100 * params.confidence:g}",
+        asked_before=asked_before,
         one_draw=len(shared) and shared.seed.nunique() < 2,
     ).strip()
 

@@ -10,7 +10,9 @@ choices: {bits: [[value, label], ...], ...};  start: the number of the setting t
 """
 
 import json
+import re
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 import numpy as np
@@ -20,6 +22,7 @@ from scipy.cluster.hierarchy import leaves_list
 
 from laq.divergence.figures import clustered
 from laq.errors import LaqError
+from laq.files import need
 from laq.quantization.methods.registry import label_of
 from laq.report.figures import in_order
 from laq.report.tables import BALANCED, BASE_OF, DROPS
@@ -78,6 +81,21 @@ def page_data(
     for sign in "<>&\u2028\u2029":
         text = text.replace(sign, f"\\u{ord(sign):04x}")
     return text
+
+
+def read_matrix(page: Path) -> tuple[Floats, list[str]]:
+    """The divergences (C, C) in nats, of four digits, and the classes' names, as a ``page`` has them.
+
+    Raises:
+        LaqError: the file is missing or is no page of a study.
+    """
+    text = need(page, "name a folder that `laq report --publish FOLDER` wrote").read_text(encoding="utf-8")
+    found = re.search(r'<script type="application/json"[^>]*>(.*?)</script>', text, re.DOTALL)
+    try:
+        content = json.loads(found[1] if found else "")
+        return np.array(content["matrix"], dtype=np.float64), [str(name) for name in content["classes"]]
+    except (ValueError, KeyError, TypeError) as error:
+        raise LaqError(f"{page}: holds no data of a study; restore it from git") from error
 
 
 def _measured(table: pd.DataFrame, names: list[str]) -> dict[str, Any]:
