@@ -72,8 +72,8 @@ _UNPUBLISHED = ("subsets", PLOTTED)
 class Source:
     """What a report is made from: the cells, the subsets, and the divergences of classes and within subsets.
 
-    ``matrix`` (C, C) is in nats; ``class_names`` name its rows. ``asked_before`` is whether the primary question
-    was fixed before the study ran.
+    ``matrix`` (C, C) is in nats; ``class_names`` name its rows. ``asked_before`` is whether the primary
+    question was fixed before the study ran.
     """
 
     measurements: pd.DataFrame

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 import pandas as pd
@@ -33,9 +33,10 @@ class SubsetDivergences:
 
     def as_rows(self) -> pd.DataFrame:
         """A row per divergence, statistic and subset."""
+        columns: Any = self.nats.columns.to_list()
         rows = [
             {"divergence": name, "statistic": statistic, "subset": subset, "nats": value}
-            for name, statistic in self.nats.columns.to_list()
+            for name, statistic in columns
             for subset, value in self.nats[name, statistic].items()
         ]
         return pd.DataFrame(rows).round(6)
