@@ -14,13 +14,14 @@ that were tried and are not in the report are counted on the same outcomes.
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import product
 from pathlib import Path
 from typing import Any, Final
 
 import click
 import numpy as np
 import pandas as pd
-from inference_methods import METHODS, Floats, Simulated
+from inference_methods import METHODS, Floats, Simulated, r2_intervals
 from jinja2 import Template
 
 from laq.git import commit
@@ -36,7 +37,6 @@ from laq.subsets.subset import read_subsets
 _ROOT: Final = Path(__file__).parents[1]
 _STUDIES: Final = ("cifar100", "cifar100_seeds")
 _SHARES: Final = (0.0, 0.1, 0.25, 0.5, 0.75, 1.0)
-_TRUTHS: Final = ("no effect", "effect")
 # What the report asks, by the columns of the design; a mean for each size is added to all but the mean.
 _QUESTIONS: Final = {
     "mean difference": (),
@@ -53,7 +53,7 @@ _SEED_SPREADS: Final = (
 )  # between networks that serve all subsets, in standard deviations of a subset
 _PARAMS: Final = Report(
     primary=Primary(outcome="top1_sub", bits=2, method="gpfq", scale="points"),
-    draws=1999, confidence=0.95, margin_points=0.5, seed=0,
+    draws=9999, confidence=0.95, margin_points=0.5, seed=0,
 )  # fmt: skip
 _results = click.option(
     "--results",
@@ -147,22 +147,22 @@ def _kinds() -> Iterator[tuple[str, _Count]]:
                 yield f"{name}, {question}, {of}", _counter(study, question, 0.5, of)
         for share in _SHARES:
             yield f"{name}, seeds, {share:g}", _seed_counter(study, share)
+    for name, share in product(_STUDIES, _SHARES):
+        yield f"{name}, R², {share:g}", _r2_counter(Published(name), share)
 
 
 def _counter(study: Published, question: str, share: float, of: str = "classes") -> _Count:
     def count(studies: int, rng: np.random.Generator) -> Iterator[dict[str, Any]]:
         model, noise = study.model(question), study.drawn(share, studies, rng, of)
         about = {"study": study.name, "question": question, "share": share, "truth": of}
-        for planted in _TRUTHS:
-            size = 3 * np.sqrt(model.effect_variances[0]) if planted == "effect" else 0.0
-            found = model.estimate(noise + size * model.design[:, 0])
-            wrong = (found.low > size) | (found.high < size)
-            yield about | _row(f"interval, {planted}", wrong)
-            if planted == "no effect":
-                yield about | _row("p-value, no effect", found.p_value <= 0.05)
-        margin = 5 * np.sqrt(model.effect_variances[-1])  # the effect is there, and would be a false "none"
-        found = model.estimate(noise + margin * model.design[:, 0])
-        yield about | _row("called none at the margin", (found.high < margin) & (found.low > -margin))
+        found = model.estimate(noise)
+        yield about | _row("p-value, no effect", found.p_value <= 0.05)
+        yield about | _row("interval, no effect", (found.low > 0) | (found.high < 0))
+        effect = 5 * np.sqrt(model.effect_variances[-1])
+        found = model.estimate(noise + effect * model.design[:, 0])
+        yield about | _row("interval, effect", (found.low > effect) | (found.high < effect))
+        # Were the effect as large as the margin, it would be called none.
+        yield about | _row("called none at the margin", (found.high < effect) & (found.low > -effect))
         if of == "classes":
             about_subsets = study.about.assign(divergence=2.0**-study.about.near)
             simulated = Simulated(model, noise, about_subsets, question, rng)
@@ -193,6 +193,21 @@ def _seed_counter(study: Published, share: float) -> _Count:
             yield about | _row("p-value, no effect", found.p_value <= 0.05)
             one = model.estimate(values.mean(1))
             yield about | _row("the same without the seeds' variance", one.p_value <= 0.05, tried=True)
+
+    return count
+
+
+def _r2_counter(study: Published, share: float) -> _Count:
+    """Intervals for R², where the divergence has the effect that makes a third of the variance."""
+
+    def count(studies: int, rng: np.random.Generator) -> Iterator[dict[str, Any]]:
+        model = study.model("divergence")
+        near = model.design[:, 0] / model.design[:, 0].std() / np.sqrt(2)
+        outcomes = study.drawn(share, studies, rng) + near
+        sizes = study.about["size"].to_numpy(dtype=np.float64)
+        about = {"study": study.name, "question": "R² of the divergence", "share": share, "truth": "classes"}
+        for name, missed in r2_intervals(model, outcomes, sizes, rng):
+            yield about | _row(name, missed, tried=True)
 
     return count
 

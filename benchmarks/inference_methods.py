@@ -13,6 +13,7 @@ from laq.report.mixed_model import SHARES, MixedModel
 
 Floats = NDArray[np.float64]
 _RESAMPLES: Final = 400
+_R2_DRAWS: Final = 200
 _ALPHA: Final = 0.05
 
 
@@ -106,3 +107,51 @@ def _spearman(simulated: Simulated, chosen: NDArray[np.bool_]) -> NDArray[np.boo
     rho = np.corrcoef(np.vstack([stats.rankdata(x), ranks]))[0, 1:]
     freedom = len(x) - 2
     return np.asarray(np.abs(rho) * np.sqrt(freedom / (1 - rho**2)) > stats.t.isf(_ALPHA / 2, freedom))
+
+
+def r2_intervals(
+    model: MixedModel, outcomes: Floats, sizes: Floats, rng: np.random.Generator
+) -> Iterator[tuple[str, NDArray[np.bool_]]]:
+    """Which intervals for R² over disjoint classes, by a parametric bootstrap, miss its expectation.
+
+    ``outcomes`` (studies, n) are drawn from one truth, so that their mean R² is the expectation.
+    """
+    left = _prediction_errors(model, sizes)
+    observed = _r2(outcomes, left)
+    expected, missed = observed.mean(), np.empty((3, len(outcomes)), bool)
+    slopes, part = np.linalg.pinv(model.design), model.members / model.members.sum(1, keepdims=True)
+    part = part / np.sqrt((part**2).sum(1).mean())
+    _, unlikely = model.fit((model.contrasts[0].T @ outcomes.T) ** 2)
+    for place, outcome in enumerate(outcomes):
+        best = int(unlikely[:, place].argmin())
+        squares = (model.contrasts[0].T @ outcome) ** 2
+        scale = np.sqrt((squares / (1 - SHARES[best] + SHARES[best] * model.contrasts[1])).mean())
+        drawn = np.sqrt(SHARES[best]) * rng.normal(size=(_R2_DRAWS, part.shape[1])) @ part.T
+        drawn += np.sqrt(1 - SHARES[best]) * rng.normal(size=(_R2_DRAWS, len(part)))
+        samples = _r2(model.design @ (slopes @ outcome) + scale * drawn, left)
+        low, high = np.quantile(samples, (_ALPHA / 2, 1 - _ALPHA / 2))
+        reflected = (2 * observed[place] - high, 2 * observed[place] - low)
+        missed[0, place] = not low <= expected <= high
+        missed[1, place] = not reflected[0] <= expected <= reflected[1]
+        missed[2, place] = abs(observed[place] - expected) > stats.norm.isf(_ALPHA / 2) * samples.std()
+    for name, wrong in zip(("percentiles", "reflected percentiles", "normal"), missed, strict=True):
+        yield f"R², {name} of a parametric bootstrap", wrong
+
+
+def _prediction_errors(model: MixedModel, sizes: Floats) -> Floats:
+    """The matrix (n, n) that turns outcomes into errors of predictions from subsets that share no class."""
+    variables = np.column_stack([np.log2(sizes), model.design[:, 0]])
+    disjoint = (model.members @ model.members.T) == 0
+    predicting = np.zeros(disjoint.shape)
+    for place, training in enumerate(disjoint):
+        middle = variables[training].mean(0)
+        slopes = np.linalg.pinv(variables[training] - middle, rcond=1e-10)
+        centred = np.eye(training.sum()) - 1 / training.sum()
+        predicting[place, training] = 1 / training.sum() + (variables[place] - middle) @ slopes @ centred
+    return np.asarray(np.eye(len(disjoint)) - predicting)
+
+
+def _r2(outcomes: Floats, left: Floats) -> Floats:
+    """R² (studies,) of outcomes (studies, n)."""
+    spread = ((outcomes - outcomes.mean(1, keepdims=True)) ** 2).sum(1)
+    return np.asarray(1 - ((outcomes @ left.T) ** 2).sum(1) / spread)

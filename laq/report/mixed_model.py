@@ -144,8 +144,9 @@ class MixedModel:
         Args:
             outcomes: means over seeds.
             repeated: for each outcome its values (s, n) by seed, where a seed stands for one network that all
-                subsets share. What differs between these networks then widens the interval: squares of half
-                widths are added (Zou and Donner 2008). Fewer than two seeds add nothing.
+                subsets share. What differs between these networks then widens the interval, halfway between
+                Satterthwaite's (1946), which is too narrow for few seeds, and one whose half widths are added
+                as squares (Zou and Donner 2008), which is too wide. Fewer than two seeds add nothing.
         """
         told = np.full((5, len(outcomes)), np.nan)
         if not self.estimable:
@@ -173,8 +174,12 @@ class MixedModel:
             return widths
         seeds = (repeated @ self.weights).std(ddof=1) / np.sqrt(len(repeated))
         rates = np.arange(1, len(near) + 1) / (1 + len(near))
-        half: Floats = np.hypot(widths, seeds * stats.t.isf(rates / 2, len(repeated) - 1))
-        return half
+        own, few = self.freedom, len(repeated) - 1
+        freedom = (error**2 + seeds**2) ** 2 / (error**4 / own + seeds**4 / few)
+        narrow = widths * stats.t.isf(rates / 2, freedom) / stats.t.isf(rates / 2, own)
+        narrow *= np.hypot(error, seeds) / error
+        wide = np.hypot(widths, seeds * stats.t.isf(rates / 2, few))
+        return np.asarray((narrow + wide) / 2)
 
 
 class Models:
