@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+import psutil
+
 from tests.project import BINARIES, environment
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # what is forked must have no threads
@@ -52,6 +54,15 @@ class Running:
                 os.killpg(self.process.pid, signal.SIGKILL)
         with suppress(ProcessLookupError):
             os.kill(self.process.pid, signal.SIGKILL)
+
+    def workers(self) -> list[psutil.Process]:
+        """The processes that joblib has started for it."""
+        with suppress(psutil.NoSuchProcess):
+            children = psutil.Process(self.process.pid).children()
+            return [
+                child for child in children if "loky.backend.popen_loky_posix" in " ".join(child.cmdline())
+            ]
+        return []
 
     def wait_for_orphans(self) -> None:
         """Wait until all that the killed process had started has come to its end."""

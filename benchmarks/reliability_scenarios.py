@@ -6,12 +6,13 @@ import shutil
 import subprocess
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
+import psutil
 import yaml
 from reliability_commands import Running, complaints, finish, start
 from reliability_ground import Ground, differences, leftovers, results_in, store_content
@@ -50,7 +51,8 @@ _STORE: Final = ("mlflow.db*", "mlruns")
 _STUDY: Final = ("data/study", ".laq/cells", ".laq/seconds")
 REPRO: Final = Command(("dvc", "repro"), bare=True)
 STUDY: Final = Command(("python", "-m", "laq", "study"), _STUDY)
-STUDY_BY_TWO: Final = Command((*STUDY.words, "--jobs", "2"), _STUDY)
+# A program of its own: only Python's end ends joblib's workers at once, and a fork has none.
+STUDY_BY_TWO: Final = Command(("laq", "study", "--jobs", "2"), _STUDY)
 TRACK: Final = Command(("python", "-m", "laq", "track"), _STORE)
 ADVISE: Final = Command(
     ("python", "-m", "laq", "advise", "--subset", "random-1", "--lose", "100"),
@@ -128,10 +130,28 @@ def _study_killed(ground: Ground, rng: random.Random) -> Outcome:
 @scenario(
     "study with two killed",
     "kill -9 of `laq study --jobs 2`, run again: results and store as undisturbed",
-    5,
+    20,
 )
 def _study_by_two_killed(ground: Ground, rng: random.Random) -> Outcome:
     return _killed(ground, rng, STUDY_BY_TWO)
+
+
+@scenario("study's worker killed", "kill -9 of one of the two processes of `laq study --jobs 2`", 20)
+def _study_worker_killed(ground: Ground, rng: random.Random) -> Outcome:
+    took, expected = STUDY_BY_TWO.undisturbed(ground)
+    outcome = Outcome()
+    with STUDY_BY_TWO.on(ground) as folder:
+        process = start(folder, *STUDY_BY_TWO.words)
+        while not (workers := process.workers()) and process.ended(0) is None:
+            time.sleep(0.05)
+        if process.ended(rng.uniform(0, took / 2)) is None:
+            with suppress(psutil.NoSuchProcess):
+                rng.choice(workers).kill()
+        outcome.note(process)
+        if outcome.well(start(folder, *STUDY_BY_TWO.words)):
+            process.wait_for_orphans()
+            _compare(outcome, folder, expected)
+    return outcome
 
 
 @scenario("advise killed", "kill -9 of `laq advise`, run again: results and store as undisturbed", 20)

@@ -21,6 +21,9 @@ from laq.files import project_root
 
 # What the disk has said to one piece of work it says to all.
 _OF_THE_DISK: Final = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES}
+# Seconds without work after which a process ends, also one whose parent was killed. For joblib's five minutes
+# it would hold its memory.
+_IDLE: Final = 10
 _Item = TypeVar("_Item")
 _Result = TypeVar("_Result")
 
@@ -85,7 +88,7 @@ def run_all(
 def _backend(workers: Workers, items: int) -> Iterator[int]:
     """Set where joblib sends the work; yields the number of processes."""
     if not workers.scheduler:
-        with joblib.parallel_config("loky", inner_max_num_threads=1):
+        with joblib.parallel_config("loky", inner_max_num_threads=1, idle_worker_timeout=_IDLE):
             yield min(workers.jobs, items)
         return
     with _client(workers.scheduler) as client, joblib.parallel_config("dask", client=client):
