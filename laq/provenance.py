@@ -8,7 +8,7 @@ versions of the packages that these import.
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import reduce
+from functools import cache, reduce
 from pathlib import Path
 from typing import Any, Final
 
@@ -88,11 +88,15 @@ def read_stages() -> dict[str, Stage]:
 def _declared() -> dict[str, dict[str, Any]]:
     """The stages as ``dvc.yaml`` has them."""
     try:
-        content = YAML(typ="safe").load(need(FILE).read_text(encoding="utf-8"))
-        declared: dict[str, dict[str, Any]] = content["stages"]
+        declared: dict[str, dict[str, Any]] = _parsed(need(FILE).read_text(encoding="utf-8"))["stages"]
     except (YAMLError, UnicodeDecodeError, KeyError, TypeError) as error:
         raise LaqError(f"{FILE}: holds no stages ({' '.join(str(error).split())})") from error
     return declared
+
+
+@cache
+def _parsed(text: str) -> Any:
+    return YAML(typ="safe").load(text)
 
 
 def _stage(name: str, fields: Mapping[str, Any]) -> Stage:

@@ -4,15 +4,19 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.collections import LineCollection
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
-from matplotlib.patches import Ellipse
 from numpy.typing import NDArray
 from scipy.cluster.hierarchy import dendrogram, leaves_list, linkage
 from scipy.spatial.distance import squareform
 
 Floats = NDArray[np.float64]
 _DPI = 110
+_WIDTH, _HEIGHT = 15.0, 14.5  # inches, of the heat map
+_SCALE = "symmetrised KL divergence (nats)"
+_PANEL = (1.08, 1.2)  # a class's panel, its points being within 1 × 1
 _LONGEST = 40  # characters
 
 
@@ -25,12 +29,14 @@ def clustered(matrix: Floats) -> Floats:
 def draw_heat_map(path: Path, matrix: Floats, names: Sequence[str]) -> None:
     """The divergence matrix (C, C), its classes in the order of an average-linkage clustering."""
     tree = clustered(matrix)
-    figure = Figure(figsize=(15, 14.5), layout="constrained")
-    left, right = figure.subplots(1, 2, width_ratios=(1, 9))
+    order = leaves_list(tree).tolist()
+    labels = [_shortened(names[i]) for i in order]
+    size = min(10.0, 700 / len(labels))
+    figure = Figure(figsize=(_WIDTH, _HEIGHT))
+    left, right, top = _heat_map_axes(figure, max(map(len, labels)) * size)
     dendrogram(
         tree, orientation="left", ax=left, no_labels=True, color_threshold=0, above_threshold_color="0.4"
     )
-    order = leaves_list(tree).tolist()
     left.invert_yaxis()
     left.set_axis_off()
     shown = np.maximum(matrix[np.ix_(order, order)], 1e-12)
@@ -38,34 +44,52 @@ def draw_heat_map(path: Path, matrix: Floats, names: Sequence[str]) -> None:
     image = right.imshow(
         shown, cmap="magma", norm=LogNorm(max(np.quantile(apart, 0.001), 1e-3), apart.max()), aspect="auto"
     )
-    labels = [_shortened(names[i]) for i in order]
-    size = min(10.0, 700 / len(labels))
     right.set_xticks(range(len(labels)), labels, rotation=90, fontsize=size, parse_math=False)
     right.set_yticks(range(len(labels)), labels, fontsize=size, parse_math=False)
     right.yaxis.tick_right()
-    figure.colorbar(image, ax=right, location="top", shrink=0.5, label="symmetrised KL divergence (nats)")
+    figure.colorbar(image, cax=top, orientation="horizontal", ticklocation="top", label=_SCALE)
     figure.savefig(path, dpi=_DPI)
+
+
+def _heat_map_axes(figure: Figure, longest: float) -> tuple[Axes, Axes, Axes]:
+    """The axes of the tree, of the matrix and of the scale, with room for labels of ``longest`` points.
+
+    Laying them out automatically draws everything three times.
+    """
+    room = 0.2 + 0.6 * longest / 72  # inches; a character is some 0.6 times as wide as it is high
+    x, y, width, height = 1.5 / _WIDTH, room / _HEIGHT, 1 - (1.5 + room) / _WIDTH, 1 - (1.0 + room) / _HEIGHT
+    return (
+        figure.add_axes((0.1 / _WIDTH, y, 1.35 / _WIDTH, height)),
+        figure.add_axes((x, y, width, height)),
+        figure.add_axes((x + width / 4, y + height + 0.15 / _HEIGHT, width / 2, 0.25 / _HEIGHT)),
+    )
 
 
 def draw_classes(path: Path, points: Floats, labels: NDArray[np.int64], names: Sequence[str]) -> None:
     """A grid with each class's points (n, 2) before all others, and its ellipse of 2 deviations."""
+    clouds = [points[labels == number] for number in range(len(names))]
+    ellipses = [_ellipse(cloud) for cloud in clouds]
+    whole = np.concatenate([points, *ellipses])
+    low, extent = whole.min(0), np.where(np.ptp(whole, axis=0) > 0, np.ptp(whole, axis=0), 1.0)
     columns = int(np.ceil(np.sqrt(len(names))))
+    # All panels lie in one pair of axes: a hundred pairs take ten times as long to draw.
+    corners = [np.array([at % columns, -(at // columns)]) * _PANEL for at in range(len(names))]
+    every = points[:: max(1, len(points) // 2000)]
+
+    def placed(parts: Sequence[Floats]) -> list[Floats]:
+        return [(part - low) / extent + corner for part, corner in zip(parts, corners, strict=True)]
+
     rows = int(np.ceil(len(names) / columns))
     figure = Figure(figsize=(1.5 * columns, 1.6 * rows))
-    # By hand: laying out a hundred panels automatically takes ten seconds.
-    figure.subplots_adjust(left=0.01, right=0.99, bottom=0.01, top=0.97, wspace=0.05, hspace=0.2)
-    grid = np.atleast_1d(figure.subplots(rows, columns, sharex=True, sharey=True)).ravel()
-    every = points[:: max(1, len(points) // 2000)]
-    for axes in grid:
-        axes.set_axis_off()
-    # Shared by all panels; ellipses may reach beyond.
-    grid[0].set(xlim=_range(points[:, 0]), ylim=_range(points[:, 1]))
-    for axes, (number, name) in zip(grid, enumerate(names), strict=False):
-        own = points[labels == number]
-        axes.scatter(*every.T, s=2, c="0.8", linewidths=0, rasterized=True)
-        axes.scatter(*own.T, s=5, c="tab:blue", linewidths=0, rasterized=True)
-        axes.add_patch(_ellipse(own))
-        axes.set_title(_shortened(name), fontsize=8, pad=1, parse_math=False)
+    axes = figure.add_axes((0.01, 0.01, 0.98, 0.98))
+    axes.set_axis_off()
+    axes.set(xlim=(-0.05, columns * _PANEL[0]), ylim=(-(rows - 1) * _PANEL[1] - 0.05, _PANEL[1]))
+    for parts, size, colour in (([every] * len(names), 2, "0.8"), (clouds, 5, "tab:blue")):
+        x, y = np.concatenate(placed(parts)).T
+        axes.scatter(x, y, s=size, c=colour, linewidths=0)
+    axes.add_collection(LineCollection(placed(ellipses), colors="tab:red", linewidths=1), autolim=False)
+    for name, (x, y) in zip(names, corners, strict=True):
+        axes.text(x + 0.5, y + 1.04, _shortened(name), fontsize=8, ha="center", parse_math=False)
     figure.savefig(path, dpi=_DPI)
 
 
@@ -74,15 +98,9 @@ def _shortened(name: str) -> str:
     return name if len(name) <= _LONGEST else f"{name[: _LONGEST - 1]}…"
 
 
-def _range(values: Floats) -> tuple[float, float]:
-    margin = 0.03 * float(np.ptp(values)) or 1.0
-    return float(values.min()) - margin, float(values.max()) + margin
-
-
-def _ellipse(cloud: Floats) -> Ellipse:
-    """Where a Gaussian fitted to ``cloud`` (n, 2) is within 2 standard deviations."""
+def _ellipse(cloud: Floats) -> Floats:
+    """The outline (m, 2) of where a Gaussian fitted to ``cloud`` (n, 2) is within 2 standard deviations."""
     variances, axes = np.linalg.eigh(np.cov(cloud, rowvar=False))
-    width, height = 4 * np.sqrt(np.maximum(variances, 0))
-    angle = float(np.degrees(np.arctan2(axes[1, 0], axes[0, 0])))
-    centre = (float(cloud[:, 0].mean()), float(cloud[:, 1].mean()))
-    return Ellipse(centre, width, height, angle=angle, fill=False, edgecolor="tab:red", linewidth=1)
+    angles = np.linspace(0, 2 * np.pi, 61)
+    circle = 2 * np.stack([np.cos(angles), np.sin(angles)], axis=1)
+    return np.asarray(cloud.mean(0) + (circle * np.sqrt(np.maximum(variances, 0))) @ axes.T)
