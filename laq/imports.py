@@ -36,7 +36,10 @@ def package_versions(*modules: str) -> dict[str, str]:
     tops = _upstream(*modules).difference(sys.stdlib_module_names)
     names = {name for top in tops for name in _distributions().get(top, [])[:1]}
     python = ".".join(map(str, sys.version_info[:2]))
-    return {"python": python, **{name: version(name) for name in sorted(names)}}
+    return {"python": python, **{name: _version(name) for name in sorted(names)}}
+
+
+_version = cache(version)
 
 
 @cache

@@ -2,7 +2,9 @@
 
 import os
 import shutil
+import sqlite3
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from copy import deepcopy
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -136,12 +138,25 @@ def cifar100(once: Once) -> Path:
     return once("cifar100", make) / dataset.FOLDER
 
 
+@pytest.fixture(scope="session")
+def new_store(empty_database: Path) -> Callable[[Path], None]:
+    """Puts an empty sqlite store at a path, its artifacts beside it."""
+
+    def put(path: Path) -> None:
+        shutil.copyfile(empty_database, path)
+        with closing(sqlite3.connect(path)) as database, database:
+            place = (path.parent / "mlruns/0").as_uri()
+            database.execute("UPDATE experiments SET artifact_location = ?", [place])
+
+    return put
+
+
 @pytest.fixture
-def store(project: Path, empty_database: Path, monkeypatch: pytest.MonkeyPatch) -> "Store":
+def store(project: Path, new_store: Callable[[Path], None], monkeypatch: pytest.MonkeyPatch) -> "Store":
     """An empty store of its own for a test."""
     from laq.track.store import Store
 
-    shutil.copyfile(empty_database, project / "mlflow.db")
+    new_store(project / "mlflow.db")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{project / 'mlflow.db'}")
     return Store()
 

@@ -28,10 +28,15 @@ from typing import Any
 
 # Where the programs begin, and those that are modules for `python -m`.
 PROGRAMS = {"laq": ("laq.__main__", "main"), "dvc": ("dvc.cli", "main"), "mlflow": ("mlflow.cli", "cli")}
-MODULES = {"laq": PROGRAMS["laq"], "tests.trees": ("tests.trees", "main")}
+MODULES = {
+    "laq": PROGRAMS["laq"],
+    "tests.trees": ("tests.trees", "main"),
+    "uvicorn": ("uvicorn.main", "main"),
+}
 IMPORTED = (
     "laq.embeddings", "laq.divergence.figures", "laq.finetune", "laq.quantize", "laq.cli",
-    "dvc.repo", "dvc.repo.reproduce", "dvc.commands.repro", "mlflow.projects",
+    "dvc.repo", "dvc.repo.reproduce", "dvc.commands.repro", "mlflow.projects", "mlflow.server.fastapi_app",
+    "torch._dynamo",  # which torch's optimizers import
 )  # fmt: skip
 _LENGTH = struct.Struct("!I")
 _STATUS = struct.Struct("!i")
@@ -108,6 +113,7 @@ def _serve(address: str, owner: socket.socket) -> Callable[[], Any] | None:
             if os.fork() == 0:
                 owner.close()
                 listener.close()
+                sys.executable = str(Path(address).with_name("bin") / "python")
                 return _forked(connection)
             connection.close()
     return None
@@ -123,12 +129,13 @@ def _forked(connection: socket.socket) -> Callable[[], Any]:
     program = os.fork()
     if program == 0:
         connection.close()
+        os.setsid()
         return _prepared(*json.loads(content), files)
     for file in files:
         os.close(file)
     ended = os.pidfd_open(program)
     if ended not in select.select([ended, connection], [], [])[0]:
-        os.kill(program, signal.SIGKILL)  # as the client was
+        os.killpg(program, signal.SIGKILL)  # as the client was; what it has started are clients, too
     status = os.waitstatus_to_exitcode(os.waitpid(program, 0)[1])
     try:
         connection.send(_STATUS.pack(status))

@@ -4,7 +4,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import chdir, contextmanager
 from pathlib import Path
 from typing import Any
@@ -66,7 +66,7 @@ def stages_run(output: str) -> list[str]:
 
 
 @pytest.fixture(scope="session")
-def clone(once: Once, preloaded: None) -> Path:
+def clone(once: Once, preloaded: None, new_store: Callable[[Path], None]) -> Path:
     """A git repository with the project's files and tiny parameters, its pipeline run once.
 
     It is everybody's: what changes files, or the store, works on a copy.
@@ -74,6 +74,7 @@ def clone(once: Once, preloaded: None) -> Path:
 
     def make(folder: Path) -> None:
         make_clone(folder, tiny_params())
+        new_store(folder / "mlflow.db")
         first = run(folder, "dvc", "repro")
         assert stages_run(first) == list(yaml.safe_load((folder / "dvc.yaml").read_text())["stages"])
 

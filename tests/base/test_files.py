@@ -5,6 +5,7 @@ import fcntl
 import os
 import re
 import resource
+import shutil
 import subprocess
 import sys
 import time
@@ -13,6 +14,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
+import pandas as pd
 import pytest
 import torch
 from click.testing import CliRunner
@@ -22,6 +25,7 @@ from laq.cache import cached
 from laq.cli import main
 from laq.files import replacing_file, replacing_folder, write_json
 from laq.imports import package_versions
+from laq.network import save_tensors
 from tests.conftest import ROOT
 
 # Every program is a process of its own, and says a line when what it is for has begun.
@@ -159,82 +163,94 @@ def test_a_file_system_that_lacks_swapping_or_locks_does_too(
     assert left(project) == []
 
 
-def too_large(limit: int) -> Callable[[], None]:
-    """Lets a process write no file of more bytes, as a disk that is full would."""
-    return lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
+@contextmanager
+def no_room(size: int) -> Iterator[None]:
+    """No file of more bytes can be written, as on a disk that is full."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
-def limited(code: str, limit: int) -> "subprocess.CompletedProcess[str]":
-    """A command line whose commands `dataset` is ``code``, with no room for files of more bytes."""
-    command = (
-        f"from laq import dataset; from laq.cli import main\ndef run(*_):\n{code}\n"
-        ' Path("data/dataset").mkdir(parents=True)\ndataset.run = run\nmain()'
-    )
-    # Python itself would keep half of what it has compiled.
-    variables = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1"}
-    return subprocess.run(
-        [sys.executable, "-c", IMPORTS + command, "dataset"], text=True, capture_output=True, check=False,
-        env=variables, preexec_fn=too_large(limit),
-    )  # fmt: skip
+def write_a_cell() -> None:
+    cached("cells", {"key": 0}, lambda folder: (folder / "w").write_bytes(bytes(9999)))
 
 
-FULL = {
-    "a cell": (
-        ' cached("cells", {"key": 0}, lambda f: (f / "w").write_bytes(bytes(9999)))',
-        "cells/[0-9a-f]{64}",
-    ),
-    "a folder": (
-        ' with replacing_folder(Path("data/x")) as f: (f / "w").write_bytes(bytes(9999))',
-        "data/x",
-    ),
-    "a copy": (
-        ' import shutil\n with replacing_folder(Path("data/x")) as f: shutil.copyfile("params.yaml", f / "w")',
-        "data/x/w",
-    ),
-    "a file": (' with replacing_file(Path("data/w")) as f: f.write_bytes(bytes(9999))', "data/w"),
-    "JSON": (' write_json(Path("data/w"), "0" * 9999)', "data/w"),
-    "a table": (
-        ' import pandas\n with replacing_file(Path("data/w")) as f: pandas.DataFrame([range(5000)]).to_csv(f)',
-        "data/w",
-    ),
-    "an array": (
-        ' import numpy\n with replacing_folder(Path("data/x")) as f: numpy.save(f / "w.npy", numpy.zeros(9999))',
-        "data/x",
-    ),
-    "weights": (
-        ' import torch; from laq.network import save_tensors\n save_tensors(Path("data/w"), {"w": torch.zeros(9999)})',
-        "data/w",
-    ),
+def write_a_folder(write: Callable[[Path], object]) -> None:
+    with replacing_folder(Path("data/x")) as folder:
+        write(folder)
+
+
+def write_a_file(write: Callable[[Path], object]) -> None:
+    with replacing_file(Path("data/w")) as file:
+        write(file)
+
+
+WEIGHTS = {"w": torch.zeros(9999)}
+FULL: dict[str, tuple[Callable[[], None], str]] = {
+    "a cell": (write_a_cell, "cells/[0-9a-f]{64}"),
+    "a folder": (lambda: write_a_folder(lambda f: (f / "w").write_bytes(bytes(9999))), "data/x"),
+    "a copy": (lambda: write_a_folder(lambda f: shutil.copyfile("params.yaml", f / "w")), "data/x/w"),
+    "a file": (lambda: write_a_file(lambda f: f.write_bytes(bytes(9999))), "data/w"),
+    "JSON": (lambda: write_json(Path("data/w"), "0" * 9999), "data/w"),
+    "a table": (lambda: write_a_file(lambda f: pd.DataFrame([range(5000)]).to_csv(f)), "data/w"),
+    "an array": (lambda: write_a_folder(lambda f: np.save(f / "w.npy", np.zeros(9999))), "data/x"),
+    "weights": (lambda: save_tensors(Path("data/w"), WEIGHTS), "data/w"),
 }
 
 
 @pytest.mark.parametrize("kind", FULL)
-def test_a_full_disk_is_told_in_a_line_and_nothing_half_written_stays(project: Path, kind: str) -> None:
-    code, named = FULL[kind]
-    done = limited(code, 4000)
-    assert done.returncode == 2, done.stderr
+def test_a_full_disk_is_told_in_a_line_and_nothing_half_written_stays(
+    project: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    write, named = FULL[kind]
+
+    def stage(*_: object) -> None:
+        write()
+        Path("data/dataset").mkdir(parents=True)
+
+    monkeypatch.setattr("laq.dataset.run", stage)
+    with no_room(4000):
+        done = CliRunner().invoke(main, ["dataset"])
+    assert done.exit_code == 2, done.output
     assert len(done.stderr.splitlines()) == 1
     why = "No space left on device" if kind == "an array" else "File too large"
     assert re.fullmatch(rf"laq: \S*{named}: {why}", done.stderr.strip()), done.stderr
     assert [p for p in project.rglob("*") if p.is_file() and p.suffix != ".yaml"] == []
     assert left(project) == []
-    assert limited(code, 10**6).returncode == 0
+    with no_room(10**6):
+        assert CliRunner().invoke(main, ["dataset"]).exit_code == 0
+
+
+IN_MANY = """
+from laq import dataset
+from laq.cache import cached
+from laq.cli import main
+from laq.parallel import Workers, run_all
+def fill_a_cell(key):
+    cached("cells", {"key": key}, lambda folder: (folder / "w").write_bytes(bytes(9999)))
+dataset.run = lambda *_: list(run_all(fill_a_cell, range(6), Workers(2)))
+main()
+"""
 
 
 def test_a_full_disk_in_one_of_many_processes_is_told_once(project: Path) -> None:
-    work = """
-
- from laq.parallel import Workers, run_all
- from tests.base.test_files import fill_a_cell
- list(run_all(fill_a_cell, range(6), Workers(2)))"""
-    done = limited(work, 4000)
+    """In a process of its own, as those that it starts have no room for good."""
+    # Python itself would keep half of what it has compiled.
+    variables = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1"}
+    with no_room(4000):
+        done = subprocess.run(
+            [sys.executable, "-c", IN_MANY, "dataset"],
+            text=True,
+            capture_output=True,
+            check=False,
+            env=variables,
+        )
     assert done.returncode == 2, done.stderr
     assert re.fullmatch(r"laq: \S*cells/[0-9a-f]{64}: File too large", done.stderr.strip()), done.stderr
     assert left(project) == []
-
-
-def fill_a_cell(key: int) -> None:
-    cached("cells", {"key": key}, lambda folder: (folder / "w").write_bytes(bytes(9999)))
 
 
 @contextmanager

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import mlflow
@@ -29,10 +30,11 @@ RUNS = 1 + SUBSETS * (1 + 2 * BITS)  # the study, its subsets, and two methods a
 
 
 @pytest.fixture(scope="module")
-def own(clone: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def own(clone: Path, new_store: Callable[[Path], None], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A copy for what changes files or the store, with no runs in it yet."""
     target = tmp_path_factory.mktemp("own") / "copy"
     shutil.copytree(clone, target, symlinks=True, ignore=shutil.ignore_patterns("mlflow.db*", "mlruns"))
+    new_store(target / "mlflow.db")
     return target
 
 

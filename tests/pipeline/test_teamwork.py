@@ -7,7 +7,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from itertools import count
 from pathlib import Path
@@ -39,10 +39,11 @@ def without_pyenv() -> str:
 
 
 @pytest.fixture
-def copied(clone: Path, tmp_path: Path) -> Path:
+def copied(clone: Path, new_store: Callable[[Path], None], tmp_path: Path) -> Path:
     """The clone's files and its results, without its runs."""
     target = tmp_path / "copy"
     shutil.copytree(clone, target, symlinks=True, ignore=shutil.ignore_patterns("mlflow.db*", "mlruns"))
+    new_store(target / "mlflow.db")
     return target
 
 
@@ -106,8 +107,9 @@ def served_by_git(folder: Path) -> Iterator[str]:
 
 
 def test_mlflow_run_takes_a_git_address_and_leaves_its_runs_where_it_was_called(
-    clone: Path, tmp_path: Path
+    clone: Path, new_store: Callable[[Path], None], tmp_path: Path
 ) -> None:
+    new_store(tmp_path / "mlflow.db")
     branch = run(clone, "git", "branch", "--show-current").strip()
     command = ["-v", branch, "-e", "quantize", "--env-manager", "local", "-P", "subset=random-1"]
     with served_by_git(clone) as address:

@@ -3,8 +3,7 @@
 import base64
 import json
 import os
-import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -78,7 +77,7 @@ def served(folder: Path, weights: Path) -> Iterator[tuple[str, Path]]:
     command = ["models", "serve", "-m", name, "--env-manager", "local", "--port", str(port), "--workers", "1"]
     known = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
     variables = {"MLFLOW_TRACKING_URI": store, "PYTHONPATH": known}
-    with running([sys.executable, "-m", "mlflow", *command], folder, **variables) as server:
+    with running(["mlflow", *command], folder, **variables) as server:
         wait_for(f"http://127.0.0.1:{port}/ping", server, folder)
         (model,) = models_of(MlflowClient(store))
         yield f"http://127.0.0.1:{port}/invocations", Path(model.artifact_location.removeprefix("file://"))
@@ -86,8 +85,9 @@ def served(folder: Path, weights: Path) -> Iterator[tuple[str, Path]]:
 
 
 def test_a_served_model_answers_pictures_refuses_what_is_none_and_stays_up(
-    tmp_path: Path, weights: Path
+    tmp_path: Path, weights: Path, new_store: Callable[[Path], None]
 ) -> None:
+    new_store(tmp_path / "mlflow.db")
     with served(tmp_path, weights) as (url, folder):
         image = json.loads((folder / "serving_input_example.json").read_text())
         answer = requests.post(url, json=image, timeout=60)
