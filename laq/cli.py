@@ -349,6 +349,8 @@ def advise(jobs: int | None, scheduler: str, **asked: Any) -> None:
     from laq.parallel import workers
 
     params, question = load_params(), room.Question(**asked)
+    if question.subset and (wrong := params.subsets.unknown(question.subset)):
+        raise LaqError(f"--subset: {wrong}")
     _make("subsets" if question.subset else "divergence", params)
     advice = room.run(params, question, workers(jobs, scheduler))
     click.echo(advice.text)

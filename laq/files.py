@@ -147,6 +147,8 @@ def _name(error: OSError, target: Path) -> None:
     below = list(parts[places[-1] + 1 :] if places else ())
     if places or (error.errno is not None and not parts):
         error.filename = str(target if below == [target.name] else target.joinpath(*below))
+    elif name and name == error.filename2:
+        error.filename = name  # what is in the way of a file or folder that is whole
 
 
 def write_array(path: Path, length: int, pieces: Iterable["NDArray[Any]"]) -> None:
@@ -183,13 +185,18 @@ def read_json(path: Path, kind: Any = Any, remedy: str = MAKE) -> Any:
     try:
         return TypeAdapter(kind).validate_json(need(path, remedy).read_bytes(), strict=True)
     except ValidationError as error:
-        wrong = error.errors(include_url=False)[0]
-        if wrong["type"] == "json_invalid":
-            raise LaqError(f"{path}: not JSON ({wrong['ctx']['error']}); {remedy}") from error
-        keys = "".join(f"{key}: " for key in wrong["loc"])
-        found = "" if wrong["type"] == "missing" else f"found {wrong['input']!r:.{_LONGEST}}; "
-        told = wrong["msg"].replace("Input should", "must").replace("Field required", "missing")
-        raise LaqError(f"{path}: {keys}{found}{told}; {remedy}") from error
+        raise LaqError(f"{path}: {wrong_kind(error)}; {remedy}") from error
+
+
+def wrong_kind(error: ValidationError) -> str:
+    """The first thing that is wrong with what a file holds: where, what was found, what must be there."""
+    wrong = error.errors(include_url=False)[0]
+    if wrong["type"] == "json_invalid":
+        return f"not JSON ({wrong['ctx']['error']})"
+    keys = "".join(f"{key}: " for key in wrong["loc"])
+    found = "" if wrong["type"] == "missing" else f"found {wrong['input']!r:.{_LONGEST}}; "
+    told = wrong["msg"].replace("Input should", "must").replace("Field required", "missing")
+    return f"{keys}{found}{told.partition(' or instance of ')[0]}"
 
 
 def read_array(path: Path, entries: type, shape: tuple[int | None, ...]) -> "NDArray[Any]":

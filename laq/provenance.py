@@ -12,16 +12,18 @@ from functools import cache, reduce
 from pathlib import Path
 from typing import Any, Final
 
+from pydantic import BaseModel, ValidationError
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
 from laq.errors import LaqError
-from laq.files import dvc_md5, need, project_root, read_json, replacing_file, write_json
+from laq.files import dvc_md5, need, project_root, read_json, replacing_file, write_json, wrong_kind
 from laq.imports import package_versions, source_files
 from laq.states import state_md5
 
 FILE: Final = Path("dvc.yaml")
 RECORDS: Final = Path("data/provenance")
+_RESTORE: Final = f"`git checkout {FILE}` brings back the project's own"
 Parameters = Mapping[str, Any]  # of a study: its name, and its sections
 # What is said of a part of a record that differs from what is there now.
 _CHANGES: Final = {
@@ -85,32 +87,53 @@ def read_stages() -> dict[str, Stage]:
     return {name: _stage(name, fields) for name, fields in _declared().items()}
 
 
-def _declared() -> dict[str, dict[str, Any]]:
+class _Declared(BaseModel):
+    """What ``dvc.yaml`` says of a stage, as far as it is used here."""
+
+    params: list[str] = []
+    deps: list[str] = []
+    outs: list[str] = []
+
+
+class _File(BaseModel):
+    """What ``dvc.yaml`` holds."""
+
+    stages: dict[str, _Declared]
+
+
+def _declared() -> dict[str, _Declared]:
     """The stages as ``dvc.yaml`` has them."""
     try:
-        declared: dict[str, dict[str, Any]] = _parsed(need(FILE).read_text(encoding="utf-8"))["stages"]
-    except (YAMLError, UnicodeDecodeError, KeyError, TypeError) as error:
-        raise LaqError(f"{FILE}: holds no stages ({' '.join(str(error).split())})") from error
-    return declared
+        return _parsed(need(FILE).read_text(encoding="utf-8")).stages
+    except (YAMLError, UnicodeDecodeError) as error:
+        raise LaqError(f"{FILE}: not YAML ({' '.join(str(error).split())})") from error
+    except ValidationError as error:
+        raise LaqError(f"{FILE}: {wrong_kind(error)}; {_RESTORE}") from error
 
 
 @cache
-def _parsed(text: str) -> Any:
-    return YAML(typ="safe").load(text)
+def _parsed(text: str) -> _File:
+    return _File.model_validate(YAML(typ="safe").load(text), strict=True)
 
 
-def _stage(name: str, fields: Mapping[str, Any]) -> Stage:
+def _stage(name: str, fields: _Declared) -> Stage:
     return Stage(
         name,
-        tuple(key.removeprefix("${study}.") for key in fields.get("params", ())),
-        tuple(Path(path) for path in fields.get("deps", ()) if not path.startswith(("laq/", "${"))),
-        tuple(Path(path) for path in fields.get("outs", ()) if not path.startswith(str(RECORDS))),
+        tuple(key.removeprefix("${study}.") for key in fields.params),
+        tuple(Path(path) for path in fields.deps if not path.startswith(("laq/", "${"))),
+        tuple(Path(path) for path in fields.outs if not path.startswith(str(RECORDS))),
     )
 
 
 def chain(*names: str) -> list[Stage]:
-    """The stages that these need, themselves included, in the order of running them."""
+    """The stages that these need, themselves included, in the order of running them.
+
+    Raises:
+        LaqError: ``dvc.yaml`` lacks one of them.
+    """
     stages = read_stages()
+    if missing := [name for name in names if name not in stages]:
+        raise LaqError(f"{FILE}: stages: {missing[0]}: missing; {_RESTORE}")
     needed = set(names)
     for stage in reversed(stages.values()):
         if stage.name in needed:
@@ -198,7 +221,7 @@ def _differences(old: Any, new: Any, key: str = "") -> Iterator[tuple[str, Any, 
 
 def is_watched(study: Parameters) -> bool:
     """Whether DVC sees changes of a study's own pictures, its stage ``dataset`` depending on their path."""
-    return not study["dataset"].get("path") or _dependency(study) in _declared()["dataset"]["deps"]
+    return not study["dataset"].get("path") or _dependency(study) in _declared()["dataset"].deps
 
 
 def watch(study: Parameters) -> None:

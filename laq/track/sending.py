@@ -14,9 +14,12 @@ from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
 from typing import Any, Final
+from urllib.parse import urlsplit
+from urllib.request import url2pathname
 
 from mlflow import MlflowClient, entities
 from mlflow.entities import LoggedModel, Run
+from mlflow.models.model import MLMODEL_FILE_NAME
 from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 from mlflow.utils import get_results_from_paginated_fn
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID, MLFLOW_RUN_NAME, MLFLOW_RUN_NOTE
@@ -89,7 +92,7 @@ class Sender:
         if self._delete_others(runs, models):
             return self._look()
         finished = {key for key, run in self.runs.items() if run.info.status == "FINISHED"}
-        ready = {place for place, model in self.models.items() if model.status == _READY}
+        ready = {place for place, model in self.models.items() if _is_there(model)}
         return [
             spec
             for spec in self.result.runs
@@ -156,7 +159,7 @@ class Sender:
         logged = self.models.get((spec.key, model.name)) or self.client.create_logged_model(
             self.experiment_id, model.name, run.info.run_id, tags, dict(model.params), "quantized"
         )
-        if logged.status == _READY:
+        if _is_there(logged):
             return logged
         with tempfile.TemporaryDirectory() as scratch:
             save_model(Path(scratch) / "model", model, logged)
@@ -164,6 +167,17 @@ class Sender:
             place, uri = logged.artifact_location, self.client.tracking_uri
             get_artifact_repository(place, tracking_uri=uri).log_artifacts(f"{scratch}/model")  # type: ignore[no-untyped-call]
         return self.client.finalize_logged_model(logged.model_id, _READY)
+
+
+def _is_there(model: LoggedModel) -> bool:
+    """Whether a model has been uploaded and, if its files lie on this machine, they still do.
+
+    Asking a server for them would take as many requests as there are models.
+    """
+    place = urlsplit(model.artifact_location)
+    return model.status == _READY and (
+        place.scheme != "file" or (Path(url2pathname(place.path)) / MLMODEL_FILE_NAME).exists()
+    )
 
 
 def _all_pages(search: Callable[..., Any], *condition: Any) -> list[Any]:

@@ -154,7 +154,9 @@ class Store:
         if not self._file:
             return nullcontext()
         self._file.parent.mkdir(parents=True, exist_ok=True)
-        return FileLock(f"{self._file}.lock")
+        lock = Path(f"{self._file}.lock")
+        lock.touch()  # where no file can be made, such as in /proc, FileLock waits for ever
+        return FileLock(lock)
 
     @retry(
         retry=retry_if_exception(

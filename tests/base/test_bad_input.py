@@ -22,7 +22,7 @@ from laq.cli import main
 from laq.divergence import read_embeddings
 from laq.divergence.files import read_name
 from laq.errors import LaqError
-from laq.files import write_json
+from laq.files import replacing_folder, write_json
 from laq.network.weights import load_network, read_design, save_tensors
 from laq.paths import DATASET
 from laq.study.cells import Cell
@@ -442,6 +442,7 @@ COMMANDS: list[tuple[str, str]] = [
     ("finetune now", "Got unexpected extra argument (now); `main finetune --help` says what is allowed"),
     ("pipeline stdy", f"STAGE: found 'stdy'; {STAGES}; did you mean study?"),
     ("advise", "--classes NAME,NAME,... or --subset NAME: give one of them, found none"),
+    ("advise --subset similr-1", "--subset: found 'similr-1'; must be the name of a subset of the study, such as random-1; did you mean similar-1?"),
     ("advise --classes 1,2 --keep 101", f"'--keep': found 101; {PERCENT}; `main advise --help`"),
     ("advise --classes 1,2 --lose inf", f"'--lose': found inf; {PERCENT}; `main advise --help`"),
     ("verify", "Missing argument 'FOLDER...'; `main verify --help` says what is allowed"),
@@ -460,3 +461,49 @@ COMMANDS: list[tuple[str, str]] = [
 def test_an_option_that_is_wrong_is_told_in_a_line(project: Path, command: str, line: str) -> None:
     (found,) = told(*command.split())
     assert found.startswith(line)
+
+
+RESTORE = "`git checkout dvc.yaml` brings back the project's own"
+PIPELINES = [
+    ("", "found None; must be a valid dictionary"),
+    ("[1]", "found [1]; must be a valid dictionary"),
+    ("{}", "stages: missing"),
+    ("stages:", "stages: found None; must be a valid dictionary"),
+    ("stages: [1]", "stages: found [1]; must be a valid dictionary"),
+    ("stages: {network: x}", "stages: network: found 'x'; must be a valid dictionary"),
+    ("stages: {network: {deps: 3}}", "stages: network: deps: found 3; must be a valid list"),
+    ("stages: {dataset: {}}", "stages: network: missing"),
+    ("stages: [", "not YAML ("),
+    ("\x00", "not YAML ("),
+]
+
+
+@pytest.mark.parametrize(("text", "line"), PIPELINES, ids=[text for text, _ in PIPELINES])
+def test_a_pipeline_that_is_none_is_told_in_a_line(project: Path, text: str, line: str) -> None:
+    Path("dvc.yaml").write_text(text, encoding="utf-8")
+    (found,) = told("network")
+    assert found.startswith(f"dvc.yaml: {line}")
+    assert "not YAML" in line or found.endswith(RESTORE)
+
+
+def replaced_folder(path: Path) -> None:
+    with replacing_folder(path) as folder:
+        (folder / "w").touch()
+
+
+# What stands where a command writes.
+IN_THE_WAY = {
+    "data/subsets.json": (Path.mkdir, lambda path: write_json(path, []), "Is a directory"),
+    "data/network": (Path.touch, replaced_folder, "Not a directory"),
+}
+
+
+@pytest.mark.parametrize("path", IN_THE_WAY)
+def test_what_stands_in_the_way_of_a_result_is_named(project: Path, path: str) -> None:
+    put, write, reason = IN_THE_WAY[path]
+    Path("data").mkdir()
+    put(Path(path))
+    with pytest.raises(OSError, match=reason) as caught:
+        write(Path(path))
+    assert str(caught.value.filename) == path
+    assert [str(file) for file in Path("data").iterdir()] == [path]

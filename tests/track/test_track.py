@@ -3,6 +3,7 @@
 import base64
 import os
 import random
+import shutil
 import sqlite3
 import subprocess
 from collections.abc import Callable, Iterator
@@ -136,6 +137,19 @@ def test_the_same_tree_twice_is_one_and_what_is_missing_is_sent(store: Store, we
     client.set_terminated(first.ids[tree.root.key], "RUNNING")
     assert store.send(tree).count == 3
     check_once(client, tree)
+
+
+def test_a_model_whose_files_are_gone_is_sent_again(store: Store, weights: Path) -> None:
+    tree = make_tree(weights)
+    store.send(tree)
+    gone, other = (Path(m.artifact_location.removeprefix("file://")) for m in models_of(store.client))
+    shutil.rmtree(gone)
+    before = (other / "MLmodel").stat()
+    assert store.send(tree).count == 1
+    assert mlflow.pyfunc.load_model(str(gone))
+    assert (other / "MLmodel").stat() == before
+    check_once(store.client, tree)
+    assert store.send(tree).count == 0
 
 
 def test_what_is_below_a_run_that_is_there_twice_is_sent_below_the_one_that_stays(
@@ -480,6 +494,7 @@ def told(work: Callable[[], Any]) -> str:
         ("postgresql+psycopg2://laq:s3cr@t@127.0.0.1/db", "%40"),
         ("http://127.0.0.1:port", ""),
         ("sqlite:////proc/nowhere/mlflow.db", "/proc/nowhere"),
+        ("sqlite:////proc/mlflow.db", "/proc/mlflow.db"),
     ],
 )
 def test_a_wrong_address_is_told_in_a_line_without_its_password(
