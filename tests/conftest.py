@@ -25,10 +25,10 @@ SHARED = Path(os.environ.get("LAQ_SHARED", ROOT.parent / "shared"))
 CIFAR100 = SHARED / "cifar100" / "cifar-100-python.tar.xz"
 CLOTHING = Path(os.environ.get("LAQ_CLOTHING", SHARED / "clothing" / "clothing-144px.tar"))
 PREDECESSOR = SHARED / "predecessor"
-# Those of the networks that studies were made of, and others of torchvision's.
+# One of each structure: studies' networks, and others of torchvision's.
 ARCHITECTURES = (
-    "alexnet", "densenet121", "efficientnet_b0", "googlenet", "mobilenet_v2", "resnet18", "resnet20", "resnet20x2",
-    "resnet32", "resnet44", "resnet50", "resnet56", "resnet8", "vgg16", "vgg16_bn",
+    "alexnet", "densenet121", "efficientnet_b0", "googlenet", "mobilenet_v2", "resnet18", "resnet20", "resnet50",
+    "resnet8", "vgg16_bn",
 )  # fmt: skip
 LONGEST = (
     "pipeline/test_pipeline.py", "track/test_servers.py", "pipeline/test_teamwork.py", "serving/test_server.py",

@@ -27,6 +27,7 @@ from tests.conftest import ROOT
 from tests.network import load_checkpoint
 
 DESIGN = NetworkDesign("resnet20", 10, 32, (0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
+SMALL = NetworkDesign("resnet8", 10, 32, (0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
 RECIPE = Training(
     optimizer="sgd", learning_rate=0.05, weight_decay=5e-4, schedule="one_cycle",
     epochs=3, batch_size=16, crop=2, flip=True, seed=0,
@@ -141,7 +142,7 @@ mixed_precision = pytest.mark.skipif(not has_bfloat16(), reason="this CPU has no
     ],
 )
 def test_training_learns_and_is_the_same_every_time(precision: str, device: str) -> None:
-    data, networks = images(size=16), [build(DESIGN, 5) for _ in range(2)]
+    data, networks = images(size=16), [build(SMALL, 5) for _ in range(2)]
     data.images.div_(10, rounding_mode="floor").add_(20 * data.labels[:, None, None, None].byte())
     changes = {"epochs": 30, "crop": 0, "flip": False, "precision": precision, "device": device}
     for network in networks:
@@ -199,18 +200,18 @@ def test_training_killed_after_an_epoch_ends_with_the_same_weights(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, optimizer: str
 ) -> None:
     config, checkpoint = RECIPE.model_copy(update={"optimizer": optimizer}), tmp_path / "training.pt"
-    whole = build(DESIGN)
+    whole = build(SMALL)
     fit(whole, images(), config, "train")
-    killed = build(DESIGN)
+    killed = build(SMALL)
     with monkeypatch.context() as patch:
         patch.setattr("laq.network.training._epoch_seed", fail_at(1))
         with pytest.raises(KeyboardInterrupt):
             fit(killed, images(), config, "train", checkpoint)
     assert checkpoint.exists()
-    resumed = build(DESIGN, seed=9)
+    resumed = build(SMALL, seed=9)
     fit(resumed, images(), config, "train", checkpoint)
     assert torch.equal(flat(resumed), flat(whole))
-    again = build(DESIGN, seed=10)
+    again = build(SMALL, seed=10)
     fit(again, images(), config, "train", checkpoint)
     assert torch.equal(flat(again), flat(whole))
 
