@@ -37,10 +37,9 @@ from tests.quantization.test_methods import column_loop
 # Layers of 38 and 103 million weights, which tell nothing that smaller ones do not.
 LARGEST = {
     "alexnet": ("body.classifier.1",),
-    "vgg16": ("body.classifier.0",),
     "vgg16_bn": ("body.classifier.0",),
 }
-SMALLEST_SIDE = {"alexnet": 64, "vgg16": 32, "vgg16_bn": 32}
+SMALLEST_SIDE = {"alexnet": 64, "vgg16_bn": 32}
 
 
 def classifier(architecture: str, classes: int = 10) -> nn.Module:
