@@ -173,13 +173,22 @@ class MixedModel:
         if repeated is None or len(repeated) < 2:
             return widths
         seeds = (repeated @ self.weights).std(ddof=1) / np.sqrt(len(repeated))
-        rates = np.arange(1, len(near) + 1) / (1 + len(near))
         own, few = self.freedom, len(repeated) - 1
-        freedom = (error**2 + seeds**2) ** 2 / (error**4 / own + seeds**4 / few)
-        narrow = widths * stats.t.isf(rates / 2, freedom) / stats.t.isf(rates / 2, own)
+        freedom = float((error**2 + seeds**2) ** 2 / (error**4 / own + seeds**4 / few))
+        narrow = widths * _quantiles(freedom, len(near)) / _quantiles(own, len(near))
         narrow *= np.hypot(error, seeds) / error
-        wide = np.hypot(widths, seeds * stats.t.isf(rates / 2, few))
+        wide = np.hypot(widths, seeds * _quantiles(few, len(near)))
         return np.asarray((narrow + wide) / 2)
+
+
+def _quantiles(freedom: float, count: int) -> Floats:
+    """Student's two-sided quantiles (count,) of error rates 1 / (1 + count), 2 / (1 + count) and so on.
+
+    They are interpolated between 200 rates, as exact ones take a thousand times as long.
+    """
+    rates = np.arange(1, count + 1) / (1 + count)
+    knots = np.geomspace(rates[0], rates[-1], 200)
+    return np.interp(rates, knots, stats.t.isf(knots / 2, freedom))
 
 
 class Models:
