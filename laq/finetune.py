@@ -10,6 +10,7 @@ from laq.dataset.images import read_images, read_manifest
 from laq.errors import LaqError
 from laq.files import md5, replacing_folder
 from laq.imports import code_digest
+from laq.machine import processor
 from laq.network.training import fit
 from laq.network.weights import load_network, read_design, save_tensors
 from laq.parallel import Workers, run_all
@@ -59,5 +60,6 @@ def _finetuned(params: Training, subset: Subset) -> Path:
         "design": read_design().to_json(),
         "params": params.model_dump(),
         "code": code_digest("laq.finetune"),
+        "processor": processor(),  # on which the last digits of a training depend
     }
     return cached("finetune", inputs, fill) / WEIGHTS
