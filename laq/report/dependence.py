@@ -27,7 +27,7 @@ COLUMNS: Final = [
 
 
 @dataclass(frozen=True)
-class Block:
+class CellBlock:
     """Cells of one variant that were measured on the same subsets.
 
     Attributes:
@@ -49,14 +49,14 @@ class Block:
         return [by_seed(cells[key], score, names) for key in self.outcomes.columns]
 
 
-def blocks(table: pd.DataFrame, score: str) -> Iterator[Block]:
+def blocks(table: pd.DataFrame, score: str) -> Iterator[CellBlock]:
     """The cells of each variant, grouped by the subsets that they were measured on."""
     accuracy = "top1_all_percent" if score == DROPS["top1_all_percent"] else "top1_sub_percent"
     for _, rows in table[table.variant.isin(BASE_OF)].groupby("variant", sort=False):
         about = rows.assign(before=rows[accuracy] + rows[DROPS[accuracy]]).groupby("subset").first()
         for outcomes in complete(rows.pivot_table(score, "subset", GROUP, sort=False)):
             known = about.loc[outcomes.index]
-            yield Block(
+            yield CellBlock(
                 rows,
                 outcomes,
                 known.before.to_numpy(dtype=np.float64).round(6),
@@ -96,7 +96,7 @@ def dependence(table: pd.DataFrame, divergences: SubsetDivergences, params: Repo
     return pd.DataFrame(rows, columns=COLUMNS).round(6)
 
 
-def _rows(block: Block, score: str, nats: "pd.Series[float]", models: Models) -> Iterator[dict[str, Any]]:
+def _rows(block: CellBlock, score: str, nats: "pd.Series[float]", models: Models) -> Iterator[dict[str, Any]]:
     names, repeated = block.outcomes.index, block.repeated(score)
     variables = {
         NEARNESS: nearness(nats.loc[names]),

@@ -6,7 +6,7 @@ from typing import Any, Final
 import numpy as np
 import pandas as pd
 
-from laq.report.dependence import SCORES, Block, Floats, blocks, divergence_of, nearness
+from laq.report.dependence import SCORES, CellBlock, Floats, blocks, divergence_of, nearness
 from laq.report.divergences import SubsetDivergences
 from laq.report.tables import GROUP
 
@@ -38,7 +38,7 @@ def prediction(table: pd.DataFrame, divergences: SubsetDivergences) -> pd.DataFr
     return pd.DataFrame(rows, columns=COLUMNS).round(6)
 
 
-def _rows(block: Block, score: str, divergences: SubsetDivergences) -> Iterator[dict[str, Any]]:
+def _rows(block: CellBlock, score: str, divergences: SubsetDivergences) -> Iterator[dict[str, Any]]:
     names = block.outcomes.index
     members = divergences.members.loc[names].to_numpy()
     disjoint = (members @ members.T) == 0
