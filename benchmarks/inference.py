@@ -239,6 +239,7 @@ def table(results: Path, to: Path) -> None:
         commit=commit()["commit"],
         lowest=within.percent.min(),
         highest=within.percent.max(),
+        above=int((within.percent > 7).sum()),
         outside=len(within[~within.percent.between(3, 7)]),
         rates=len(within),
         margin=named.percent.max(),
