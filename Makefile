@@ -11,7 +11,7 @@ export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 export PYTHONDONTWRITEBYTECODE :=
 INSTALLED := $(VENV)/.installed
 
-.PHONY: repro test verify lint format schema install dependencies bench clean
+.PHONY: repro test verify lint format schema install dependencies docs bench clean
 
 # Until a team has committed its own dvc.lock, what this machine writes there is no change to the project.
 repro: $(INSTALLED)
@@ -58,6 +58,10 @@ $(INSTALLED): pyproject.toml requirements.txt
 # After a change of imports: the files of `laq` that each stage depends on, in dvc.yaml.
 dependencies: $(INSTALLED)
 	$(VENV)/bin/python tools/dependencies.py
+
+# The site in site/, which asks no other host for anything; a warning is an error.
+docs: $(INSTALLED)
+	NO_MKDOCS_2_WARNING=1 mkdocs build --strict --quiet
 
 # Speed beside Brevitas and the textbook, in an environment of its own; never part of the tests.
 bench: $(VENV)-bench/.installed

@@ -52,6 +52,8 @@ class DatasetSource:
     def schema(self) -> dict[str, Any]:
         """The JSON Schema of its section."""
         options = {name: dict(option.schema) for name, option in self.options.items()}
+        for name, value in self.defaults.items():
+            options[name]["default"] = value
         return {
             "type": "object",
             "properties": {"name": {"const": self.name}, **options},
