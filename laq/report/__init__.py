@@ -22,6 +22,7 @@ from laq.report.analysis import Analysis, analyse, title_of
 from laq.report.dependence import NEARNESS
 from laq.report.divergences import SubsetDivergences, read_divergences
 from laq.report.figures import draw_against_bits, draw_against_divergence
+from laq.report.loss_figure import draw_points_lost
 from laq.report.markdown import answers_text, findings, markdown
 from laq.report.page import PageContents, write_page
 from laq.report.tables import main_rows
@@ -124,6 +125,7 @@ def write_report(folder: Path, source: Source, params: Report) -> Analysis:
     shown = main_rows(found.cells)
     draw_against_divergence(folder / "accuracy_vs_divergence.png", shown, found.title)
     draw_against_bits(folder / "accuracy_vs_bits.png", shown, found.title)
+    draw_points_lost(folder / "points_lost.png", shown, main_rows(found.comparisons), found.title)
     return found
 
 
