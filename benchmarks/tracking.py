@@ -139,7 +139,7 @@ def _network(packed: Path, variant: str, number: int) -> ModelSpec:
         classes=_CLASSES,
         examples=("", ""),
         params={"subset": "random-1", "method": "gpfq", "bits": "4"},
-        metrics={"top1_sub_percent": float(number), "size_bytes": 1e5},
+        metrics={"top1_choosing_percent": float(number), "size_bytes": 1e5},
     )
 
 

@@ -61,7 +61,9 @@ def network(weights: Path, name: str = "quantized", **changes: Any) -> ModelSpec
         examples=[example()] * 2,
         params={"subset": changes.get("subset", "random-1"), "bits": "3", "method": "gpfq"},
         metrics={
-            "top1_sub_percent": changes.get("score", 80.0),
+            # On all test images it is the same for all, and ranks none.
+            "top1_sub_percent": 75.0,
+            "top1_choosing_percent": changes.get("score", 80.0),
             "size_bytes": changes.get("size", 9e4),
         },
     )

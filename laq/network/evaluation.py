@@ -38,18 +38,27 @@ def evaluate(network: nn.Module, data: ImageSet, classes: Sequence[int]) -> Scor
 
 def score(logits: Tensor, labels: Tensor, classes: Sequence[int]) -> Scores:
     """The scores of the images of ``classes``, among others with these ``logits`` (n, c) and labels (n,)."""
-    columns = torch.tensor(sorted(classes))
-    rows = torch.isin(labels, columns)
+    restricted, among = restrict(logits, labels, classes)
+    rows = torch.isin(labels, torch.tensor(list(classes)))
     logits, labels = logits[rows], labels[rows]
-    among = torch.searchsorted(columns, labels)
     return Scores(
         top1_all=top_k(logits, labels, 1),
         top5_all=top_k(logits, labels, 5),
-        top1_sub=top_k(logits[:, columns], among, 1),
-        top5_sub=top_k(logits[:, columns], among, 5),
+        top1_sub=top_k(restricted, among, 1),
+        top5_sub=top_k(restricted, among, 5),
         balanced_top1_all=balanced_top_1(logits, labels),
-        balanced_top1_sub=balanced_top_1(logits[:, columns], among),
+        balanced_top1_sub=balanced_top_1(restricted, among),
     )
+
+
+def restrict(logits: Tensor, labels: Tensor, classes: Sequence[int]) -> tuple[Tensor, Tensor]:
+    """The images of ``classes`` among others, with the logits (m, k) and the places (m,) of these classes.
+
+    Classes stand in the order of their numbers.
+    """
+    columns = torch.tensor(sorted(classes))
+    rows = torch.isin(labels, columns)
+    return logits[rows][:, columns], torch.searchsorted(columns, labels[rows])
 
 
 def top_k(logits: Tensor, labels: Tensor, k: int) -> float:

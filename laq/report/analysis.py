@@ -7,6 +7,7 @@ import pandas as pd
 from laq.report.comparisons import comparisons
 from laq.report.dependence import dependence
 from laq.report.divergences import SubsetDivergences
+from laq.report.outcomes import fewest_bits, reliabilities
 from laq.report.prediction import prediction
 from laq.report.tables import over_seeds, summarise, with_drops
 from laq.sections.report import Report
@@ -18,8 +19,9 @@ class Analysis:
 
     ``table`` has a row per cell and seed, with drops, and ``cells`` the means over seeds. ``summary`` has
     means over subsets, and ``by_size`` the same for each number of classes. ``divergences`` are those within
-    each subset. ``dependence``, ``prediction``
-    and ``comparisons`` answer the study's questions, each described by the function of its name.
+    each subset. ``dependence``, ``prediction`` and ``comparisons`` answer the study's questions, ``outcomes``
+    tells how reliable each outcome is, and ``fewest_bits`` what each subset needs; each is described by the
+    function of its name, or in the module ``outcomes``.
     """
 
     title: str
@@ -31,10 +33,12 @@ class Analysis:
     dependence: pd.DataFrame
     prediction: pd.DataFrame
     comparisons: pd.DataFrame
+    outcomes: pd.DataFrame
+    fewest_bits: pd.DataFrame
 
     def tables(self) -> dict[str, pd.DataFrame]:
         """The tables that are written beside that of measurements, by the names of their files."""
-        names = ("summary", "by_size", "divergences", "dependence", "prediction", "comparisons")
+        names = ("summary", "by_size", "divergences", "dependence", "prediction", "comparisons", "outcomes", "fewest_bits")
         return {f"{name}.csv": getattr(self, name) for name in names}
 
 
@@ -52,6 +56,8 @@ def analyse(measurements: pd.DataFrame, divergences: SubsetDivergences, params: 
         dependence(table, divergences, params),
         prediction(table, divergences),
         comparisons(table, divergences.members, params),
+        reliabilities(cells, params.confidence),
+        fewest_bits(cells),
     )
 
 

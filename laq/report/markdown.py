@@ -10,6 +10,7 @@ from laq.report.analysis import Analysis
 from laq.report.answers import exploratory, sentences
 from laq.report.comparisons import LOSS
 from laq.report.dependence import INACCURACY, NEARNESS
+from laq.report.outcomes import outcomes_text
 from laq.report.prediction import MODELS
 from laq.report.rendering import markdown_table, number, numbers, spread, templates
 from laq.report.tables import BALANCED, BASE_OF, DROPS, ERRORS_GAINED, GROUP, SEED_SPREAD, main_rows
@@ -33,6 +34,7 @@ def markdown(analysis: Analysis, answered: str) -> str:
             accuracies=accuracies(analysis.summary),
             dependence=markdown_table(asked) if len(asked) else "",
             comparisons=markdown_table(pairs) if len(pairs) else "",
+            outcomes=outcomes_text(analysis.outcomes),
         )
         + "\n"
     )

@@ -8,6 +8,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from laq.errors import LaqError
+from laq.study.outcomes import OUTCOMES
 from laq.study.tables import NO_IMAGES
 
 Floats = NDArray[np.float64]
@@ -29,6 +30,7 @@ _CORRECTION: Final = (
 )
 _MEASURED: Final = [
     *SCORES, *BALANCED, *DROPS.values(), ERRORS_GAINED,
+    *(name for name in OUTCOMES if name not in (ERRORS_GAINED, *DROPS.values())),
     "sparsity_percent", "relative_error_mean", "relative_error_logits",
 ]  # fmt: skip
 

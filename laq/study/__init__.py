@@ -5,6 +5,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from laq.dataset.images import read_manifest
@@ -17,12 +18,13 @@ from laq.sections.study import Study
 from laq.study.cells import Cell, plan
 from laq.study.inputs import StudyInputs, study_code
 from laq.study.measure import measure_all
-from laq.study.results import layer_rows, read_measurement, read_seconds
+from laq.study.results import layer_rows, read_measurement, read_predictions, read_seconds
 from laq.study.tables import (
     IMAGES_OF,
     LAYERS,
     MEASUREMENTS,
     NO_IMAGES,
+    PREDICTIONS,
     read_measurements,
     seconds_file,
     weights_file,
@@ -52,7 +54,10 @@ __all__ = [
 
 
 def run(params: Study, workers: Workers = Workers()) -> None:  # noqa: B008 (frozen)
-    """Write ``measurements.csv`` (a row per cell), ``layers.csv`` and the networks' weights.
+    """Write ``measurements.csv`` (a row per cell), ``layers.csv``, ``predictions.npz`` and networks' weights.
+
+    ``predictions.npz`` has an array by the name of each cell: what is kept of each test image of its subset,
+    in the order of the dataset (``outcomes.KEPT``).
 
     The seconds that quantization took are no result and go to ``seconds_file``. Each cell is kept as soon as
     it is done, so that a killed run continues where it stopped.
@@ -65,6 +70,8 @@ def run(params: Study, workers: Workers = Workers()) -> None:  # noqa: B008 (fro
     with replacing_folder(FOLDER) as folder:
         _write_table(folder / MEASUREMENTS, (measurement_row(*done) for done in folders.items()))
         _write_table(folder / LAYERS, (r for done in folders.items() for r in layer_rows(*done)))
+        kept = {cell.name: read_predictions(source) for cell, source in folders.items()}
+        np.savez(folder / PREDICTIONS, **kept)  # type: ignore[arg-type]  # it takes arrays of any kind by name
         for cell, source in folders.items():
             if (source / WEIGHTS).exists():
                 weights_file(folder, cell.name).parent.mkdir(parents=True)

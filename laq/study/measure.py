@@ -11,7 +11,7 @@ import torch
 from laq.architectures import Classifier
 from laq.cache import cached
 from laq.errors import LaqError
-from laq.network.evaluation import predict, score
+from laq.network.evaluation import predict
 from laq.network.weights import load_network
 from laq.parallel import Workers, run_all
 from laq.progress import progress
@@ -19,7 +19,7 @@ from laq.quantization import QuantizedNetwork, Recipe, choose_bits_each, parse_b
 from laq.sections.study import Base, Calibration
 from laq.study.cells import Cell, is_label_aware
 from laq.study.inputs import StudyInputs, study_code
-from laq.study.results import write_results
+from laq.study.results import judge, write_results
 
 # Costs per calibration image, in runs of the network on one image: of quantizing a network, and of choosing
 # the bits of its layers.
@@ -173,14 +173,14 @@ def measure_group(inputs: StudyInputs, group: CellGroup) -> None:
         )
     network = load_network(weights=inputs.weights(group.cells[0]))
     scored = inputs.images("test").select(group.classes)
+    before = predict(network, scored)
     for cells, result in _networks(inputs, group, network):
-        logits = predict(network if result is None else result.network, scored)
+        after = before if result is None else predict(result.network, scored)
         for cell in cells:
-            scores = score(logits, scored.labels, cell.subset.classes)
             write = partial(
                 write_results,
                 cell=cell,
-                scores=scores,
+                judged=judge(cell.subset.classes, scored.labels, (before, after)),
                 made=result or network,
                 keep_network=inputs.params.keep_networks,
             )

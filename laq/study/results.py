@@ -1,22 +1,31 @@
-"""Writes and reads the folder of a measured cell: scores, layers, seconds and the quantized weights."""
+"""Writes and reads the folder of a measured cell: scores, predictions, layers, seconds and weights."""
 
 from dataclasses import asdict, dataclass
 from math import isfinite
 from pathlib import Path
 from typing import Any, Final
 
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
 from laq.architectures import Classifier
 from laq.errors import LaqError
-from laq.files import read_json, write_json
-from laq.network.evaluation import Scores
+from laq.files import need, read_json, write_json
+from laq.network.evaluation import restrict, score
 from laq.paths import WEIGHTS
 from laq.quantization import QuantizedNetwork, float32_bytes, save
 from laq.study.cells import FLOAT_BITS, Cell
+from laq.study.outcomes import KEPT, PairedOutputs, measured_outcomes
+from laq.study.selection import choosing
+from laq.study.tables import CHOOSING, REPORTING
 from laq.subsets.subset import Subset
 
 SECONDS: Final = "seconds.json"
 MEASUREMENT: Final = "measurement.json"
 LAYERS: Final = "layers.json"
+PREDICTIONS: Final = "predictions.npy"
 ALWAYS: Final = (  # measured of every network
     "top1_all_percent", "top5_all_percent", "top1_sub_percent", "top5_sub_percent", "mean_bits",
     "sparsity_percent", "size_bytes", "compression",
@@ -35,8 +44,44 @@ class _MeasuredLayer:
     relative_error: float
 
 
+@dataclass(frozen=True)
+class Judged:
+    """What the test images tell of a network: numbers by their columns, and what is kept of each image."""
+
+    numbers: dict[str, float | None]
+    kept: NDArray[np.void]
+
+
+def judge(classes: tuple[int, ...], labels: Tensor, logits: tuple[Tensor, Tensor]) -> Judged:
+    """Judge a network by its restricted outputs and those of the float network that it was made from.
+
+    Args:
+        classes: the subset's.
+        labels: the classes (n,) of images, of which some may be of other classes.
+        logits: of the float network and of the judged one, each (n, c).
+    """
+    (before, among), (after, _) = (restrict(every, labels, classes) for every in logits)
+    outputs = PairedOutputs(
+        among.numpy(),
+        # Among equal logits the place is chosen as the scores choose it.
+        (before.topk(1).indices[:, 0].numpy(), after.topk(1).indices[:, 0].numpy()),
+        (before.double().log_softmax(1).numpy(), after.double().log_softmax(1).numpy()),
+    )
+    percent = {f"{name}_percent": value for name, value in asdict(score(logits[1], labels, classes)).items()}
+    chosen = choosing(labels[torch.isin(labels, torch.tensor(classes))].numpy())
+    halves = {
+        name: _top1(outputs.right[1][rows]) for name, rows in ((CHOOSING, chosen), (REPORTING, ~chosen))
+    }
+    return Judged(percent | measured_outcomes(outputs) | halves, outputs.kept())
+
+
+def _top1(right: NDArray[np.bool_]) -> float | None:
+    """The accuracy in percent on images of which these are classified correctly; None without any image."""
+    return 100 * float(right.mean()) if len(right) else None
+
+
 def write_results(
-    folder: Path, cell: Cell, scores: Scores, made: QuantizedNetwork | Classifier, *, keep_network: bool
+    folder: Path, cell: Cell, judged: Judged, made: QuantizedNetwork | Classifier, *, keep_network: bool
 ) -> None:
     """Write the measurements of the cell's network, and its quantized weights if ``keep_network``."""
     if isinstance(made, QuantizedNetwork):
@@ -46,8 +91,8 @@ def write_results(
             (folder / WEIGHTS).unlink()
     else:
         outcome = _of_float(made)
-    percent = {f"{name}_percent": value for name, value in asdict(scores).items()}
-    write_json(folder / MEASUREMENT, {**percent, **outcome})
+    np.save(folder / PREDICTIONS, judged.kept)
+    write_json(folder / MEASUREMENT, {**judged.numbers, **outcome})
 
 
 def _of_float(network: Classifier) -> dict[str, Any]:
@@ -105,6 +150,22 @@ def read_measurement(folder: Path) -> dict[str, Any]:
             where = f"{folder / MEASUREMENT}: {name}"
             raise LaqError(f"{where}: found {found!r}; must be a number; {_remedy(folder)}")
     return measurement
+
+
+def read_predictions(folder: Path) -> NDArray[np.void]:
+    """What is kept of the test images of the cell's subset (n,), of type ``outcomes.KEPT``.
+
+    Raises:
+        LaqError: the file is missing or damaged.
+    """
+    path = need(folder / PREDICTIONS, _remedy(folder))
+    try:
+        kept = np.load(path, allow_pickle=False)
+    except (ValueError, EOFError) as error:
+        raise LaqError(f"{path}: not a whole .npy file; {_remedy(folder)}") from error
+    if not isinstance(kept, np.ndarray) or kept.dtype != KEPT:
+        raise LaqError(f"{path}: must hold the predictions of a cell; {_remedy(folder)}")
+    return kept
 
 
 def read_seconds(folder: Path) -> float | None:

@@ -15,8 +15,12 @@ from laq.paths import STUDY, WEIGHTS
 
 MEASUREMENTS = "measurements.csv"
 LAYERS = "layers.csv"
+PREDICTIONS = "predictions.npz"
 # The entry in column ``calibration`` for networks that were made without calibration images.
 NO_IMAGES = "none"
+# Restricted top-1 on the test images that choose a subset's best network, and on the others (``selection``).
+CHOOSING: Final = "top1_choosing_percent"
+REPORTING: Final = "top1_reporting_percent"
 IMAGES_OF = {"subset": "the subset", "all": "all classes"}
 
 

@@ -7,10 +7,12 @@ from mlflow import MlflowClient
 from mlflow.entities import LoggedModel
 
 from laq.files import digest
+from laq.study.tables import CHOOSING
 from laq.track.runs import ResultRuns, rank
 
 CHAMPION: Final = "champion"
 _TASK: Final = "laq.task_sha256"
+_CHOSEN_BY: Final = f"laq.{CHOOSING}"
 
 
 def register_champions(
@@ -19,12 +21,14 @@ def register_champions(
     """Register the best network of each subset, unless a version as good is there.
 
     Versions stay. The alias goes to the best of all versions for the same classes and images of
-    ``champion_bytes`` at most, so that it does not depend on who comes first. ``models`` are those in
+    ``champion_bytes`` at most, so that it does not depend on who comes first. Half of the test images choose
+    (``runs.rank``); models and versions that these have not ranked do not compete. ``models`` are those in
     MLflow, by the key of their run and their name.
     """
     most_bytes = result.champion_bytes or 0.0
     every = [(run, model) for run in result.runs for model in run.models]
-    fitting = [(run, model) for run, model in every if model.metrics["size_bytes"] <= most_bytes]
+    ranked = [(run, model) for run, model in every if CHOOSING in model.metrics]
+    fitting = [(run, model) for run, model in ranked if model.metrics["size_bytes"] <= most_bytes]
     fitting.sort(key=lambda candidate: rank(candidate[1].metrics), reverse=True)
     best = {model.params["subset"]: (run, model) for run, model in reversed(fitting)}
     for subset, (run, model) in best.items():
@@ -55,7 +59,7 @@ def _register(client: MlflowClient, new: Mapping[str, Any], most_bytes: float) -
     while True:
         found = sorted(client.search_model_versions(f"name = '{name}'"), key=lambda v: int(v.version))
         ranks: dict[str, tuple[float, float]] = {}
-        for version in (v for v in found if v.tags.get(_TASK) == new["tags"][_TASK]):
+        for version in (v for v in found if v.tags.get(_TASK) == new["tags"][_TASK] and _CHOSEN_BY in v.tags):
             score, size = _rank(version.tags)
             if any(score <= earlier[0] and size <= earlier[1] for earlier in ranks.values()):
                 client.delete_model_version(name, version.version)
@@ -74,4 +78,4 @@ def _register(client: MlflowClient, new: Mapping[str, Any], most_bytes: float) -
 
 
 def _rank(tags: Mapping[str, str]) -> tuple[float, float]:
-    return float(tags["laq.top1_sub_percent"]), -float(tags["laq.size_bytes"])
+    return float(tags[_CHOSEN_BY]), -float(tags["laq.size_bytes"])

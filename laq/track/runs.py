@@ -3,6 +3,7 @@
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from math import inf, isnan
 from pathlib import Path
 from typing import Any, Self
 
@@ -10,6 +11,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from laq.errors import LaqError
 from laq.files import need, write_json
+from laq.study.tables import CHOOSING
 
 
 @dataclass(frozen=True)
@@ -35,7 +37,7 @@ class ModelSpec:
         classes: the numbers and names of the classes that the network is for.
         examples: images in Base64, an example of what the model takes.
         params: shown in MLflow's list of models; ``subset`` names the registered model.
-        metrics: shown there too; ``top1_sub_percent`` and ``size_bytes`` decide which model is registered.
+        metrics: shown there too; ``top1_choosing_percent`` and ``size_bytes`` decide which is registered.
     """
 
     name: str
@@ -113,5 +115,10 @@ class ResultRuns:
 
 
 def rank(measured: Mapping[str, Any]) -> tuple[float, float]:
-    """Orders networks, the best last: by restricted top-1, then the smaller file."""
-    return measured["top1_sub_percent"], -measured["size_bytes"]
+    """Orders networks, the best last: by restricted top-1 on the images that choose, then the smaller file.
+
+    These images are not those on which the chosen one is reported (``study.selection``). A network without
+    such images comes before all others.
+    """
+    top1 = measured.get(CHOOSING)
+    return -inf if top1 is None or isnan(top1) else top1, -measured["size_bytes"]

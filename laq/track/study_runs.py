@@ -12,6 +12,8 @@ from laq.params import Params
 from laq.report import subset_picture
 from laq.report.tables import BASE_OF
 from laq.sections.study import Grid, bits_name
+from laq.study.outcomes import OUTCOMES
+from laq.study.tables import CHOOSING, REPORTING
 from laq.subsets.subset import Subset
 from laq.track.descriptions import cell_description, subset_description
 from laq.track.results import Results, Row
@@ -25,8 +27,10 @@ _MEASURED: Final = (
     "top5_sub_percent",
     "balanced_top1_all_percent",
     "balanced_top1_sub_percent",
+    CHOOSING,
+    REPORTING,
     "drop_all_points",
-    "drop_sub_points",
+    *OUTCOMES,
     "mean_bits",
     "size_bytes",
     "compression",
@@ -35,7 +39,10 @@ _MEASURED: Final = (
     "relative_error_logits",
     "seconds",
 )
+# Models are ranked by CHOOSING, and REPORTING tells how well the chosen one does.
+_OF_MODELS: Final = ("top1_sub_percent", "top1_all_percent", CHOOSING, REPORTING, "size_bytes")
 _LONGEST_PARAM: Final = 6000  # characters that MLflow takes
+_OF_QUANTIZED: Final = ("drop_all_points", "mean_bits", "compression")
 _PER_LAYER: Final = ("bits", "relative_error", "sparsity_percent")
 
 
@@ -172,7 +179,7 @@ def _scores(rows: Sequence[Row]) -> dict[str, float]:
         for row in rows
         for name in _MEASURED
         if name in row and not pd.isna(row[name])
-        if row["method"] != "float" or not name.startswith(("drop", "mean_bits", "compression"))
+        if row["method"] != "float" or name not in (*_OF_QUANTIZED, *OUTCOMES)
     }
 
 
@@ -205,7 +212,7 @@ def _model(results: Results, subset: Subset, row: Row) -> ModelSpec:
             "bits": str(row["bits"]),
             "from": BASE_OF[row["variant"]],
         },
-        metrics={name: row[name] for name in ("top1_sub_percent", "top1_all_percent", "size_bytes")},
+        metrics={name: row[name] for name in _OF_MODELS if not pd.isna(row.get(name))},
     )
 
 
