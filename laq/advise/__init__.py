@@ -1,6 +1,6 @@
 """Command ``advise``: finds the smallest network that keeps a given accuracy on given classes."""
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Final
 
@@ -9,6 +9,7 @@ from laq.advise.choice import Wanted, judged
 from laq.advise.export import SubsetExport
 from laq.advise.figures import draw
 from laq.advise.question import Question
+from laq.advise.report import Reported, reported
 from laq.advise.text import Findings, answer, for_terminal, markdown
 from laq.dataset.images import read_manifest
 from laq.files import md5, replacing_folder
@@ -39,18 +40,18 @@ class Advice:
 def run(params: Params, question: Question, workers: Workers = Workers()) -> Advice:  # noqa: B008 (frozen)
     """Measure all candidates and write ``advice.md``, ``candidates.csv`` and ``pareto.png``.
 
-    If a candidate keeps the accuracy, the smallest such network is written too: ``network.safetensors``,
-    packed and cut to the classes, and ``network.json``. If `mlflow run` started this process, its run gets
-    all files as artifacts.
+    If a candidate can be promised to keep the accuracy, the smallest such network is written too:
+    ``network.safetensors``, packed and cut to the classes, and ``network.json``. If `mlflow run` started this
+    process, its run gets all files as artifacts.
 
     Raises:
         LaqError: a class or subset is unknown, or measuring failed.
     """
     measured = measure(params, question.subset_of(), workers)
-    found = _found(measured, question, params.advise.lose)
+    found = _found(measured, question.wanted(params.advise))
     with replacing_folder(FOLDER) as folder:
-        again = _deliver(folder, found, measured)
-        text = markdown(found, _provenance(measured, folder), again)
+        found = replace(found, report=_deliver(folder, found, measured))
+        text = markdown(found, _provenance(measured, folder))
         (folder / TEXT).write_text(text, encoding="utf-8")
         found.table.round(6).to_csv(folder / TABLE, index=False)
         draw(folder / PICTURE, found)
@@ -60,31 +61,39 @@ def run(params: Params, question: Question, workers: Workers = Workers()) -> Adv
     return Advice(for_terminal(found, str(FOLDER)), "" if found.chosen else answer(found))
 
 
-def _found(measured: Candidates, question: Question, usual: float) -> Findings:
-    """Judge the measured candidates by the accuracy and size that the question asks for."""
-    table = measured.table
-    original = float(table.top1_sub_percent[table.variant == "original"].iloc[0])
-    wanted = Wanted(question.least(original, usual), question.max_bytes)
+def _found(measured: Candidates, wanted: Wanted) -> Findings:
+    """Judge the measured candidates by the request."""
     design = read_design()
     return Findings(
         measured.subset,
-        judged(table, wanted),
+        judged(measured.table, wanted),
         wanted,
-        read_manifest(DATASET).name,
-        design.architecture,
+        measured.selection.told,
+        (read_manifest(DATASET).name, design.architecture),
         design.classes,
     )
 
 
-def _deliver(folder: Path, found: Findings, measured: Candidates) -> float | None:
-    """Write the chosen network, if there is one; returns the restricted top-1 of the file in percent."""
+def _deliver(folder: Path, found: Findings, measured: Candidates) -> Reported | None:
+    """Write the chosen network, if there is one, and report on its file, on images that did not choose it."""
     row = found.chosen
     if row is None:
         return None
-    export = SubsetExport(found.subset)
-    about = {name: row[name] for name in ("cell", "top1_sub_percent", "low_percent", "high_percent", "n")}
+    export, images = SubsetExport(found.subset), measured.selection.report
+    export.write(folder / WEIGHTS, measured.folders[row["cell"]] / WEIGHTS)
+    report = reported(
+        export.right_in_float(images), export.right(folder / WEIGHTS, images), found.wanted.confidence
+    )
+    about = {
+        "cell": row["cell"],
+        "confidence": found.wanted.confidence,
+        "choosing": {
+            name: row[name] for name in ("n", "top1_sub_percent", "lost_points", "lost_high_points")
+        },
+        "reporting": asdict(report),
+    }
     export.write_with_description(folder, measured.folders[row["cell"]] / WEIGHTS, about)
-    return export.top1(folder / WEIGHTS, measured.inputs.images("test"))
+    return report
 
 
 def _provenance(measured: Candidates, folder: Path) -> dict[str, str]:
@@ -97,7 +106,8 @@ def _provenance(measured: Candidates, folder: Path) -> dict[str, str]:
         "divergence of their pairs": f"median {subset.median_divergence:.2f} nats, "
         f"{subset.min_divergence:.2f} to {subset.max_divergence:.2f}",
         "images": f"{read_manifest(DATASET).name}, MD5 of train {inputs.dataset['train.npy']}, "
-        f"of test {inputs.dataset['test.npy']}",
+        f"of test {inputs.dataset['test.npy']}"
+        + (f", of validation {inputs.dataset['validation.npy']}" if inputs.split == "validation" else ""),
         "network": f"{inputs.design['architecture']}, MD5 {md5(NETWORK / WEIGHTS)}",
         "fine-tuned network": f"MD5 {md5(tuned)}" if tuned else "",
         "quantization": f"{study.alphabet} alphabet, a step per {study.granularity}, radius {study.radius}, "

@@ -5,10 +5,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+import numpy as np
 import pandas as pd
-from scipy.stats import binomtest
+from numpy.typing import NDArray
 
 from laq.advise.export import SubsetExport
+from laq.advise.selection import Selection, select
 from laq.cache import cached
 from laq.dataset.images import read_manifest
 from laq.files import read_json, write_json
@@ -22,19 +24,24 @@ from laq.sections.study import Grid, Study
 from laq.study.cells import Cell, plan
 from laq.study.inputs import StudyInputs
 from laq.study.measure import measure_all
-from laq.study.results import read_measurement
+from laq.study.results import TRAINING_KL, read_measurement, read_predictions
 from laq.study.tables import NO_IMAGES
 from laq.subsets.subset import Subset
 
-CONFIDENCE: Final = 0.95
+_RANKED: Final = 512  # training images, which put the candidates in the order of their tests
 _SIZE: Final = "size.json"
+Labels = NDArray[np.int16]
 
 
 @dataclass(frozen=True)
 class Candidates:
-    """The measurements for a subset: a row of ``table`` per cell, and the cells' folders by name."""
+    """The measurements for a subset: a row of ``table`` per cell, and the cells' folders by name.
+
+    The table is of the images that choose (``selection``).
+    """
 
     subset: Subset
+    selection: Selection
     table: pd.DataFrame
     folders: dict[str, Path]
     inputs: StudyInputs
@@ -47,14 +54,16 @@ def measure(params: Params, subset: Subset, workers: Workers) -> Candidates:
         LaqError: training or measuring failed.
     """
     study = as_study(params.study, params.advise)
-    cells = planned(subset, study)
+    cells, selection = planned(subset, study), select(params, subset)
     # A single subset is a single task: it needs no worker processes on this machine.
     one = workers if workers.scheduler else Workers()
     tuned = finetune([subset], params.finetune, one) if study.fine_tunes else {}
-    inputs = StudyInputs(study, finetuned={made.name: path for made, path in tuned.items()})
+    weights = {made.name: path for made, path in tuned.items()}
+    inputs = StudyInputs(study, finetuned=weights, split=selection.split, ranked=_RANKED)
     folders = measure_all(cells, inputs, workers)
-    table = pd.DataFrame(_rows(folders, inputs)).astype({"levels": "Int64", "seed": "Int64"})
-    return Candidates(subset, table, {cell.name: folder for cell, folder in folders.items()}, inputs)
+    table = pd.DataFrame(_rows(folders, inputs, selection)).astype({"levels": "Int64", "seed": "Int64"})
+    found = {cell.name: folder for cell, folder in folders.items()}
+    return Candidates(subset, selection, table, found, inputs)
 
 
 def as_study(study: Study, advise: Advise) -> Study:
@@ -67,19 +76,19 @@ def planned(subset: Subset, study: Study) -> list[Cell]:
     return list(dict.fromkeys([Cell(subset, "original"), *plan([subset], study)]))
 
 
-def _rows(folders: dict[Cell, Path], inputs: StudyInputs) -> Iterator[dict[str, Any]]:
+def _rows(folders: dict[Cell, Path], inputs: StudyInputs, selection: Selection) -> Iterator[dict[str, Any]]:
     """The table's rows; the sizes of quantized networks are those of files cut to the subset's classes."""
     export = SubsetExport(next(iter(folders)).subset)
-    n = len(inputs.images("test").select(export.numbers))
     original = next(folder for cell, folder in folders.items() if cell.variant == "original")
-    best, whole = (read_measurement(original)[name] for name in ("top1_sub_percent", "size_bytes"))
+    whole = read_measurement(original)["size_bytes"]
+    labels, before = _answers(original, selection)
     balanced = read_manifest(DATASET).is_balanced
     for cell, folder in folders.items():
         measured = read_measurement(folder)
-        size, top1 = measured["size_bytes"], measured["top1_sub_percent"]
+        size = measured["size_bytes"]
         if cell.recipe:
             size = _exported_size(export, cell, folder / WEIGHTS, inputs)
-        low, high = interval(round(top1 * n / 100), n)
+        _, right = _answers(folder, selection)
         yield {
             "cell": cell.name,
             "variant": cell.variant,
@@ -91,13 +100,24 @@ def _rows(folders: dict[Cell, Path], inputs: StudyInputs) -> Iterator[dict[str, 
             "levels": measured["levels"],
             "size_bytes": size,
             "compression": whole / size,
-            "n": n,
-            "top1_sub_percent": top1,
-            **({} if balanced else {"balanced_percent": measured["balanced_top1_sub_percent"]}),
-            "low_percent": low,
-            "high_percent": high,
-            "lost_points": best - top1,
+            "n": selection.n,
+            "correct": int(right.sum()),
+            "lost": int((before & ~right).sum()),
+            "gained": int((right & ~before).sum()),
+            TRAINING_KL: measured[TRAINING_KL],
+            **({} if balanced else {"balanced_percent": _balanced(labels, right)}),
         }
+
+
+def _answers(folder: Path, selection: Selection) -> tuple[Labels, NDArray[np.bool_]]:
+    """The classes of the choosing images (n,), and which of these a cell's network classifies correctly."""
+    kept = read_predictions(folder)[selection.rows]
+    return kept["label"], kept["label"] == kept["prediction"]
+
+
+def _balanced(labels: Labels, right: NDArray[np.bool_]) -> float:
+    """The mean of the classes' accuracies in percent."""
+    return 100 * float(np.mean([right[labels == label].mean() for label in np.unique(labels)]))
 
 
 def _exported_size(export: SubsetExport, cell: Cell, packed: Path, inputs: StudyInputs) -> int:
@@ -112,9 +132,3 @@ def _exported_size(export: SubsetExport, cell: Cell, packed: Path, inputs: Study
     dependencies = {**inputs.dependencies(cell), "names": export.names, "export": code}
     place = cached("sizes", dependencies, fill)
     return int(read_json(place / _SIZE, int, f"remove the folder {place} and run the command again"))
-
-
-def interval(correct: int, n: int) -> tuple[float, float]:
-    """Wilson's 95 % interval (1927) in percent of the accuracy, given ``correct`` of ``n`` images."""
-    found = binomtest(correct, n).proportion_ci(CONFIDENCE, method="wilson")
-    return 100 * float(found.low), 100 * float(found.high)

@@ -1,4 +1,4 @@
-"""Chooses the smallest network that keeps a given accuracy, by rules on a table of candidates."""
+"""Chooses the smallest network that can be promised to keep its accuracy, from a table of candidates."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -9,6 +9,8 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from laq.advise.bounds import Flips, accuracy, images_for_accuracy, images_for_loss, interval
+
 Row = Mapping[Any, Any]
 _ROUNDING: Final = 1e-9  # rounding error of percentages, in points
 # Files with equally many codes differ by a few bytes in their headers, which must not decide.
@@ -17,67 +19,126 @@ _SAME_SIZE: Final = 0.005
 
 @dataclass(frozen=True)
 class Wanted:
-    """The request: the least restricted top-1 in percent, and the largest file in bytes."""
+    """The request: the most points to lose, or else the least restricted top-1, and the largest file.
 
-    top1_percent: float
+    Attributes:
+        lose: points that may be lost against the original float network.
+        keep: instead, the least restricted top-1 in percent.
+        max_bytes: the largest size of the file.
+        confidence: the probability at which the promise has to hold, whichever network is chosen.
+    """
+
+    lose: float | None = None
+    keep: float | None = None
     max_bytes: float = inf
+    confidence: float = 0.95
+
+    @property
+    def value(self) -> float:
+        """The limit, in points lost or in percent of top-1."""
+        return self.lose if self.lose is not None else float(self.keep or 0)
+
+    def holds(self, lost: "pd.Series[float]", top1: "pd.Series[float]") -> "pd.Series[bool]":
+        """Whether networks that lose so many points, or have this top-1 in percent, are accurate enough."""
+        if self.lose is not None:
+            return lost <= self.lose + _ROUNDING
+        return top1 >= self.value - _ROUNDING
+
+    def images_needed(self, row: Row, alpha: float) -> int | None:
+        """About how many choosing images it takes to promise this of a candidate; None if none suffice."""
+        if self.lose is not None:
+            return images_for_loss(Flips(row["lost"], row["gained"], row["n"]), alpha, self.lose / 100)
+        return images_for_accuracy(row["correct"], row["n"], alpha, self.value / 100)
+
+
+def alpha_of(table: pd.DataFrame, wanted: Wanted) -> float:
+    """The probability of error that each chain of tests is given: those of all float networks share it."""
+    return (1 - wanted.confidence) / max(1, table.variant[table.method != "float"].nunique())
 
 
 def judged(table: pd.DataFrame, wanted: Wanted) -> pd.DataFrame:
-    """The table sorted by size (of equal sizes, the most accurate first), with four more columns.
+    """The table sorted by size (of equal sizes, the most accurate first), with the choice.
 
-    ``fits`` says whether a network is small enough, ``keeps`` whether it is accurate enough. ``pareto`` says
-    whether no other candidate is at least as small and as accurate, and better in one of the two. ``chosen``
-    marks the first candidate that fits and keeps. Sizes within half a percent count as equal. Float networks
-    are listed for comparison and are no candidates.
+    The candidates that were made from one float network form a chain: of those that fit, the ones that no
+    other is as small as and nearer to the float network on training images (``training_kl_nats``). The
+    choosing images test a chain from its largest file to its smallest, and stop at the first candidate whose
+    bound does not hold. As neither the order nor the members depend on the choosing images, this needs no
+    correction for the number of candidates (fixed-sequence testing); the chains share the probability of
+    error (Bonferroni). The chosen network is the smallest that passed. So a promise is broken with a
+    probability of at most 1 - confidence.
+
+    New columns: ``low_percent``, ``high_percent``, ``lost_low_points`` and ``lost_high_points`` are one-sided
+    bounds at the chain's probability of error. ``fits`` says whether a network is small enough, ``keeps``
+    whether it is accurate enough by its estimate, ``tested`` and ``passed`` what the tests said, ``pareto``
+    whether no other candidate is as small and as accurate, and better in one of the two. ``chosen`` marks the
+    network to deliver. Sizes within half a percent count as equal. Float networks are listed for comparison.
 
     Args:
-        table: a row per network, with ``method``, ``size_bytes`` and ``top1_sub_percent``.
+        table: a row per network, with ``variant``, ``method``, ``size_bytes``, ``training_kl_nats``, and its
+            counts of choosing images: ``n``, ``correct``, ``lost`` and ``gained``.
         wanted: the request.
     """
     sizes = table.size_bytes.sort_values()
     about = sizes.groupby((sizes.pct_change() > _SAME_SIZE).cumsum()).transform("min")
-    ordered = table.assign(about=about).sort_values(
+    ordered = with_bounds(table, alpha_of(table, wanted)).assign(about=about)
+    ordered = ordered.sort_values(
         ["about", "top1_sub_percent", "size_bytes"], ascending=[True, False, True], kind="stable"
     )
     candidate = ordered.method != "float"
     ordered = ordered.assign(
         fits=ordered.size_bytes <= wanted.max_bytes,
-        keeps=ordered.top1_sub_percent >= wanted.top1_percent - _ROUNDING,
-        pareto=candidate & _unbeaten(ordered.where(candidate)),
+        keeps=wanted.holds(ordered.lost_points, ordered.top1_sub_percent),
+        pareto=candidate & _unbeaten(ordered.where(candidate), "top1_sub_percent"),
+        tested=False,
+        passed=False,
     )
-    good = candidate & ordered.fits & ordered.keeps
-    chosen = good & (good.cumsum() == 1)
+    sure = wanted.holds(ordered.lost_high_points, ordered.low_percent)
+    for _, rows in ordered[candidate & ordered.fits].groupby("variant"):
+        nearer = rows.assign(nearness=-rows.training_kl_nats)
+        chain = rows[_unbeaten(nearer, "nearness")].sort_values(
+            ["about", "training_kl_nats"], ascending=[False, True]
+        )
+        before = sure[chain.index].cummin()
+        ordered.loc[chain.index, "passed"] = before
+        ordered.loc[chain.index, "tested"] = before.shift(fill_value=True)
+    chosen = ordered.passed & (ordered.passed.cumsum() == 1)
     return ordered.assign(chosen=chosen).drop(columns="about").reset_index(drop=True)
 
 
-def _unbeaten(rows: pd.DataFrame) -> NDArray[np.bool_]:
-    """Whether no other row is at least as small and as accurate, and better in one of the two (n,)."""
-    size, top1 = rows.about.to_numpy(), rows.top1_sub_percent.to_numpy()
-    as_good = (size[:, None] <= size) & (top1[:, None] >= top1)
-    better = as_good & ((size[:, None] < size) | (top1[:, None] > top1))
+def with_bounds(table: pd.DataFrame, alpha: float) -> pd.DataFrame:
+    """The table with top-1 and points lost on the choosing images, and their one-sided bounds."""
+    losses = [interval(Flips(*row), alpha) for row in zip(table.lost, table.gained, table.n, strict=True)]
+    top1 = [accuracy(*row, alpha) for row in zip(table.correct, table.n, strict=True)]
+    return table.assign(
+        top1_sub_percent=100 * table.correct / table.n,
+        low_percent=[100 * low for low, _ in top1],
+        high_percent=[100 * high for _, high in top1],
+        lost_points=100 * (table.lost - table.gained) / table.n,
+        lost_low_points=[100 * low for low, _ in losses],
+        lost_high_points=[100 * high for _, high in losses],
+    )
+
+
+def _unbeaten(rows: pd.DataFrame, score: str) -> NDArray[np.bool_]:
+    """Whether no other row is at least as small and as good, and better in one of the two (n,)."""
+    size, good = rows.about.to_numpy(), rows[score].to_numpy()
+    as_good = (size[:, None] <= size) & (good[:, None] >= good)
+    better = as_good & ((size[:, None] < size) | (good[:, None] > good))
     unbeaten: NDArray[np.bool_] = np.logical_not(better.any(axis=0))
     return unbeaten
 
 
-@dataclass(frozen=True)
-class Nearest:
-    """The candidates nearest to a request that none fulfils; None where there is no such candidate.
-
-    ``most_accurate`` is the most accurate of those that are small enough, ``smallest`` the smallest of those
-    that are accurate enough.
-    """
-
-    most_accurate: Row | None
-    smallest: Row | None
+def without_caution(table: pd.DataFrame) -> Row | None:
+    """The candidate that the estimates alone would choose, in a table made by ``judged``."""
+    good = table[(table.method != "float") & table.fits & table.keeps].to_dict("records")
+    return next(iter(good), None)
 
 
-def nearest(table: pd.DataFrame) -> Nearest:
-    """The nearest candidates in a table made by ``judged``."""
-    candidates = table[table.method != "float"]
-    small = candidates[candidates.fits].to_dict("records")
-    accurate = candidates[candidates.keeps].to_dict("records")
-    return Nearest(
-        max(small, key=lambda row: float(row["top1_sub_percent"]), default=None),
-        next(iter(accurate), None),
-    )
+def nearest(table: pd.DataFrame, wanted: Wanted) -> Row | None:
+    """The candidate that fits and whose bound comes nearest to the request, in a table made by ``judged``."""
+    fitting = table[(table.method != "float") & table.fits]
+    if fitting.empty:
+        return None
+    by, up = ("lost_high_points", True) if wanted.lose is not None else ("low_percent", False)
+    row: Row = fitting.sort_values(by, ascending=up, kind="stable").to_dict("records")[0]
+    return row

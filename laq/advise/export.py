@@ -5,14 +5,16 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Final
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from laq.architectures import Classifier, build, classifier_head
 from laq.dataset.images import ImageSet
 from laq.errors import LaqError
 from laq.files import write_json
-from laq.network.evaluation import predict, top_k
-from laq.network.weights import read_design
+from laq.network.evaluation import predict, restrict
+from laq.network.weights import load_network, read_design
 from laq.paths import NETWORK, WEIGHTS
 from laq.quantization import Cut, Recipe, load, load_quantized, save
 from laq.subsets.subset import Subset
@@ -81,8 +83,15 @@ class SubsetExport:
             },
         )
 
-    def top1(self, path: Path, test: ImageSet) -> float:
-        """Restricted top-1 in percent of the network in the file ``path``, on test images of its classes."""
-        images = test.select(self.numbers)
+    def right(self, path: Path, images: ImageSet) -> NDArray[np.bool_]:
+        """Which images (n,) of its classes the network in the file ``path`` classifies correctly."""
         outputs = torch.searchsorted(torch.tensor(self.numbers), images.labels)
-        return top_k(predict(load(path, self._network), images), outputs, 1)
+        answers = predict(load(path, self._network), images).topk(1).indices[:, 0]
+        right: NDArray[np.bool_] = (answers == outputs).numpy()
+        return right
+
+    def right_in_float(self, images: ImageSet) -> NDArray[np.bool_]:
+        """Which images (n,) of its classes the original float network does, choosing among these classes."""
+        logits, outputs = restrict(predict(load_network(), images), images.labels, self.numbers)
+        right: NDArray[np.bool_] = (logits.topk(1).indices[:, 0] == outputs).numpy()
+        return right

@@ -1,4 +1,4 @@
-"""Draws all candidates in one figure: accuracy against size, with the Pareto front and the chosen network."""
+"""Draws all candidates in one figure: points lost against size, with their bounds and the promise."""
 
 from math import isfinite
 from pathlib import Path
@@ -9,10 +9,9 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
-from numpy.typing import NDArray
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, NullLocator
 
-from laq.advise.text import NETWORKS, Findings, interval_of, kib, named, wishes
+from laq.advise.text import NETWORKS, Findings, bound_of, kib, named, wishes
 from laq.quantization.methods.registry import BASELINE, label_of, look_of, sort_methods
 from laq.report.figures import COLOURS, DPI, wrapped
 from laq.report.tables import BASE_OF
@@ -23,21 +22,25 @@ _RING: Final[dict[str, Any]] = {
 }  # fmt: skip
 _FLOAT: Final[dict[str, Any]] = {"ls": ":", "lw": 1.6}
 _FAR: Final = 3
+_TICKS: Final = (-50, -20, -10, -5, -2, -1, 0, 0.5, 1, 2, 5, 10, 20, 50, 100)
 
 
 def draw(path: Path, found: Findings) -> None:
-    """Draw restricted top-1 against the file's size, the Pareto front, the request and the chosen network."""
+    """Draw what each candidate loses against its file's size, with bounds, the promise and the choice.
+
+    The axis is of points lost, or of restricted top-1 where the request is one.
+    """
     figure = Figure(figsize=(9.6, 6.2), layout="constrained")
     axes = figure.subplots()
     candidates = found.table[found.table.method != "float"]
     _sizes(axes, candidates, found)
     _accuracies(axes, found)
-    _candidates(axes, candidates)
+    _candidates(axes, candidates, found)
     _marks(axes, found)
     _choice(axes, found)
     axes.grid(alpha=0.25)
     figure.legend(handles=_keys(found), loc="outside lower center", ncols=3, frameon=False, fontsize=9)
-    figure.suptitle(wrapped(f"{found.network} for {found.title}", 105), fontsize=11, parse_math=False)
+    figure.suptitle(wrapped(f"{found.names[1]} for {found.title}", 105), fontsize=11, parse_math=False)
     figure.savefig(path, dpi=DPI)
 
 
@@ -54,41 +57,28 @@ def _sizes(axes: Axes, candidates: pd.DataFrame, found: Findings) -> None:
     axes.set_xlabel("size of the file (KiB)")
 
 
+def _columns(found: Findings) -> tuple[str, str, str]:
+    """The columns of what is drawn, and of its lower and its upper bound."""
+    if found.wanted.lose is not None:
+        return "lost_points", "lost_low_points", "lost_high_points"
+    return "top1_sub_percent", "low_percent", "high_percent"
+
+
 def _accuracies(axes: Axes, found: Findings) -> None:
-    """Set up the axis of accuracies, logarithmic in the error so that the best candidates stand apart."""
-    shown = [*found.table.top1_sub_percent, found.wanted.top1_percent]
-    low, high = _spread(np.array([min(shown), max(shown)]))
-    room = 0.06 * max(high - low, 0.2)
-    bottom, top = _gathered(np.array([low - room, high + room]))
-    axes.set_yscale("function", functions=(_spread, _gathered))
-    axes.set_ylim(bottom, top)
-    axes.set_yticks(_ticks(bottom, top))
-    n = found.original["n"]
-    axes.set_ylabel(f"top-1 among these classes (%), n = {n}\n(logarithmic in the error)")
-
-
-def _ticks(bottom: float, top: float) -> list[int]:
-    """The percentages to label: as many as have room, round numbers first."""
-    chosen: list[int] = []
-    span = np.ptp(_spread(np.array([bottom, top])))
-    for step in (50, 20, 10, 5, 2, 1):
-        for tick in range(0, 101, step):
-            apart = np.abs(_spread(np.array([tick])) - _spread(np.array(chosen)))
-            if bottom <= tick <= top and (apart >= 0.045 * span).all():
-                chosen.append(tick)
-    return sorted(chosen)
-
-
-def _spread(top1: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Positions on the axis of accuracies in percent; the error is taken from 101, so that 100 is finite."""
-    stands: NDArray[np.float64] = -np.log(np.maximum(101 - np.asarray(top1), 1e-3))
-    return stands
-
-
-def _gathered(places: NDArray[np.float64]) -> NDArray[np.float64]:
-    """The inverse of ``_spread``."""
-    top1: NDArray[np.float64] = 101 - np.exp(-np.asarray(places))
-    return top1
+    """Set up the axis, linear around the request and logarithmic far away; the better is above."""
+    columns, table, n = _columns(found), found.table, found.original["n"]
+    shown = [*table[list(columns)].to_numpy().ravel(), found.wanted.value]
+    if found.wanted.lose is None:
+        axes.set_ylim(max(min(shown) - 2, -2), min(max(shown) + 2, 102))
+        axes.set_ylabel(f"top-1 among these classes (%), n = {n} choosing images")
+        return
+    near = max(2.0, 2 * found.wanted.value)
+    axes.set_yscale("symlog", linthresh=near, linscale=1.5)
+    axes.set_ylim(1.15 * max(*shown, near), min(*shown, 0) - 0.15 * near)
+    ticks = [tick for tick in _TICKS if min(shown) <= tick <= max(*shown, near)]
+    axes.set_yticks(ticks, [f"{tick:g}" for tick in ticks])
+    axes.yaxis.set_minor_locator(NullLocator())
+    axes.set_ylabel(f"points of top-1 lost, n = {n} choosing images")
 
 
 def _look(variant: str, method: str) -> dict[str, Any]:
@@ -99,22 +89,26 @@ def _look(variant: str, method: str) -> dict[str, Any]:
     return {**look, "marker": look_of(method).marker, "ms": 7, "markerfacecolor": face}
 
 
-def _candidates(axes: Axes, candidates: pd.DataFrame) -> None:
-    """Draw a point per candidate, and as steps the best accuracy up to each size."""
+def _candidates(axes: Axes, candidates: pd.DataFrame, found: Findings) -> None:
+    """Draw a point with its bounds per candidate, and as steps the best one up to each size."""
+    name, low, high = _columns(found)
     for (variant, method), rows in candidates.groupby(["variant", "method"], sort=False):
         look = _look(str(variant), str(method))
-        axes.plot(rows.size_bytes / 1024, rows.top1_sub_percent, alpha=0.85, zorder=3, **look)
+        sizes = rows.size_bytes / 1024
+        axes.vlines(sizes, rows[low], rows[high], colors=look["color"], lw=0.8, alpha=0.35, zorder=2)
+        axes.plot(sizes, rows[name], alpha=0.85, zorder=3, **look)
     front = candidates[candidates.pareto].sort_values(["size_bytes", "top1_sub_percent"])
     x = [*front.size_bytes / 1024, axes.get_xlim()[1]]
-    y = np.maximum.accumulate([*front.top1_sub_percent, front.top1_sub_percent.max()])
+    best = np.minimum if found.wanted.lose is not None else np.maximum
+    y = best.accumulate([*front[name], best.reduce(front[name])])
     axes.plot(x, y, drawstyle="steps-post", c="0.2", lw=1.2, zorder=2)
 
 
 def _marks(axes: Axes, found: Findings) -> None:
     """Draw lines across the axes for the float networks and for the request."""
     for row in found.table[found.table.method == "float"].to_dict("records"):
-        axes.axhline(row["top1_sub_percent"], c=COLOURS[row["variant"]], zorder=1, **_FLOAT)
-    axes.axhline(found.wanted.top1_percent, zorder=1, **_WANTED)
+        axes.axhline(row[_columns(found)[0]], c=COLOURS[row["variant"]], zorder=1, **_FLOAT)
+    axes.axhline(found.wanted.value, zorder=1, **_WANTED)
     if isfinite(found.wanted.max_bytes):
         axes.axvline(found.wanted.max_bytes / 1024, zorder=1, **_WANTED)
 
@@ -124,9 +118,10 @@ def _choice(axes: Axes, found: Findings) -> None:
     row = found.chosen
     if row is None:
         return
-    place = (row["size_bytes"] / 1024, row["top1_sub_percent"])
+    place = (row["size_bytes"] / 1024, row[_columns(found)[0]])
     axes.plot(*place, zorder=5, **_RING)
-    label = f"{named(row)}\n{kib(row)} KiB, {row['top1_sub_percent']:.1f} % ({interval_of(row)})"
+    value = f"{row['lost_points']:z.1f} points lost, bound {bound_of(row, found.wanted)}"
+    label = f"{named(row)}\n{kib(row)} KiB, {value}"
     ring = Line2D([], [], label=label, **_RING)
     axes.legend(handles=[ring], loc="lower right", fontsize=9.5, borderpad=0.8, handletextpad=1)
 
@@ -152,6 +147,7 @@ def _keys(found: Findings) -> list[Line2D]:
     ]
     lines = [
         Line2D([], [], label="Pareto front", c="0.2", lw=1.2),
-        Line2D([], [], label=f"request: {wishes(found)}", **_WANTED),
+        Line2D([], [], label=f"promise: {wishes(found)}", **_WANTED),
+        Line2D([], [], label="one-sided bounds", c="0.4", lw=0.8),
     ]
     return networks + floats + marks + lines

@@ -6,9 +6,11 @@ from difflib import get_close_matches
 from math import inf
 from typing import Final
 
+from laq.advise.choice import Wanted
 from laq.errors import LaqError
 from laq.paths import CLASS_NAMES
 from laq.quantization.options import nearest_name
+from laq.sections.commands import Advise
 from laq.subsets.matrix import read_divergence
 from laq.subsets.subset import Subset, describe, read_subsets
 
@@ -52,16 +54,12 @@ class Question:
         """The largest size of the file in bytes."""
         return 1024 * self.max_kb if self.max_kb else inf
 
-    def least(self, original: float, usual: float) -> float:
-        """The least restricted top-1 in percent.
-
-        Args:
-            original: that of the original network in float, in percent.
-            usual: the points that may be lost if the question gives neither ``lose`` nor ``keep``.
-        """
+    def wanted(self, usual: Advise) -> Wanted:
+        """The request; what it leaves out is as usual."""
         if self.keep is not None:
-            return self.keep
-        return original - (usual if self.lose is None else self.lose)
+            return Wanted(keep=self.keep, max_bytes=self.max_bytes, confidence=usual.confidence)
+        lose = usual.lose if self.lose is None else self.lose
+        return Wanted(lose, max_bytes=self.max_bytes, confidence=usual.confidence)
 
     def subset_of(self) -> Subset:
         """The classes with the divergences of their pairs.

@@ -2,13 +2,14 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from math import isfinite
+from math import ceil, floor, isfinite
 from typing import Any, Final
 
 import pandas as pd
 
-from laq.advise.choice import Wanted, nearest
+from laq.advise.choice import Wanted, alpha_of, nearest, without_caution
 from laq.advise.export import LOADING
+from laq.advise.report import Reported
 from laq.quantization.methods.registry import BASELINE, label_of
 from laq.report.rendering import markdown_table, templates
 from laq.report.tables import BASE_OF
@@ -17,6 +18,7 @@ from laq.subsets.subset import Subset
 
 NETWORKS: Final = {"original": "original", "finetuned": "fine-tuned"}
 _MOST_NAMED: Final = 5
+_SAFE: Final = 1e-6  # of a rounding error in tenths
 _TEMPLATES: Final = "laq.advise"
 
 
@@ -24,16 +26,23 @@ _TEMPLATES: Final = "laq.advise"
 class Findings:
     """The measured candidates with the request that they were judged by.
 
-    ``table`` was made by ``choice.judged``. ``dataset`` and ``network`` are names; ``outputs`` is the number
-    of the whole network's outputs.
+    Attributes:
+        subset: the classes.
+        table: made by ``choice.judged``.
+        wanted: the request.
+        selection: a sentence that says which images chose, and which report.
+        names: of the dataset and the network.
+        outputs: the number of the whole network's outputs.
+        report: of the delivered network on images that did not choose it; None if none is delivered.
     """
 
     subset: Subset
     table: pd.DataFrame
     wanted: Wanted
-    dataset: str
-    network: str
+    selection: str
+    names: tuple[str, str]
     outputs: int
+    report: Reported | None = None
 
     @property
     def chosen(self) -> Mapping[Any, Any] | None:
@@ -51,25 +60,35 @@ class Findings:
         """The names of the classes, at most five of them, and the dataset."""
         names, k = self.subset.class_names, len(self.subset.classes)
         shown = ", ".join(names if k <= _MOST_NAMED else [*names[: _MOST_NAMED - 2], "…"])
-        return f"{shown} ({k} classes of {self.dataset})"
+        return f"{shown} ({k} classes of {self.names[0]})"
 
 
 def answer(found: Findings) -> str:
-    """One line: the smallest network that keeps the accuracy, or else the candidates that come nearest."""
-    text = templates(_TEMPLATES).get_template("answer.md")
-    limit = found.wanted.max_bytes
-    told = text.render(
-        found=found,
-        chosen=found.chosen,
-        limit=limit,
-        limited=isfinite(limit),
-        nearest=nearest(found.table),
-        smallest=found.table[found.table.method != "float"].to_dict("records")[0],
-        named=named,
-        times=times,
-        interval_of=interval_of,
-    )
+    """One line: the smallest network that can be promised, or else the candidate that comes nearest."""
+    near, table = nearest(found.table, found.wanted), found.table
+    needed = near and found.wanted.images_needed(near, alpha_of(table, found.wanted))
+    smallest = table[table.method != "float"].to_dict("records")[0]
+    told = _render(found, "answer.md", near=near, needed=needed, smallest=smallest)
     return " ".join(told.split())
+
+
+def _render(found: Findings, template: str, **more: Any) -> str:
+    """A template, with the findings and how to tell of a candidate."""
+    return (
+        templates(_TEMPLATES)
+        .get_template(template)
+        .render(
+            found=found,
+            wanted=found.wanted,
+            chosen=found.chosen,
+            careless=without_caution(found.table),
+            limited=isfinite(found.wanted.max_bytes),
+            sure=f"{100 * found.wanted.confidence:g}",
+            named=named,
+            times=times,
+            **more,
+        )
+    )
 
 
 def named(row: Mapping[Any, Any]) -> str:
@@ -96,44 +115,47 @@ def times(row: Mapping[Any, Any]) -> str:
     return f"{ratio:.0f}" if ratio >= 10 else f"{ratio:.1f}"
 
 
-def interval_of(row: Mapping[Any, Any]) -> str:
-    """The 95 % interval of the accuracy in percent."""
-    return f"{row['low_percent']:.1f} to {row['high_percent']:.1f}"
-
-
 def wishes(found: Findings) -> str:
-    """The request: the least accuracy, and the largest size."""
-    limit = found.wanted.max_bytes
+    """The request: what may be lost or must be kept, and the largest size."""
+    wanted, limit = found.wanted, found.wanted.max_bytes
     size = f"at most {limit / 1024:g} KiB" if isfinite(limit) else "of any size"
-    return f"at least {found.wanted.top1_percent:.1f} % top-1, {size}"
+    if wanted.lose is None:
+        return f"at least {wanted.value:g} % top-1, {size}"
+    return f"at most {wanted.lose:g} points lost, {size}"
 
 
-def markdown(found: Findings, provenance: Mapping[str, str], again: float | None) -> str:
+def markdown(found: Findings, provenance: Mapping[str, str]) -> str:
     """The answer, the table of all candidates, how to load the network, and where all of it comes from.
 
     Args:
-        found: the judged candidates.
+        found: the judged candidates, with the report on the delivered one.
         provenance: what the networks were made from: names and hashes.
-        again: restricted top-1 of the delivered file, measured after loading it; None if there is no file.
     """
-    text = templates(_TEMPLATES).get_template("advice.md")
     origins = pd.DataFrame(provenance.items(), columns=["input", "value"])
-    return text.render(
+    return _render(
+        found,
+        "advice.md",
         answer=answer(found),
         wishes=wishes(found),
         k=len(found.subset.classes),
-        n=found.original["n"],
-        outputs=found.outputs,
-        candidates=markdown_table(_as_texts(found.table)),
+        chains=found.table.variant[found.table.method != "float"].nunique(),
+        candidates=markdown_table(_as_texts(found)),
         balanced="balanced_percent" in found.table,
-        again=again,
         loading=LOADING,
         provenance=markdown_table(origins) if provenance else "",
     )
 
 
-def _as_texts(table: pd.DataFrame) -> pd.DataFrame:
+def bound_of(row: Mapping[Any, Any], wanted: Wanted) -> str:
+    """What can be said of a candidate for sure, to the digit on the safe side."""
+    if wanted.lose is not None:
+        return f"≤ {ceil(10 * row['lost_high_points'] - _SAFE) / 10:z.1f}"
+    return f"≥ {floor(10 * row['low_percent'] + _SAFE) / 10:.1f} %"
+
+
+def _as_texts(found: Findings) -> pd.DataFrame:
     """The candidates as texts, by the headings of the table that people read."""
+    table = found.table
     learned = table[table.seed.notna()]
     # Images and seed are named only where they tell candidates of one network, method and bits apart.
     several = [name for name in ("calibration", "seed") if len(learned[name].unique()) > 1]
@@ -153,9 +175,10 @@ def _as_texts(table: pd.DataFrame) -> pd.DataFrame:
                 "KiB": kib(row),
                 "smaller": f"{times(row)}×",
                 "top-1 %": f"{row['top1_sub_percent']:.1f}",
-                "95 %": interval_of(row),
                 **({"balanced %": f"{row['balanced_percent']:.1f}"} if "balanced_percent" in row else {}),
                 "points lost": "" if row["variant"] == "original" else f"{row['lost_points']:z.1f}",
+                "bound": "" if row["method"] == "float" else bound_of(row, found.wanted),
+                "test": "passed" if row["passed"] else "failed" if row["tested"] else "",
             }
         )
     return pd.DataFrame(rows)
@@ -168,7 +191,7 @@ def for_terminal(found: Findings, folder: str) -> str:
     if row is not None:
         same = (table.variant == row["variant"]) & (table.bits == row["bits"])
         shown |= same & (table.method == BASELINE)
-    few = _as_texts(table)[shown].to_string(index=False)
+    few = _as_texts(found)[shown].to_string(index=False)
     candidates = int((table.method != "float").sum())
     return (
         f"{answer(found)}\n\n{few}\n\n→ marks the chosen network, P those that no candidate beats in size "

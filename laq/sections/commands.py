@@ -1,7 +1,7 @@
 """The sections of commands that are no stages: ``quantize``, ``compare``, ``advise`` and ``verify``."""
 
 from collections.abc import Mapping
-from typing import Annotated, Any, Final
+from typing import Annotated, Any, Final, Literal
 
 from pydantic import Field
 
@@ -27,9 +27,18 @@ class Compare(Section):
 
 
 class Advise(Grid):
-    """Which networks the command ``advise`` chooses from, and the points of accuracy they may lose."""
+    """Which networks the command ``advise`` chooses from, by which images, and what it promises.
+
+    ``lose`` are the points of accuracy that they may lose, with this ``confidence``. ``selection`` says which
+    images choose: those of validation, or a share of each class's test images, drawn by the seed, so that
+    the others report (``split``). ``auto`` is validation where the network has not learned from these.
+    """
 
     lose: Annotated[float, Field(ge=0, le=100)]
+    confidence: Annotated[float, Field(ge=0.5, lt=1)] = 0.95
+    selection: Literal["auto", "validation", "split"] = "auto"
+    selection_share: Annotated[float, Field(gt=0, lt=1)] = 0.5
+    selection_seed: Seed = 0
 
 
 class Tolerance(Section):

@@ -1,10 +1,10 @@
 """The inputs of a study: the images and the networks in ``data/``."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import torch
 
@@ -19,6 +19,8 @@ from laq.quantization import METHODS
 from laq.sections.study import Calibration, Study
 from laq.study.cells import Cell
 
+_RANKING_SEED: Final = 2**32  # which draws none of the calibrations' images, whose seeds are below
+
 
 def study_code() -> str:
     """The hash of the code that a measurement depends on, which leaves out the training of networks."""
@@ -30,8 +32,9 @@ class StudyInputs:
     """The study's parameters, images and networks, identified by their hashes.
 
     ``finetuned`` are files of weights outside ``data/``, by the name of their subset. ``purpose`` keeps
-    results apart from others of the same cells. Hashes are computed once, here, and are handed to other
-    processes.
+    results apart from others of the same cells. ``split`` has the images that score; where ``ranked`` is not
+    0, so many training images tell besides how far each network is from its float network. Hashes are
+    computed once, here, and are handed to other processes.
     """
 
     params: Study
@@ -40,6 +43,8 @@ class StudyInputs:
     dataset: Mapping[str, str] = field(default_factory=lambda: read_manifest(DATASET).md5)
     design: Mapping[str, Any] = field(default_factory=lambda: read_design().to_json())
     purpose: str = ""
+    split: str = "test"
+    ranked: int = 0
     _hashes: dict[Path, str] = field(default_factory=dict, repr=False)
 
     def folder(self, cell: Cell) -> Path:
@@ -67,6 +72,8 @@ class StudyInputs:
             "code": self.code,
             **learned,
             **({"purpose": self.purpose} if self.purpose else {}),
+            **({"split": self.split} if self.split != "test" else {}),
+            **({"ranked": self.ranked} if self.ranked else {}),
         }
 
     def weights(self, cell: Cell) -> Path:
@@ -76,8 +83,16 @@ class StudyInputs:
         return self.finetuned.get(cell.subset.name) or finetuned_weights(FINETUNE, cell.subset.name)
 
     def images(self, split: str) -> ImageSet:
-        """The images of ``split``: ``train``, from which calibration draws, or ``test``, for the scores."""
+        """The images of ``split``: ``train``, from which calibration draws, or that of the scores."""
         return _images(split, digest(self.dataset))
+
+    def scored(self, classes: Sequence[int]) -> list[ImageSet]:
+        """The images of ``classes`` that score, then the training images that rank, if there are any."""
+        scored = [self.images(self.split).select(classes)]
+        if self.ranked:
+            generator = torch.Generator().manual_seed(_RANKING_SEED)
+            scored.append(self.images("train").select(classes).sample(self.ranked, generator))
+        return scored
 
     def calibration_images(self, cell: Cell) -> torch.Tensor:
         """The images (n, 3, h, w) that quantization learns from, or at least measures its errors on."""

@@ -7,9 +7,11 @@ from pathlib import Path
 from typing import Final, Self
 
 import torch
+from torch import Tensor
 
 from laq.architectures import Classifier
 from laq.cache import cached
+from laq.dataset.images import ImageSet
 from laq.errors import LaqError
 from laq.network.evaluation import predict
 from laq.network.weights import load_network
@@ -19,7 +21,7 @@ from laq.quantization import QuantizedNetwork, Recipe, choose_bits_each, parse_b
 from laq.sections.study import Base, Calibration
 from laq.study.cells import Cell, is_label_aware
 from laq.study.inputs import StudyInputs, study_code
-from laq.study.results import judge, write_results
+from laq.study.results import TRAINING_KL, Judged, judge, write_results
 
 # Costs per calibration image, in runs of the network on one image: of quantizing a network, and of choosing
 # the bits of its layers.
@@ -85,10 +87,10 @@ def groups_of(cells: Sequence[Cell]) -> list[CellGroup]:
 def cost(group: CellGroup, inputs: StudyInputs) -> float:
     """The estimated cost of measuring the group, in runs of the network on one image."""
     images, first = inputs.params.calibration_images, group.cells[0]
-    scored = len(inputs.images("test").labels) * len(group.classes) / float(inputs.design["classes"])
+    scored = len(inputs.images(inputs.split)) * len(group.classes) / float(inputs.design["classes"])
     learned = _QUANTIZING * images * (first.recipe is not None)
     chosen = _CHOOSING * images * is_label_aware(first.bits)
-    return len(group.networks) * (scored + learned + chosen)
+    return len(group.networks) * (scored + inputs.ranked + learned + chosen)
 
 
 def measure_all(cells: Sequence[Cell], inputs: StudyInputs, workers: Workers) -> dict[Cell, Path]:
@@ -172,19 +174,32 @@ def measure_group(inputs: StudyInputs, group: CellGroup) -> None:
             "worker: its laq or torch differs from that of this study; install the same versions everywhere"
         )
     network = load_network(weights=inputs.weights(group.cells[0]))
-    scored = inputs.images("test").select(group.classes)
-    before = predict(network, scored)
+    scored = inputs.scored(group.classes)
+    before = [predict(network, images) for images in scored]
     for cells, result in _networks(inputs, group, network):
-        after = before if result is None else predict(result.network, scored)
+        after = before if result is None else [predict(result.network, images) for images in scored]
         for cell in cells:
             write = partial(
                 write_results,
                 cell=cell,
-                judged=judge(cell.subset.classes, scored.labels, (before, after)),
+                judged=_judged(cell, scored, before, after),
                 made=result or network,
                 keep_network=inputs.params.keep_networks,
             )
             cached("cells", inputs.dependencies(cell), write)
+
+
+def _judged(
+    cell: Cell, scored: Sequence[ImageSet], before: Sequence[Tensor], after: Sequence[Tensor]
+) -> Judged:
+    """Judge a cell by the images that score, and its distance to its float network by those that rank."""
+    found, *ranking = (
+        judge(cell.subset.classes, images.labels, logits)
+        for images, *logits in zip(scored, before, after, strict=True)
+    )
+    if not ranking:
+        return found
+    return replace(found, numbers=found.numbers | {TRAINING_KL: ranking[0].numbers["kl_nats"]})
 
 
 def _networks(

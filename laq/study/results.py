@@ -1,5 +1,6 @@
 """Writes and reads the folder of a measured cell: scores, predictions, layers, seconds and weights."""
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from math import isfinite
 from pathlib import Path
@@ -25,6 +26,7 @@ from laq.subsets.subset import Subset
 SECONDS: Final = "seconds.json"
 MEASUREMENT: Final = "measurement.json"
 LAYERS: Final = "layers.json"
+TRAINING_KL: Final = "training_kl_nats"  # KL(float || quantized) of training images, where these rank
 PREDICTIONS: Final = "predictions.npy"
 ALWAYS: Final = (  # measured of every network
     "top1_all_percent", "top5_all_percent", "top1_sub_percent", "top5_sub_percent", "mean_bits",
@@ -52,7 +54,7 @@ class Judged:
     kept: NDArray[np.void]
 
 
-def judge(classes: tuple[int, ...], labels: Tensor, logits: tuple[Tensor, Tensor]) -> Judged:
+def judge(classes: tuple[int, ...], labels: Tensor, logits: Sequence[Tensor]) -> Judged:
     """Judge a network by its restricted outputs and those of the float network that it was made from.
 
     Args:

@@ -13,7 +13,7 @@ import yaml
 
 from laq.advise.question import Question
 from laq.cli import main
-from laq.params import Params
+from laq.params import Params, load_params
 from laq.quantization import METHODS
 from tests.conftest import ROOT
 
@@ -163,8 +163,8 @@ def test_what_is_asked_of_advise_has_one_name_and_left_out_it_means_the_same() -
         Question(**{key: command.make_context("advise", list(words)).params[key] for key in offered} | one)
         for words in (given, ())
     ]
-    assert asked[0].max_bytes == asked[1].max_bytes
-    assert asked[0].least(80, 1) == asked[1].least(80, 1)
+    usual = load_params(ROOT / "params.yaml").advise
+    assert asked[0].wanted(usual) == asked[1].wanted(usual)
 
 
 def test_entry_points_without_options_run_the_pipeline_up_to_their_stage() -> None:

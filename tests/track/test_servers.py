@@ -74,7 +74,7 @@ def test_eight_processes_at_once_on_a_new_store_lose_and_double_nothing(
     assert sent == ([0] * 7 + [3] if same else [3] * 8)
     client = MlflowClient(store)
     check_once(client, *trees[:1] if same else trees)
-    assert champion(client).tags["laq.top1_sub_percent"] == "10.0"
+    assert champion(client).tags["laq.top1_choosing_percent"] == "10.0"
 
 
 @needs_postgresql
