@@ -78,31 +78,41 @@ def judged(table: pd.DataFrame, wanted: Wanted) -> pd.DataFrame:
             counts of choosing images: ``n``, ``correct``, ``lost`` and ``gained``.
         wanted: the request.
     """
-    sizes = table.size_bytes.sort_values()
-    about = sizes.groupby((sizes.pct_change() > _SAME_SIZE).cumsum()).transform("min")
-    ordered = with_bounds(table, alpha_of(table, wanted)).assign(about=about)
+    ordered = with_bounds(_by_size(table), alpha_of(table, wanted))
     ordered = ordered.sort_values(
-        ["about", "top1_sub_percent", "size_bytes"], ascending=[True, False, True], kind="stable"
+        ["about", "top1_sub_percent", "size_bytes"], ascending=[True, False, True], ignore_index=True
     )
-    candidate = ordered.method != "float"
-    ordered = ordered.assign(
-        fits=ordered.size_bytes <= wanted.max_bytes,
+    candidate, about = (ordered.method != "float").to_numpy(), ordered.about.to_numpy()
+    fits = (ordered.size_bytes <= wanted.max_bytes).to_numpy()
+    sure = wanted.holds(ordered.lost_high_points, ordered.low_percent).to_numpy()
+    tested, passed = np.zeros((2, len(ordered)), bool)
+    for variant in ordered.variant.unique():
+        chain = _chain(ordered, candidate & fits & (ordered.variant == variant).to_numpy())
+        passed[chain] = np.logical_and.accumulate(sure[chain])
+        tested[chain] = np.append(True, passed[chain][:-1])[: len(chain)]
+    return ordered.assign(
+        fits=fits,
         keeps=wanted.holds(ordered.lost_points, ordered.top1_sub_percent),
-        pareto=candidate & _unbeaten(ordered.where(candidate), "top1_sub_percent"),
-        tested=False,
-        passed=False,
-    )
-    sure = wanted.holds(ordered.lost_high_points, ordered.low_percent)
-    for _, rows in ordered[candidate & ordered.fits].groupby("variant"):
-        nearer = rows.assign(nearness=-rows.training_kl_nats)
-        chain = rows[_unbeaten(nearer, "nearness")].sort_values(
-            ["about", "training_kl_nats"], ascending=[False, True]
-        )
-        before = sure[chain.index].cummin()
-        ordered.loc[chain.index, "passed"] = before
-        ordered.loc[chain.index, "tested"] = before.shift(fill_value=True)
-    chosen = ordered.passed & (ordered.passed.cumsum() == 1)
-    return ordered.assign(chosen=chosen).drop(columns="about").reset_index(drop=True)
+        pareto=_unbeaten(about, ordered.top1_sub_percent.to_numpy(), candidate),
+        tested=tested,
+        passed=passed,
+        chosen=passed & (passed.cumsum() == 1),
+    ).drop(columns="about")
+
+
+def _by_size(table: pd.DataFrame) -> pd.DataFrame:
+    """The table by size, with a column ``about`` that is the same for sizes that count as equal."""
+    ordered = table.sort_values("size_bytes", kind="stable")
+    sizes = ordered.size_bytes.to_numpy(float)
+    first = np.append(True, sizes[1:] > (1 + _SAME_SIZE) * sizes[:-1])
+    return ordered.assign(about=sizes[first][first.cumsum() - 1])
+
+
+def _chain(ordered: pd.DataFrame, members: NDArray[np.bool_]) -> NDArray[np.intp]:
+    """The rows of a chain in the order of their tests: of ``members`` (n,), made from one network."""
+    about, far = ordered.about.to_numpy(), ordered.training_kl_nats.to_numpy()
+    rows = np.flatnonzero(_unbeaten(about, -far, members))
+    return rows[np.lexsort((far[rows], -about[rows]))]
 
 
 def with_bounds(table: pd.DataFrame, alpha: float) -> pd.DataFrame:
@@ -119,12 +129,13 @@ def with_bounds(table: pd.DataFrame, alpha: float) -> pd.DataFrame:
     )
 
 
-def _unbeaten(rows: pd.DataFrame, score: str) -> NDArray[np.bool_]:
-    """Whether no other row is at least as small and as good, and better in one of the two (n,)."""
-    size, good = rows.about.to_numpy(), rows[score].to_numpy()
-    as_good = (size[:, None] <= size) & (good[:, None] >= good)
+def _unbeaten(
+    size: NDArray[np.float64], good: NDArray[np.float64], members: NDArray[np.bool_]
+) -> NDArray[np.bool_]:
+    """Which ``members`` (n,) no other one is as small as and as good as, and better in one of the two."""
+    as_good = (size[:, None] <= size) & (good[:, None] >= good) & members[:, None]
     better = as_good & ((size[:, None] < size) | (good[:, None] > good))
-    unbeaten: NDArray[np.bool_] = np.logical_not(better.any(axis=0))
+    unbeaten: NDArray[np.bool_] = members & ~better.any(axis=0)
     return unbeaten
 
 

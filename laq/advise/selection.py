@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Final
 
 import numpy as np
 import torch
@@ -14,6 +15,8 @@ from laq.paths import DATASET
 from laq.sections.network import Network
 from laq.study.selection import choosing
 from laq.subsets.subset import Subset
+
+_CHOSE_THE_EPOCH: Final = "the epoch of the network's training was chosen by the validation images"
 
 
 @dataclass(frozen=True)
@@ -41,17 +44,18 @@ class Selection:
 def select(params: Params, subset: Subset) -> Selection:
     """Decide which images choose, as the section ``advise`` asks.
 
-    Validation images choose if the network is known not to have learned from them: if it was trained here. A
-    network that comes trained may have seen them, and transfer learning chooses its head by them; then, and
-    where there are none, a share of each class's test images chooses and the others report.
+    Validation images choose if the network is known not to have learned from them: if it was trained here, or
+    got a new head here. A network that comes trained for these classes may have seen them, and where transfer
+    learning trains all of the network it chooses the best epoch by them; then, and where there are none, a
+    share of each class's test images chooses and the others report.
 
     Raises:
-        LaqError: the section asks for validation images that there are not, or that chose the network's head;
-            or no image is left to choose or to report.
+        LaqError: the section asks for validation images that there are not, or that chose an epoch; or no
+            image is left to choose or to report.
     """
     asked, test = params.advise, read_images(DATASET, "test").select(subset.classes)
     reason = _why_not_validation(params.network)
-    if asked.selection == "validation" and reason and (not _has_validation() or params.network.transfer):
+    if asked.selection == "validation" and (not _has_validation() or reason == _CHOSE_THE_EPOCH):
         raise LaqError(f"advise.selection: found validation, but {reason}; must be split or auto")
     if asked.selection == "validation" or (asked.selection == "auto" and not reason):
         count = len(read_images(DATASET, "validation").select(subset.classes))
@@ -86,7 +90,7 @@ def _why_not_validation(network: Network) -> str:
     if not _has_validation():
         return "the dataset has no validation images"
     if network.transfer is not None:
-        return "the network's head was chosen by the validation images"
+        return _CHOSE_THE_EPOCH if network.transfer.training else ""
     if network.source != "train":
         return "the network comes trained, perhaps on the validation images"
     return ""

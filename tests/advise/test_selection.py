@@ -20,7 +20,12 @@ from tests.conftest import ROOT
 SUBSET = Subset("asked", "asked", (0, 2), ("a", "c"), 2.0, 1.0, 1.5, 1.5)
 TRAINED_HERE: dict[str, Any] = {}
 FROM_ELSEWHERE = {"source": "pretrained"}
-TRANSFERRED = {"source": "pretrained", "transfer": Transfer()}
+NEW_HEAD = {"source": "pretrained", "transfer": Transfer()}
+TRANSFERRED = {
+    "source": "pretrained",
+    "transfer": Transfer(training=load_params(ROOT / "params.yaml").finetune),
+}
+CHOSE = "the epoch of the network's training was chosen by the validation images"
 
 
 def params(network: dict[str, Any], **advise: Any) -> Params:
@@ -56,7 +61,8 @@ def images(project: Path, request: pytest.FixtureRequest) -> None:
             "because the network comes trained, perhaps on the validation images",
         ),
         (FROM_ELSEWHERE, "validation", "validation", ""),
-        (TRANSFERRED, "auto", "test", "because the network's head was chosen by the validation images"),
+        (NEW_HEAD, "auto", "validation", ""),
+        (TRANSFERRED, "auto", "test", f"because {CHOSE}"),
     ],
 )
 @pytest.mark.usefixtures("images")
@@ -92,7 +98,7 @@ def test_without_validation_images_the_test_images_are_shared_out() -> None:
     ("images", "network", "told"),
     [
         (False, TRAINED_HERE, "the dataset has no validation images; must be split or auto"),
-        (True, TRANSFERRED, "the network's head was chosen by the validation images; must be split or auto"),
+        (True, TRANSFERRED, f"{CHOSE}; must be split or auto"),
     ],
     indirect=["images"],
 )
