@@ -38,7 +38,16 @@ class Analysis:
 
     def tables(self) -> dict[str, pd.DataFrame]:
         """The tables that are written beside that of measurements, by the names of their files."""
-        names = ("summary", "by_size", "divergences", "dependence", "prediction", "comparisons", "outcomes", "fewest_bits")
+        names = (
+            "summary",
+            "by_size",
+            "divergences",
+            "dependence",
+            "prediction",
+            "comparisons",
+            "outcomes",
+            "fewest_bits",
+        )
         return {f"{name}.csv": getattr(self, name) for name in names}
 
 
