@@ -1,4 +1,13 @@
-"""Chooses the smallest network that can be promised to keep its accuracy, from a table of candidates."""
+"""Chooses the smallest network that can be promised to keep its accuracy, from a table of candidates.
+
+The candidates that were made from one float network form a chain: of those that fit, the ones that no
+other is as small as and nearer to the float network on training images (``training_kl_nats``). The
+choosing images test a chain from its largest file to its smallest, and stop at the first candidate whose
+bound does not hold. As neither the order nor the members depend on the choosing images, this needs no
+correction for the number of candidates (fixed-sequence testing); the chains share the probability of
+error (Bonferroni). The chosen network is the smallest that passed. So a promise is broken with a
+probability of at most 1 - confidence.
+"""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -58,14 +67,6 @@ def alpha_of(table: pd.DataFrame, wanted: Wanted) -> float:
 
 def judged(table: pd.DataFrame, wanted: Wanted) -> pd.DataFrame:
     """The table sorted by size (of equal sizes, the most accurate first), with the choice.
-
-    The candidates that were made from one float network form a chain: of those that fit, the ones that no
-    other is as small as and nearer to the float network on training images (``training_kl_nats``). The
-    choosing images test a chain from its largest file to its smallest, and stop at the first candidate whose
-    bound does not hold. As neither the order nor the members depend on the choosing images, this needs no
-    correction for the number of candidates (fixed-sequence testing); the chains share the probability of
-    error (Bonferroni). The chosen network is the smallest that passed. So a promise is broken with a
-    probability of at most 1 - confidence.
 
     New columns: ``low_percent``, ``high_percent``, ``lost_low_points`` and ``lost_high_points`` are one-sided
     bounds at the chain's probability of error. ``fits`` says whether a network is small enough, ``keeps``
