@@ -95,7 +95,7 @@ def _candidates(axes: Axes, candidates: pd.DataFrame, found: Findings) -> None:
     for (variant, method), rows in candidates.groupby(["variant", "method"], sort=False):
         look = _look(str(variant), str(method))
         sizes = rows.size_bytes / 1024
-        axes.vlines(sizes, rows[low], rows[high], colors=look["color"], lw=0.8, alpha=0.35, zorder=2)
+        axes.vlines(sizes, rows[low], rows[high], colors=look["color"], lw=2.2, alpha=0.5, zorder=2.5)
         axes.plot(sizes, rows[name], alpha=0.85, zorder=3, **look)
     front = candidates[candidates.pareto].sort_values(["size_bytes", "top1_sub_percent"])
     x = [*front.size_bytes / 1024, axes.get_xlim()[1]]
@@ -148,6 +148,6 @@ def _keys(found: Findings) -> list[Line2D]:
     lines = [
         Line2D([], [], label="Pareto front", c="0.2", lw=1.2),
         Line2D([], [], label=f"promise: {wishes(found)}", **_WANTED),
-        Line2D([], [], label="one-sided bounds", c="0.4", lw=0.8),
+        Line2D([], [], label="one-sided bounds", c="0.5", lw=2.2, alpha=0.6),
     ]
     return networks + floats + marks + lines
