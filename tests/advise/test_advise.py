@@ -3,7 +3,7 @@
 import re
 import shutil
 from collections.abc import Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from math import inf
 from pathlib import Path
 from types import SimpleNamespace
@@ -486,8 +486,9 @@ def test_asked_again_nothing_is_measured_again_and_all_bytes_are_the_same(
     assert (again.stdout, contents()) == (first.stdout, before)
     # A smaller accuracy is another question to the same cells, as are the same classes as a subset.
     with recording("subsets", load_params().settings):
-        write_json(SUBSETS, [asdict(Question(CLASSES[1]).subset_of())])
-    assert ask("--subset", "asked", "--keep", "0").exit_code == 0
+        write_json(SUBSETS, [asdict(replace(Question(CLASSES[1]).subset_of(), name="random-1"))])
+    done = ask("--subset", "random-1", "--keep", "0")
+    assert done.exit_code == 0, done.output
     assert read_json(place / room.FOLDER / "network.json")["recipe"]["bits"] == 2
 
 
