@@ -22,7 +22,8 @@ from laq.dataset.images import read_images
 from laq.dataset.layout import write_manifest
 from laq.files import md5
 from laq.network import load_tensors, save_tensors
-from laq.network.weights import load_foreign_weights
+from laq.network.checkpoints import load_matching
+from laq.network.weights import read_foreign_weights
 from laq.paths import CIFAR100_COPY
 
 _SHARED: Final = ROOT.parent / "shared"
@@ -58,7 +59,7 @@ def probe(size: int) -> nn.Module:
 def _network(case: Case) -> nn.Module:
     network = _build(case.architecture)
     if case.architecture == "resnet20":
-        load_foreign_weights(network, str(_WEIGHTS), None)
+        load_matching(network, read_foreign_weights(str(_WEIGHTS), None)[0], str(_WEIGHTS))
         return network.eval()
     inputs = {"cases": md5(Path(__file__)), "architecture": case.architecture, "size": case.size}
     folder = cached("bench", inputs, partial(_write_settled, case))

@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 from scipy.stats import chi2
 
+from laq.quantization.methods.registry import label_of
 from laq.report.rendering import markdown_table, number, templates
 from laq.report.tables import GROUP, Floats, main_rows
 from laq.study.outcomes import ERROR, OUTCOMES, POINTS_LOST
@@ -101,7 +102,7 @@ def outcomes_text(table: pd.DataFrame) -> str:
         return ""
     rows = [
         {
-            **dict(zip(("method", "bits", "n"), key, strict=True)),
+            **dict(zip(("method", "bits", "n"), (label_of(str(key[0])), *key[1:]), strict=True)),
             **{
                 OUTCOMES[name].label: number(value, "z.2f")
                 for name, value in zip(group.outcome, group.reliability, strict=True)

@@ -85,5 +85,5 @@ def test_the_text_has_a_row_for_each_method_and_bits_and_says_what_outcomes_are(
     for outcome in OUTCOMES.values():
         assert outcome.description in text
         assert f" {outcome.label} " in text
-    rows = [line.split() for line in text.splitlines() if line.startswith("| gpfq")]
-    assert [row[1:6:2] for row in rows] == [["gpfq", "2", "50"], ["gpfq", "4", "50"]]
+    rows = [line.split() for line in text.splitlines() if line.startswith("| GPFQ")]
+    assert [row[1:6:2] for row in rows] == [["GPFQ", "2", "50"], ["GPFQ", "4", "50"]]
