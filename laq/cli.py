@@ -351,7 +351,7 @@ def advise(jobs: int | None, scheduler: str, **asked: Any) -> None:
     params, question = load_params(), room.Question(**asked)
     if question.subset and (wrong := params.subsets.unknown(question.subset)):
         raise LaqError(f"--subset: {wrong}")
-    _make("subsets" if question.subset else "divergence", params)
+    _make("subsets" if question.subset else "network", params)
     advice = room.run(params, question, workers(jobs, scheduler))
     click.echo(advice.text)
     if advice.refusal:

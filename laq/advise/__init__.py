@@ -8,7 +8,7 @@ from laq.advise.candidates import Candidates, measure
 from laq.advise.choice import Wanted, judged
 from laq.advise.export import SubsetExport
 from laq.advise.figures import draw
-from laq.advise.question import Question
+from laq.advise.question import ASKED, Question
 from laq.advise.report import Reported, reported
 from laq.advise.text import Findings, answer, for_terminal, markdown
 from laq.dataset.images import read_manifest
@@ -104,7 +104,9 @@ def _provenance(measured: Candidates, folder: Path) -> dict[str, str]:
     told = {
         "classes": ", ".join(subset.class_names),
         "divergence of their pairs": f"median {subset.median_divergence:.2f} nats, "
-        f"{subset.min_divergence:.2f} to {subset.max_divergence:.2f}",
+        f"{subset.min_divergence:.2f} to {subset.max_divergence:.2f}"
+        if subset.kind != ASKED
+        else "",
         "images": f"{read_manifest(DATASET).name}, MD5 of train {inputs.dataset['train.npy']}, "
         f"of test {inputs.dataset['test.npy']}"
         + (f", of validation {inputs.dataset['validation.npy']}" if inputs.split == "validation" else ""),

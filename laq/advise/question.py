@@ -3,16 +3,17 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
-from math import inf
+from math import inf, nan
 from typing import Final
 
 from laq.advise.choice import Wanted
+from laq.dataset.images import read_class_names
+from laq.dataset.layout import CLASSES
 from laq.errors import LaqError
-from laq.paths import CLASS_NAMES
+from laq.paths import DATASET
 from laq.quantization.options import nearest_name
 from laq.sections.commands import Advise
-from laq.subsets.matrix import read_divergence
-from laq.subsets.subset import Subset, describe, read_subsets
+from laq.subsets.subset import Subset, read_subsets
 
 ASKED: Final = "asked"  # name and kind of a subset that is not one of the study's
 
@@ -62,7 +63,9 @@ class Question:
         return Wanted(lose, max_bytes=self.max_bytes, confidence=usual.confidence)
 
     def subset_of(self) -> Subset:
-        """The classes with the divergences of their pairs.
+        """The classes; those of one of the study's subsets with the divergences of their pairs.
+
+        Classes that are named need none, so that the answer waits for no stage after ``network``.
 
         Raises:
             LaqError: the subset or a class is unknown, or fewer than two different classes are given.
@@ -73,12 +76,12 @@ class Question:
                 hint = nearest_name(self.subset, list(subsets))
                 raise LaqError(f"--subset: found {self.subset!r}; must be {', '.join(subsets)}{hint}")
             return subsets[self.subset]
-        matrix, names = read_divergence()
+        names = read_class_names(DATASET)
         classes = list(_numbers(self.classes, names))
         if len(set(classes)) < max(len(classes), 2):
             found = ", ".join(names[number] for number in classes)
             raise LaqError(f"--classes: found {found or 'none'}; give two or more different ones")
-        return describe(matrix, names, ASKED, ASKED, classes)
+        return Subset(ASKED, ASKED, tuple(classes), tuple(names[c] for c in classes), nan, nan, nan, nan)
 
 
 def _numbers(classes: str, names: Sequence[str]) -> Iterator[int]:
@@ -93,5 +96,5 @@ def _numbers(classes: str, names: Sequence[str]) -> Iterator[int]:
             meant = f"close: {', '.join(close)}; " if close else ""
             raise LaqError(
                 f"--classes: unknown class {entry!r}; {meant}allowed are 0 to {len(names) - 1} and the names "
-                f"in {CLASS_NAMES}"
+                f"in {DATASET / CLASSES}"
             )

@@ -26,10 +26,12 @@ from laq.advise.report import Reported
 from laq.advise.text import Findings, answer, for_terminal, markdown
 from laq.cli import main
 from laq.dataset import read_class_names, read_images
+from laq.dataset.layout import Description, write_manifest, write_split
 from laq.errors import LaqError
 from laq.files import read_json, write_json
 from laq.params import load_params
 from laq.paths import CLASS_NAMES, DIVERGENCE, EMBEDDINGS, SUBSETS
+from laq.pictures import Preprocessing
 from laq.provenance import Stale, recording
 from laq.quantization import load, read_metadata
 from laq.study.selection import choosing
@@ -293,36 +295,35 @@ def test_a_question_names_classes_or_a_subset_and_one_accuracy() -> None:
 
 
 @pytest.fixture
-def divergence(project: Path) -> Path:
-    CLASS_NAMES.parent.mkdir(parents=True)
-    np.save(CLASS_NAMES, np.array(["maple_tree", "oak_tree", "palm_tree", "7", "rose"]))
-    np.save(CLASS_NAMES.parent / "matrix.npy", np.arange(25.0).reshape(5, 5))
+def classes(project: Path) -> Path:
+    dataset.FOLDER.mkdir(parents=True)
+    write_split(dataset.FOLDER, "test", [np.zeros((5, 3, 8, 8), np.uint8)], range(5))
+    names = ["maple_tree", "oak_tree", "palm_tree", "7", "rose"]
+    write_manifest(dataset.FOLDER, "trees", Description(names, Preprocessing(8)))
     return project
 
 
-def test_classes_are_names_or_numbers_in_the_order_given(divergence: Path) -> None:
+def test_classes_are_names_or_numbers_in_the_order_given(classes: Path) -> None:
     found = Question("rose, 1,palm_tree,").subset_of()
     assert (found.classes, found.class_names) == ((4, 1, 2), ("rose", "oak_tree", "palm_tree"))
-    assert (found.kind, found.min_divergence, found.max_divergence) == ("asked", 7, 22)
+    assert found.kind == "asked"
     assert Question("7,0").subset_of().classes == (3, 0)
 
 
 @pytest.mark.parametrize(
-    ("classes", "told"),
+    ("given", "told"),
     [
         ("oaktree,rose", "unknown class 'oaktree'; close: oak_tree, palm_tree, maple_tree"),
-        ("rose,5", "unknown class '5'; allowed are 0 to 4 and the names in data/divergence/class_names.npy"),
+        ("rose,5", "unknown class '5'; allowed are 0 to 4 and the names in data/dataset/classes.json"),
         ("rose,-1", "unknown class '-1'; allowed are"),
         ("rose", "found rose; give two or more different ones"),
         ("rose,0,4", "found rose, maple_tree, rose; give two or more different ones"),
         (",", "found none; give two or more different ones"),
     ],
 )
-def test_classes_that_are_unknown_or_too_few_are_told_in_a_line(
-    divergence: Path, classes: str, told: str
-) -> None:
+def test_classes_that_are_unknown_or_too_few_are_told_in_a_line(classes: Path, given: str, told: str) -> None:
     with pytest.raises(LaqError) as caught:
-        Question(classes).subset_of()
+        Question(given).subset_of()
     assert str(caught.value).startswith(f"--classes: {told}")
     assert "\n" not in str(caught.value)
 
@@ -366,13 +367,6 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         with recording("network", read.settings):
             network.run(read.network)
             tell_classes_apart()
-        with recording("embeddings", read.settings):
-            EMBEDDINGS.mkdir()
-        with recording("divergence", read.settings):
-            names = read_class_names(dataset.FOLDER)
-            DIVERGENCE.mkdir()
-            np.save(CLASS_NAMES, np.array(names))
-            np.save(DIVERGENCE / "matrix.npy", np.ones((len(names), len(names))))
         yield folder
 
 
@@ -485,8 +479,19 @@ def test_asked_again_nothing_is_measured_again_and_all_bytes_are_the_same(
     assert again.exit_code == 0, again.output
     assert (again.stdout, contents()) == (first.stdout, before)
     # A smaller accuracy is another question to the same cells, as are the same classes as a subset.
-    with recording("subsets", load_params().settings):
-        write_json(SUBSETS, [asdict(replace(Question(CLASSES[1]).subset_of(), name="random-1"))])
+    settings = load_params().settings
+    with recording("embeddings", settings):
+        EMBEDDINGS.mkdir()
+    with recording("divergence", settings):
+        names = read_class_names(dataset.FOLDER)
+        DIVERGENCE.mkdir()
+        np.save(CLASS_NAMES, np.array(names))
+        np.save(DIVERGENCE / "matrix.npy", np.ones((len(names), len(names))))
+    with recording("subsets", settings):
+        divergences = {name: 1.0 for name in asdict(SUBSET) if name.endswith("divergence")}
+        write_json(
+            SUBSETS, [asdict(replace(Question(CLASSES[1]).subset_of(), name="random-1", **divergences))]
+        )
     done = ask("--subset", "random-1", "--keep", "0")
     assert done.exit_code == 0, done.output
     assert read_json(place / room.FOLDER / "network.json")["recipe"]["bits"] == 2
@@ -537,7 +542,7 @@ def test_the_run_that_mlflow_started_gets_files_note_and_tags(
 
 @pytest.mark.parametrize(
     ("options", "stage"),
-    [(CLASSES, "divergence"), (("--subset", "similar-1"), "subsets")],
+    [(CLASSES, "network"), (("--subset", "similar-1"), "subsets")],
 )
 def test_what_the_pipeline_has_not_made_is_made_first(
     project: Path, monkeypatch: pytest.MonkeyPatch, options: tuple[str, ...], stage: str
