@@ -3,9 +3,11 @@
 import inspect
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from numbers import Integral
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from threading import Lock
 from typing import Any, Final
 
 import joblib
@@ -31,6 +33,7 @@ from laq.files import digest, project_root
 from laq.pictures import Preprocessing
 from laq.quantization.options import nearest_name
 
+_DRAWING: Final = Lock()
 # What torchvision calls a split: the first of the names that a dataset knows.
 _SPLITS: Final[Mapping[Split, Sequence[str]]] = {
     "train": ("train", "trainval", "train-standard"),
@@ -143,8 +146,11 @@ def _made(options: Mapping[str, Any], **split: Any) -> VisionDataset:
 
 
 def _decoded(part: VisionDataset, place: int, preprocessing: Preprocessing) -> Decoded:
+    # FakeData draws from torch's global generator, which all threads share.
+    alone = _DRAWING if isinstance(part, datasets.FakeData) else nullcontext()
     try:
-        picture, label = part[place]
+        with alone:
+            picture, label = part[place]
     except Exception as error:  # noqa: BLE001 (what they raise of broken files is as various as they are)
         reason = (str(error) or type(error).__name__).partition("\n")[0]
         return Decoded(problem=f"picture {place} cannot be read ({reason})")

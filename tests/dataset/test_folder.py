@@ -443,6 +443,8 @@ def test_splits_by_name_and_datasets_without_any(project: Path, monkeypatch: pyt
     counts = read_manifest(dataset.FOLDER).images
     assert sum(counts["test"]) == pytest.approx(12, abs=1)
     assert sum(counts["train"]) + sum(counts["test"]) == 60
+    drawn = torchvision_datasets.FakeData(60, (3, 8, 8), 3)  # by one thread
+    assert [sum(n) for n in zip(*counts.values(), strict=True)] == np.bincount([y for _, y in drawn]).tolist()
 
 
 @pytest.mark.parametrize(

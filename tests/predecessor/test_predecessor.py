@@ -145,7 +145,7 @@ def test_the_command_prints_what_it_writes(project: Path) -> None:
         folder = predecessor.FOLDER / path.stem
         assert {f.name for f in folder.iterdir()} == {
             "report.md", "measurements.csv", "summary.csv", "by_size.csv", "dependence.csv", "prediction.csv",
-            "divergences.csv", "comparisons.csv",
+            "divergences.csv", "comparisons.csv", "outcomes.csv", "fewest_bits.csv",
         }  # fmt: skip
         assert (
             f"# {path.stem}: resnet50 on CIFAR100: 8 subsets of 3 classes"
