@@ -45,7 +45,7 @@ class Tolerance(Section):
     """How far a value may be from the published one on another machine, and why.
 
     It is for cells of some methods and bases, all of them where none are named: ``points`` of what is in
-    percent, and a share ``relative`` of everything else.
+    percent or points, and a share ``relative`` of everything else.
     """
 
     methods: tuple[MethodName, ...] = ()

@@ -83,6 +83,7 @@ def _number(value: Any) -> float | None:
 
 
 def _allows(tolerance: Tolerance, difference: Difference) -> bool:
-    if difference.column.endswith("_percent"):
+    # A loss is a difference of two accuracies, and as small as one of its rounding errors.
+    if difference.column.endswith(("_percent", "_points")):
         return difference.size <= tolerance.points
     return difference.size <= tolerance.relative * abs(difference.published)

@@ -121,6 +121,8 @@ def test_a_tolerance_is_for_the_rows_that_it_names(
         ({}, "equal"),
         ({"top1_sub_percent": 80.4}, "within tolerance"),
         ({"top1_sub_percent": 80.6}, "differs"),
+        ({"drop_sub_points": 0.9}, "within tolerance"),
+        ({"drop_sub_points": 1.1}, "differs"),
         ({"size_bytes": 1005}, "within tolerance"),
         ({"size_bytes": 1020}, "differs"),
         ({"relative_error_logits": None}, "differs"),
@@ -128,7 +130,10 @@ def test_a_tolerance_is_for_the_rows_that_it_names(
     ],
 )
 def test_the_outcome_of_a_row(change: dict[str, Any], outcome: str) -> None:
-    published = {"top1_sub_percent": 80.0, "size_bytes": 1000, "relative_error_logits": 0.1, "levels": None}
+    published = {
+        "top1_sub_percent": 80.0, "drop_sub_points": 0.5, "size_bytes": 1000, "relative_error_logits": 0.1,
+        "levels": None,
+    }  # fmt: skip
     tolerance = Tolerance(points=0.5, relative=0.01, why="x")
     assert Row(published, published | change, tolerances=[tolerance]).outcome == outcome
     if change:
