@@ -75,7 +75,7 @@ def _accuracies(axes: Axes, found: Findings) -> None:
     near = max(2.0, 2 * found.wanted.value)
     axes.set_yscale("symlog", linthresh=near, linscale=1.5)
     axes.set_ylim(1.15 * max(*shown, near), min(*shown, 0) - 0.15 * near)
-    ticks = [tick for tick in _TICKS if min(shown) <= tick <= max(*shown, near)]
+    ticks = [t for t in _TICKS if min(shown) <= t <= max(*shown, near) and (t == 0 or abs(t) > near / 8)]
     axes.set_yticks(ticks, [f"{tick:g}" for tick in ticks])
     axes.yaxis.set_minor_locator(NullLocator())
     axes.set_ylabel(f"points of top-1 lost, n = {n} choosing images")
@@ -94,14 +94,16 @@ def _candidates(axes: Axes, candidates: pd.DataFrame, found: Findings) -> None:
     name, low, high = _columns(found)
     for (variant, method), rows in candidates.groupby(["variant", "method"], sort=False):
         look = _look(str(variant), str(method))
-        sizes = rows.size_bytes / 1024
-        axes.vlines(sizes, rows[low], rows[high], colors=look["color"], lw=2.2, alpha=0.5, zorder=2.5)
-        axes.plot(sizes, rows[name], alpha=0.85, zorder=3, **look)
+        # The bounds of all candidates would hide each other.
+        bounded = rows[rows.tested | rows.pareto]
+        x = bounded.size_bytes / 1024
+        axes.vlines(x, bounded[low], bounded[high], colors=look["color"], lw=1.8, alpha=0.45, zorder=2.5)
+        axes.plot(rows.size_bytes / 1024, rows[name], alpha=0.85, zorder=3, **look)
     front = candidates[candidates.pareto].sort_values(["size_bytes", "top1_sub_percent"])
-    x = [*front.size_bytes / 1024, axes.get_xlim()[1]]
+    ends = [*front.size_bytes / 1024, axes.get_xlim()[1]]
     best = np.minimum if found.wanted.lose is not None else np.maximum
     y = best.accumulate([*front[name], best.reduce(front[name])])
-    axes.plot(x, y, drawstyle="steps-post", c="0.2", lw=1.2, zorder=2)
+    axes.plot(ends, y, drawstyle="steps-post", c="0.2", lw=1.2, zorder=2)
 
 
 def _marks(axes: Axes, found: Findings) -> None:
@@ -148,6 +150,6 @@ def _keys(found: Findings) -> list[Line2D]:
     lines = [
         Line2D([], [], label="Pareto front", c="0.2", lw=1.2),
         Line2D([], [], label=f"promise: {wishes(found)}", **_WANTED),
-        Line2D([], [], label="one-sided bounds", c="0.5", lw=2.2, alpha=0.6),
+        Line2D([], [], label="bounds of those tested or on it", c="0.5", lw=1.8, alpha=0.6),
     ]
     return networks + floats + marks + lines
