@@ -45,9 +45,9 @@ def restore_weights(published: Path, params: Network, folder: Path) -> None:
 
 def _given_weights(params: Network, folder: Path) -> dict[str, Tensor]:
     """The weights that the source of the network in ``folder`` gives, by the classifier's names for them."""
-    design = read_design(folder)
     if params.source == "train":
         return {}
+    design = read_design(folder)
     body = make_body(
         design.architecture, design.arguments, pretrained=params.source == "pretrained", folder=folder
     )

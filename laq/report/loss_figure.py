@@ -11,7 +11,7 @@ from matplotlib.ticker import FixedLocator, FuncFormatter
 
 from laq.quantization.methods.registry import label_of, look_of, sort_methods
 from laq.report.comparisons import LOSS
-from laq.report.figures import DPI, in_order, method_style, wrapped
+from laq.report.figures import DPI, in_order, wrapped
 from laq.report.tables import BASE_OF
 
 _SPREAD: Final = 0.7  # of the distance between two bit-widths, which the methods share
@@ -60,14 +60,14 @@ def _panel(axes: Axes, cells: pd.DataFrame, losses: pd.DataFrame) -> None:
     rng = np.random.default_rng(0)  # scatters the points of equal losses
     for place, method in enumerate(methods):
         offset = _SPREAD * ((place + 0.5) / len(methods) - 0.5)
-        colour, rows = look_of(method).colour, losses[losses.method == method]
+        look, rows = look_of(method), losses[losses.method == method]
         for width, lost in cells[cells.method == method].groupby("bits").drop_sub_points:
             scattered = rng.uniform(-0.3, 0.3, len(lost)) * _SPREAD / len(methods)
             x = bits.index(str(width)) + offset + scattered
-            axes.scatter(x, lost, s=7, color=colour, alpha=0.25, linewidths=0)
+            axes.scatter(x, lost, s=7, color=look.colour, alpha=0.25, linewidths=0)
         x = np.array([bits.index(str(width)) for width in rows.bits]) + offset
         ends = np.abs(rows[["low", "high"]].to_numpy(dtype=float).T - rows.effect.to_numpy(dtype=float))
         axes.errorbar(
-            x, rows.effect, ends, color=colour, marker=method_style(method)["marker"], ms=6, capsize=3, ls="",
+            x, rows.effect, ends, color=look.colour, marker=look.marker, ms=6, capsize=3, ls="",
             lw=1.6, markeredgecolor="white", markeredgewidth=0.6, label=label_of(method), zorder=3,
         )  # fmt: skip

@@ -75,7 +75,8 @@ class Training(Section):
 class Transfer(Section):
     """A new head for the dataset's classes, learned from features; with ``training``, then all the network.
 
-    What is best is chosen by the dataset's validation images, or else by a share of its training images.
+    The best epoch of that training is chosen by the dataset's validation images, or else by a share
+    ``validation`` of its training images.
     """
 
     validation: Annotated[float, Field(gt=0, lt=1)] = 0.15
