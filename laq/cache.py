@@ -9,12 +9,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from laq.files import TAKEN, digest, partial_folder, project_root, write_json
+from laq.files import TAKEN, digest, partial_folder, project_root, remove_left, write_json
+
+_FOLDER = ".laq"
 
 
 def place_of(kind: str, inputs: dict[str, Any]) -> Path:
     """The folder where a result lies, or will once it is made."""
-    return project_root() / ".laq" / kind / digest(inputs)
+    return project_root() / _FOLDER / kind / digest(inputs)
 
 
 def cached(kind: str, inputs: dict[str, Any], fill: Callable[[Path], None]) -> Path:
@@ -35,3 +37,8 @@ def cached(kind: str, inputs: dict[str, Any], fill: Callable[[Path], None]) -> P
                 if error.errno not in TAKEN:
                     raise
     return folder
+
+
+def remove_unfinished() -> None:
+    """Remove results that killed processes were at."""
+    remove_left(project_root() / _FOLDER)

@@ -73,7 +73,7 @@ def partial_folder(parent: Path, target: Path) -> Iterator[Path]:
     folder, lock = parent, -1
     try:
         parent.mkdir(parents=True, exist_ok=True)
-        _remove_left(parent)
+        remove_left(parent)
         folder, lock = _locked_folder(parent)
         yield folder
     except OSError as error:
@@ -99,8 +99,8 @@ def _locked_folder(parent: Path) -> tuple[Path, int]:
             os.close(lock)
 
 
-def _remove_left(parent: Path) -> None:
-    """Remove the partial folders that no process holds."""
+def remove_left(parent: Path) -> None:
+    """Remove the partial folders below ``parent`` that no process holds: what killed processes left."""
     for left in parent.glob(f"{_PARTIAL}*"):
         with suppress(OSError):  # it is in use, another process was first, or it may not be removed
             lock = os.open(left, os.O_RDONLY)

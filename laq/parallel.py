@@ -16,6 +16,7 @@ import joblib
 import torch
 from joblib.externals.loky.process_executor import TerminatedWorkerError
 
+from laq.cache import remove_unfinished
 from laq.errors import LaqError
 from laq.files import project_root
 
@@ -82,6 +83,8 @@ def run_all(
                 "a process that worked was killed, perhaps for lack of memory; what is finished is kept: "
                 f"run it again, with fewer --jobs than {workers.jobs} if there is too little memory"
             ) from error
+        finally:
+            remove_unfinished()  # by the processes that joblib kills when one of them has raised something
 
 
 @contextmanager

@@ -224,13 +224,19 @@ def test_a_full_disk_is_told_in_a_line_and_nothing_half_written_stays(
         assert CliRunner().invoke(main, ["dataset"]).exit_code == 0
 
 
+# The first to find no room does so once another is at work, which is then killed.
 IN_MANY = """
+import time
 from laq import dataset
 from laq.cache import cached
 from laq.cli import main
 from laq.parallel import Workers, run_all
+def fill(key, folder):
+    while len([*folder.parent.glob(".laq-partial-*")]) < 2 or key != 0:
+        time.sleep(0.01)
+    (folder / "w").write_bytes(bytes(9999))
 def fill_a_cell(key):
-    cached("cells", {"key": key}, lambda folder: (folder / "w").write_bytes(bytes(9999)))
+    cached("cells", {"key": key}, lambda folder: fill(key, folder))
 dataset.run = lambda *_: list(run_all(fill_a_cell, range(6), Workers(2)))
 main()
 """
