@@ -5,6 +5,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import median_low
 from typing import Any
 
 import joblib
@@ -34,6 +35,7 @@ class LookedAtPictures:
         manifest: of these images: counts by class, broken files, copies.
         train, test: these images.
         sizes: width and height of the smallest, the median and the largest picture, by area.
+        shorter_side: the median of the pictures' shorter sides, in pixels.
         modes: how many pictures have which of Pillow's colour modes.
         is_split: whether folders say which pictures are for training and which for tests.
     """
@@ -44,6 +46,7 @@ class LookedAtPictures:
     train: ImageSet
     test: ImageSet
     sizes: Sequence[tuple[int, int]]
+    shorter_side: int
     modes: Mapping[str, int]
     is_split: bool
 
@@ -51,6 +54,11 @@ class LookedAtPictures:
     def side(self) -> int:
         """The side of the images in pixels."""
         return self.manifest.preprocessing.size
+
+    @property
+    def enlarged_from(self) -> int | None:
+        """The usual shorter side in pixels, where images are larger than that; else None."""
+        return self.shorter_side if self.shorter_side < self.side else None
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -98,6 +106,7 @@ def look_at_pictures(path: str, network: str, size: int | None, scratch: Path) -
         train=train,
         test=test,
         sizes=[sizes[0], sizes[len(sizes) // 2], sizes[-1]],
+        shorter_side=int(median_low(min(size) for size in sizes)),
         modes=dict(Counter(mode for _, mode in headers).most_common()),
         is_split=pictures[0].split is not None,
     )
