@@ -62,7 +62,7 @@ def made_up_study(
         far = subset.median_divergence
         floats = {base: 75 + far + rng.normal() for base in ("original", "finetuned")}
         for base, score in floats.items():
-            rows.append(_row(subset, (base, "float", "32", "none", None), score))
+            rows.append(measured_row(subset, (base, "float", "32", "none", None), score))
         for base, b, method in product(floats, bits, ("rtn", "gpfq")):
             lost = 10 - planted.distance * far + rng.normal(scale=planted.noise)
             for used, run in [("none", None)] if method == "rtn" else product(("subset", "all"), (0, 1)):
@@ -71,11 +71,11 @@ def made_up_study(
                 score = floats["original"] - lost + gained + rng.normal(scale=planted.noise)
                 score += 0 if run is None else rng.normal(scale=planted.seed_noise)
                 variant = "quantized" if base == "original" else "finetuned_quantized"
-                rows.append(_row(subset, (variant, method, b, used, run), score))
+                rows.append(measured_row(subset, (variant, method, b, used, run), score))
     return pd.DataFrame(rows).astype({"levels": "Int64", "seed": "Int64"})
 
 
-def _row(subset: Subset, key: tuple[str, str, str, str, int | None], score: float) -> dict[str, Any]:
+def measured_row(subset: Subset, key: tuple[str, str, str, str, int | None], score: float) -> dict[str, Any]:
     names = ("variant", "method", "bits", "calibration", "seed")
     mean_bits = float(key[2].removeprefix("auto:"))
     return {

@@ -12,7 +12,6 @@ from laq.params import Params
 from laq.paths import WEIGHTS
 from laq.quantization.methods.registry import BASELINE
 from laq.quantization.options import nearest_name
-from laq.report import headline
 from laq.report.tables import summarise, with_drops
 from laq.sections.commands import ALL
 from laq.study import measurement_row
@@ -22,11 +21,12 @@ from laq.study.measure import measure_all
 from laq.study.results import layer_rows, read_seconds
 from laq.subsets.subset import Subset, read_subsets
 from laq.track.descriptions import root_description
+from laq.track.measures import curves, floats
 from laq.track.own_run import own_run
 from laq.track.results import Results, Row, row_dicts
 from laq.track.runs import RunSpec
 from laq.track.store import outbox
-from laq.track.study_runs import result_runs, settings_of, tags
+from laq.track.study_runs import result_runs, root_tags, settings_of
 
 
 @dataclass(frozen=True)
@@ -121,8 +121,9 @@ def _root(results: Results, request: Request) -> RunSpec:
         key=results.key,
         name=title,
         params={"subset": request.subset, "bits": str(request.bits), "method": request.method},
-        metrics={f"top1/{name}": value for name, value in headline(summary).items()},
-        tags={**tags(results), "laq.level": "quantize"},
+        metrics=floats(summary),
+        series=curves(summary),
+        tags=root_tags(results, "quantize"),
         inputs=results.provenance.inputs,
         description=root_description(results, summary, title),
     )

@@ -29,7 +29,6 @@ from laq.report.tables import main_rows
 from laq.sections.base import FILE as PARAMS
 from laq.sections.network import Network
 from laq.sections.report import Report
-from laq.sections.study import bits_name
 from laq.study.tables import read_measurements, read_table
 from laq.subsets.matrix import read_divergence
 from laq.subsets.subset import Matrix, Subset, read_subsets
@@ -44,7 +43,6 @@ __all__ = [
     "TABLE",
     "TEXT",
     "Source",
-    "headline",
     "metrics",
     "publish",
     "read_summary",
@@ -182,21 +180,6 @@ def metrics(summary: pd.DataFrame, dependence: pd.DataFrame) -> dict[str, Any]:
         },
         "lost_per_halving": {m: round(e, 4) for m, e in zip(found.method, found.effect, strict=True)},
     }
-
-
-def headline(summary: pd.DataFrame) -> dict[str, float]:
-    """Mean restricted top-1 in percent of the original network: in float, and by method and bits.
-
-    The name of a number ends in its calibration unless that is the study's first one (``main_rows``).
-    """
-    shown = summary[summary.variant.isin(["original", "quantized"])]
-    first = set(main_rows(shown).calibration)
-    found = {}
-    for row in shown.to_dict("records"):
-        other = "" if row["calibration"] in first else f"-{row['calibration']}"
-        name = "float" if row["method"] == "float" else f"{row['method']}-{bits_name(row['bits'])}{other}"
-        found[name] = float(row["top1_sub_percent_mean"])
-    return found
 
 
 def publish(target: Path, params: Network) -> None:

@@ -8,9 +8,9 @@ import pandas as pd
 from laq.files import digest, md5, read_json, write_json
 from laq.git import experiment, in_pipeline
 from laq.params import Params
-from laq.paths import DIVERGENCE, REPORT, STUDY
+from laq.paths import DIVERGENCE, REPORT, STUDY, SUBSETS
 from laq.provenance import read_records
-from laq.report import COMPARISONS, METRICS, TABLE, TEXT, headline, read_summary, title_of
+from laq.report import COMPARISONS, METRICS, TABLE, TEXT, read_summary, title_of
 from laq.study.tables import (
     LAYERS,
     MEASUREMENTS,
@@ -21,15 +21,17 @@ from laq.study.tables import (
 )
 from laq.subsets.subset import read_subsets
 from laq.track.descriptions import root_description
+from laq.track.measures import curves, floats
 from laq.track.own_run import annotate
 from laq.track.results import Results, row_dicts
 from laq.track.runs import ResultRuns, RunSpec
 from laq.track.store import Store
+from laq.track.studies import TABLES
 from laq.track.study_runs import (
     flatten,
     result_runs,
+    root_tags,
     settings_of,
-    tags,
 )
 
 FILE = Path("data/tracked.json")
@@ -44,7 +46,10 @@ class _Metrics:
 
 
 def run(params: Params) -> str:
-    """Send the study's runs that the store lacks, and those that wait; returns a sentence that says so.
+    """Send the study's runs that the store lacks, and those that wait.
+
+    Returns:
+        A sentence that says so, and the addresses to look at.
 
     Raises:
         LaqError: the store cannot be reached or written.
@@ -59,7 +64,10 @@ def run(params: Params) -> str:
     link = f"[{name}](#/experiments/{sent.experiment_id}/runs/{study})"
     annotate(store, f"Ran the pipeline; its study is {link}.", {"laq.study_run": study})
     others = f", and {waiting} runs that waited" if waiting else ""
-    return f"Sent {sent.count} of {len(result.runs)} runs to {store}, experiment {result.experiment}{others}"
+    sentence = (
+        f"Sent {sent.count} of {len(result.runs)} runs to {store}, experiment {result.experiment}{others}"
+    )
+    return f"{sentence}\n{store.where_to_look(sent.experiment_id)}"
 
 
 def send_waiting() -> str:
@@ -94,18 +102,25 @@ def _root(results: Results) -> RunSpec:
     measured: _Metrics = read_json(REPORT / METRICS, _Metrics)
     return RunSpec(
         key=results.key,
-        name=f"{experiment() or params.name}, {len(results.subsets)} subsets",
+        name=f"{experiment() or params.name} · {len(results.subsets)} subsets · {results.key[:6]}",
         params={name: str(value) for name, value in flatten(settings_of(params))},
-        metrics={  # the report's headline at every bit-width, and the effect of the divergence
-            **{f"top1/{name}": value for name, value in headline(summary).items()},
+        metrics={
+            **floats(summary),
             **{f"lost_per_halving/{name}": value for name, value in measured.lost_per_halving.items()},
         },
-        tags={**tags(results), "laq.level": "study"},
+        series=curves(summary),
+        tags=root_tags(results, "study"),
         inputs=results.provenance.inputs,
         files=[
-            *((path, "report") for path in sorted(REPORT.iterdir()) if path.is_file()),
+            *((path, _folder_of(path)) for path in sorted(REPORT.iterdir()) if path.is_file()),
+            (SUBSETS, TABLES),
             *((path, "divergence") for path in sorted(DIVERGENCE.glob("*.png"))),
         ],
         documents={"provenance.json": read_records("report")},
         description=root_description(results, summary, title),
     )
+
+
+def _folder_of(path: Path) -> str:
+    """Pages, texts and pictures come first, tables and what programs read below them."""
+    return TABLES if path.suffix in {".csv", ".json"} else ""

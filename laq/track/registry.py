@@ -27,14 +27,14 @@ def register_champions(
     """
     most_bytes = result.champion_bytes or 0.0
     every = [(run, model) for run in result.runs for model in run.models]
-    ranked = [(run, model) for run, model in every if CHOOSING in model.metrics]
-    fitting = [(run, model) for run, model in ranked if model.metrics["size_bytes"] <= most_bytes]
-    fitting.sort(key=lambda candidate: rank(candidate[1].metrics), reverse=True)
+    ranked = [(run, model) for run, model in every if CHOOSING in model.ranking]
+    fitting = [(run, model) for run, model in ranked if model.ranking["size_bytes"] <= most_bytes]
+    fitting.sort(key=lambda candidate: rank(candidate[1].ranking), reverse=True)
     best = {model.params["subset"]: (run, model) for run, model in reversed(fitting)}
     for subset, (run, model) in best.items():
         images = [data.digest for data in run.inputs if data.context == "images"]
         classes = ", ".join(model.classes.values())
-        tags = {"classes": classes, **model.params, **model.metrics}
+        tags = {"classes": classes, **model.params, **model.ranking}
         logged = models[run.key, model.name]
         version = {
             "name": f"{result.experiment}-{subset}",

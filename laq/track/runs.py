@@ -37,7 +37,8 @@ class ModelSpec:
         classes: the numbers and names of the classes that the network is for.
         examples: images in Base64, an example of what the model takes.
         params: shown in MLflow's list of models; ``subset`` names the registered model.
-        metrics: shown there too; ``top1_choosing_percent`` and ``size_bytes`` decide which is registered.
+        metrics: shown there too, and on the run.
+        ranking: ``top1_choosing_percent`` and ``size_bytes`` decide which model is registered.
     """
 
     name: str
@@ -47,6 +48,7 @@ class ModelSpec:
     examples: Sequence[str]
     params: Mapping[str, str]
     metrics: Mapping[str, float]
+    ranking: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -56,7 +58,7 @@ class RunSpec:
     Attributes:
         key: hash of what the run is of; the run is sent once for each key.
         parent: the key of the parent run; empty for the root.
-        series: metrics with a value per step; here the steps are a network's layers.
+        series: metrics with a value per step, such as bits or the places of layers.
         files: paths, each with the folder of artifacts that it goes into.
         documents: become artifacts in JSON, by their file names.
         description: Markdown that MLflow shows on the run's page.
@@ -67,7 +69,7 @@ class RunSpec:
     parent: str = ""
     params: Mapping[str, str] = field(default_factory=dict)
     metrics: Mapping[str, float] = field(default_factory=dict)
-    series: Mapping[str, Sequence[float]] = field(default_factory=dict)
+    series: Mapping[str, Mapping[int, float]] = field(default_factory=dict)
     tags: Mapping[str, str] = field(default_factory=dict)
     inputs: Sequence[Input] = ()
     files: Sequence[tuple[Path, str]] = ()

@@ -189,12 +189,14 @@ def _all_pages(search: Callable[..., Any], *condition: Any) -> list[Any]:
 
 
 def _metrics(spec: RunSpec, run: Run, models: Sequence[LoggedModel]) -> Iterator[entities.Metric]:
-    """The metrics of the run, of its layers by step, and of its models."""
+    """The metrics of the run, those with a value per step, and those of its models.
+
+    A model's have the names of the run's, and an earlier time, so that the run shows its own.
+    """
     now, run_id = run.info.start_time, run.info.run_id
-    for name, values in [*((name, [value]) for name, value in spec.metrics.items()), *spec.series.items()]:
-        yield from (entities.Metric(name, float(value), now, step) for step, value in enumerate(values))
-    # Two models of the same size would be the same metric twice, which takes MLflow long to find out.
-    for later, (model, logged) in enumerate(zip(spec.models, models, strict=True), now):
+    for earlier, (model, logged) in enumerate(zip(spec.models, models, strict=True), 1):
+        place = {"model_id": logged.model_id, "run_id": run_id}
         for name, value in model.metrics.items():
-            place = {"model_id": logged.model_id, "run_id": run_id}
-            yield entities.Metric(f"model/{name}", float(value), later, 0, **place)
+            yield entities.Metric(name, float(value), now - earlier, 0, **place)
+    for name, values in [*((name, {0: value}) for name, value in spec.metrics.items()), *spec.series.items()]:
+        yield from (entities.Metric(name, float(value), now, step) for step, value in values.items())

@@ -26,6 +26,7 @@ from laq.files import project_root
 from laq.track.registry import register_champions
 from laq.track.runs import ResultRuns
 from laq.track.sending import KEY, RESULT, Sender
+from laq.track.views import links, save_views
 
 _SQLITE: Final = "sqlite:///"
 _DATABASES: Final = ("sqlite", "postgresql", "mysql", "mssql")
@@ -90,6 +91,18 @@ class Store:
 
     def __str__(self) -> str:
         return _without_password(self.uri)
+
+    def where_to_look(self, experiment_id: str) -> str:
+        """The addresses of an experiment's views, a line each, and what serves them where no server does."""
+        server, command = str(self).rstrip("/"), ""
+        if not self.uri.startswith("http"):
+            of_store = (
+                ' --backend-store-uri "$MLFLOW_TRACKING_URI"' if os.environ.get("MLFLOW_TRACKING_URI") else ""
+            )
+            server, command = "http://127.0.0.1:5000", f", once `mlflow ui --workers 1{of_store}` runs"
+        return "\n".join(
+            f"All {what}{command}: {server}{place}" for what, place in links(experiment_id).items()
+        )
 
     @contextmanager
     def one_line_errors(self) -> Iterator[None]:
@@ -172,6 +185,7 @@ class Store:
         sender = Sender(self.client, experiment_id, result)
         sent.update(sender.send())
         register_champions(self.client, result, sender.models)
+        save_views(self.client, self.client.get_experiment(experiment_id))
         return Sent(len(sent), {key: run.info.run_id for key, run in sender.runs.items()}, experiment_id)
 
     def _experiment_id(self, result: ResultRuns) -> str:

@@ -1,17 +1,18 @@
-"""What a store holds of earlier studies: found by their names, read cell by cell."""
+"""What a store holds of earlier studies: found by their names, read from the tables of their runs."""
 
 import re
+import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from math import nan
+from pathlib import Path
 from typing import Any, Final
 
 import pandas as pd
 
 from laq.errors import LaqError
-from laq.report.tables import BASE_OF
-from laq.study.cells import FLOAT_BITS
-from laq.study.tables import NO_IMAGES
+from laq.paths import SUBSETS
+from laq.study.tables import MEASUREMENTS, read_measurements
+from laq.subsets.subset import read_subsets
 from laq.track.store import Store
 
 # By what they are called, and how far they lie back.
@@ -22,7 +23,8 @@ COLUMNS: Final = (
 )  # fmt: skip
 _RUN_ID: Final = re.compile("[0-9a-f]{4,32}")
 _MOST_NAMED: Final = 6
-_PARAMS: Final = ("subset", "classes", "method", "bits", "calibration", "calibration_seed")  # of a cell's run
+TABLES: Final = "tables"  # the folder of a study's run with these
+_FILES: Final = (f"{TABLES}/{MEASUREMENTS}", f"{TABLES}/{SUBSETS.name}")
 
 
 @dataclass(frozen=True)
@@ -92,15 +94,19 @@ class TrackedStudies:
         """What was measured: a row per subset, variant, method, bits as asked for, calibration and seed.
 
         Raises:
-            LaqError: the store has none of the study's cells, or one was not sent by laq.
+            LaqError: the study's run lacks its tables, or they are damaged.
         """
-        asked = f"tags.`laq.root` = '{study.tags.get('laq.key')}' and tags.`laq.level` = 'cell'"
-        with self.store.one_line_errors():
-            rows = [row for run in self._runs(asked) for row in _rows(run)]
-        if not rows:
-            raise LaqError(f"study {study.label}: {self} has none of its cells; `laq track` sends them")
-        # Every cell of a subset tells of the networks as they are.
-        return pd.DataFrame(rows, columns=list(COLUMNS)).drop_duplicates(list(COLUMNS[:7]), ignore_index=True)
+        client, remedy = self.store.client, "delete the run, then run `laq track`"
+        with tempfile.TemporaryDirectory() as folder, self.store.one_line_errors():
+            kept = {artifact.path for artifact in client.list_artifacts(study.run, TABLES)}
+            if missing := [path for path in _FILES if path not in kept]:
+                raise LaqError(f"study {study.label} in {self}: its run has no {missing[0]}; {remedy}")
+            files = [Path(client.download_artifacts(study.run, path, folder)) for path in _FILES]
+            table = read_measurements(files[0], remedy)
+            classes = {s.name: ", ".join(sorted(s.class_names)) for s in read_subsets(files[1])}
+        table["classes"] = table.subset.map(classes)
+        table["seed"] = table.seed.astype("string").fillna("")
+        return table[list(COLUMNS)]
 
     def __str__(self) -> str:
         return f"experiment {self.experiment} at {self.store}"
@@ -146,26 +152,3 @@ def _named(studies: Sequence[TrackedStudy]) -> str:
     names = [f"{s.run[:8]} ({s.experiment})" if s.experiment else s.run[:8] for s in studies]
     more = len(names) - _MOST_NAMED
     return ", ".join([*names[:_MOST_NAMED], *([f"{more} older ones"] if more > 0 else [])]) or "none"
-
-
-def _rows(run: Any) -> Iterator[dict[str, Any]]:
-    """A cell's variants as rows; classes in the order of their names, whatever they were chosen in."""
-    params, metrics = run.data.params, run.data.metrics
-    if missing := [name for name in _PARAMS if name not in params]:
-        raise LaqError(
-            f"run {run.info.run_id} has no parameter {missing[0]}; delete it, then run `laq track`"
-        )
-    classes = ", ".join(sorted(params["classes"].split(", ")))
-    place = {"subset": params["subset"], "classes": classes}
-    recipe = (params["method"], params["bits"], params["calibration"], params["calibration_seed"])
-    for variant, base in BASE_OF.items():
-        for name, made in ((base, ("float", str(FLOAT_BITS), NO_IMAGES, "")), (variant, recipe)):
-            if f"{name}/top1_sub_percent" in metrics:
-                yield {
-                    **place,
-                    "variant": name,
-                    **dict(zip(("method", "bits", "calibration", "seed"), made, strict=True)),
-                    "mean_bits": metrics.get(f"{name}/mean_bits", float(FLOAT_BITS)),
-                    "top1_sub_percent": metrics[f"{name}/top1_sub_percent"],
-                    "size_bytes": metrics.get(f"{name}/size_bytes", nan),
-                }

@@ -11,45 +11,22 @@ from laq.files import digest
 from laq.params import Params
 from laq.report import subset_picture
 from laq.report.tables import BASE_OF
-from laq.sections.study import Grid, bits_name
-from laq.study.outcomes import OUTCOMES
-from laq.study.tables import CHOOSING, REPORTING
+from laq.sections.study import Grid
 from laq.subsets.subset import Subset
 from laq.track.descriptions import cell_description, subset_description
+from laq.track.measures import RANKING, curves, floats, scores, shown, summary_of
 from laq.track.results import Results, Row
 from laq.track.runs import ModelSpec, ResultRuns, RunSpec
 
-# What a cell's run shows of each of its variants.
-_MEASURED: Final = (
-    "top1_all_percent",
-    "top1_sub_percent",
-    "top5_all_percent",
-    "top5_sub_percent",
-    "balanced_top1_all_percent",
-    "balanced_top1_sub_percent",
-    CHOOSING,
-    REPORTING,
-    "drop_all_points",
-    *OUTCOMES,
-    "mean_bits",
-    "size_bytes",
-    "compression",
-    "sparsity_percent",
-    "relative_error_mean",
-    "relative_error_logits",
-    "seconds",
-)
-# Models are ranked by CHOOSING, and REPORTING tells how well the chosen one does.
-_OF_MODELS: Final = ("top1_sub_percent", "top1_all_percent", CHOOSING, REPORTING, "size_bytes")
 _LONGEST_PARAM: Final = 6000  # characters that MLflow takes
-_OF_QUANTIZED: Final = ("drop_all_points", "mean_bits", "compression")
-_PER_LAYER: Final = ("bits", "relative_error", "sparsity_percent")
+_PER_LAYER: Final = ("bits", "relative_error", "sparsity_percent")  # drawn over the layers
+_LAYER: Final = ("layer", "bits", "levels", "weights", "sparsity_percent", "relative_error")
 
 
 def settings_of(params: Params) -> dict[str, Any]:
     """The parameters that a result depends on: those of the stages before ``track``."""
     return params.model_dump(
-        mode="json", exclude={"name", "track", "quantize", "compare", "advise"}, exclude_none=True
+        mode="json", exclude={"name", "track", "quantize", "compare", "advise", "verify"}, exclude_none=True
     )
 
 
@@ -58,16 +35,22 @@ def experiment_name(params: Params) -> str:
     return f"laq-{params.name}"
 
 
-def tags(results: Results) -> dict[str, str]:
-    """What places a run: study, data, network, parameters and code."""
-    params, provenance = results.params, results.provenance
+def root_tags(results: Results, level: str) -> dict[str, str]:
+    """What places the root of a result: the kind of run, its data, network and code."""
+    provenance = results.provenance
     return {
-        "laq.study": params.name,
         "laq.dataset": provenance.inputs[0].name,
         "laq.network": provenance.design["architecture"],
-        "laq.params_sha256": digest(settings_of(params)),
         **provenance.tags,
-        # What MLflow's own pages show.
+        **_tags(results, level),
+    }
+
+
+def _tags(results: Results, level: str) -> dict[str, str]:
+    """What every run has: its kind, and what MLflow's own pages show."""
+    provenance = results.provenance
+    return {
+        "laq.level": level,
         "mlflow.source.name": "laq",
         "mlflow.source.type": "LOCAL",
         "mlflow.source.git.commit": provenance.tags.get("laq.commit", ""),
@@ -93,13 +76,15 @@ def subset_runs(results: Results) -> Iterator[RunSpec]:
     for subset in results.subsets:
         rows, key = results.of(subset), digest([results.key, subset.name])
         picture = results.pictures and results.pictures / subset_picture(subset.name)
+        summary = summary_of(rows)
         yield RunSpec(
             key=key,
-            name=subset.name,
+            name=f"{subset.name} · {len(subset.classes)} classes",
             parent=results.key,
             params=_subset_params(subset),
-            metrics={**_overview(rows), **_divergences(subset)},
-            tags={**tags(results), "laq.level": "subset"},
+            metrics={**floats(summary), **_divergence(subset)},
+            series=curves(summary),
+            tags=_tags(results, "subset"),
             inputs=results.provenance.inputs,
             files=[(picture, "")] if picture else [],
             documents={"subset.json": vars(subset)},
@@ -119,35 +104,49 @@ def _recipe(row: Row) -> tuple[str, str, str, str]:
 def _cell_run(results: Results, subset: Subset, rows: Sequence[Row], parent: str) -> RunSpec:
     """The run of one method, bit-width and calibration for one subset: all variants of the network."""
     last = rows[-1]
-    method, bits, calibration, seed = _recipe(last)
     quantized = [row for row in rows if row["method"] != "float"]
-    shown = ("layer", "bits", "levels", "weights", "sparsity_percent", "relative_error")
     layers = {
         row["variant"]: [
-            {n: layer[n] for n in shown} for layer in results.layers if layer["cell"] == row["cell"]
+            {n: layer[n] for n in _LAYER} for layer in results.layers if layer["cell"] == row["cell"]
         ]
         for row in quantized
     }
+    first = layers[quantized[0]["variant"]]
     return RunSpec(
         key=digest([parent, *_recipe(last)]),
-        name=f"{subset.name}, {method}, {bits} bits" + (f", {calibration}-{seed}" if seed else ""),
+        name=_cell_name(results.params, last),
         parent=parent,
         params={**_subset_params(subset), **_cell_params(results.params, last)},
-        metrics={**_scores(rows), **_divergences(subset)},
+        metrics={**scores(quantized), **_divergence(subset)},
         series={
-            f"{variant}/layers/{name}": [layer[name] for layer in some]
-            for variant, some in layers.items()
+            f"layers/{name}": {place: layer[name] for place, layer in enumerate(first)}
             for name in _PER_LAYER
+            if first
         },
-        tags={**tags(results), "laq.level": "cell"},
+        tags=_tags(results, "cell"),
         inputs=results.provenance.inputs,
         documents={
+            "measurements.json": [_plain(row) for row in rows],
             "layers.json": layers,
             "bits.json": {v: {row["layer"]: row["bits"] for row in some} for v, some in layers.items()},
         },
         models=[_model(results, subset, row) for row in quantized if row["cell"] in results.weights],
         description=cell_description(subset, rows),
     )
+
+
+def _cell_name(params: Params, row: Row) -> str:
+    """Such as similar-1 · gpfq · 3 bit, with the calibration and seed where a study has several."""
+    method, bits, calibration, seed = _recipe(row)
+    several = any(len(grid.calibrations) * len(grid.seeds) > 1 for grid in params.study.grids)
+    asked = f"{bits} bit" if bits.isdigit() else bits
+    drawn = [f"{calibration}-{seed}"] if several and seed else []
+    return " · ".join([row["subset"], method, asked, *drawn])
+
+
+def _plain(row: Row) -> dict[str, Any]:
+    """What was measured, as JSON holds it."""
+    return {name: value for name, value in row.items() if not pd.isna(value)}
 
 
 def _cell_params(params: Params, row: Row) -> dict[str, str]:
@@ -172,30 +171,8 @@ def _subset_params(subset: Subset) -> dict[str, str]:
     return {"subset": subset.name, "kind": subset.kind, "classes": ", ".join(subset.class_names)}
 
 
-def _scores(rows: Sequence[Row]) -> dict[str, float]:
-    """Metrics named ``variant/measure``."""
-    return {
-        f"{row['variant']}/{name}": row[name]
-        for row in rows
-        for name in _MEASURED
-        if name in row and not pd.isna(row[name])
-        if row["method"] != "float" or name not in (*_OF_QUANTIZED, *OUTCOMES)
-    }
-
-
-def _overview(rows: Sequence[Row]) -> dict[str, float]:
-    """The subset's restricted top-1 by method and bits, and that of its networks as they are."""
-    metrics = {}
-    for row in rows:
-        method, bits, calibration, seed = _recipe(row)
-        recipe = f"/{method}-{bits_name(bits)}" + (f".{calibration}-{seed}" if seed else "")
-        name = f"top1_sub/{row['variant']}" + ("" if method == "float" else recipe)
-        metrics[name] = row["top1_sub_percent"]
-    return metrics
-
-
-def _divergences(subset: Subset) -> dict[str, float]:
-    return {f"divergence/{name}": v for name, v in vars(subset).items() if name.endswith("_divergence")}
+def _divergence(subset: Subset) -> dict[str, float]:
+    return {"median_divergence_nats": subset.median_divergence}
 
 
 def _model(results: Results, subset: Subset, row: Row) -> ModelSpec:
@@ -212,7 +189,8 @@ def _model(results: Results, subset: Subset, row: Row) -> ModelSpec:
             "bits": str(row["bits"]),
             "from": BASE_OF[row["variant"]],
         },
-        metrics={name: row[name] for name in _OF_MODELS if not pd.isna(row.get(name))},
+        metrics=shown(row),
+        ranking={name: row[name] for name in RANKING if not pd.isna(row.get(name))},
     )
 
 

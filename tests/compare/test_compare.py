@@ -15,11 +15,14 @@ from laq.compare import figures
 from laq.compare.pairing import Comparison, alone, each, match, paired
 from laq.compare.text import markdown
 from laq.errors import LaqError
+from laq.files import write_json
+from laq.subsets.subset import Subset
 from laq.track.descriptions import shortened
 from laq.track.runs import Input, ResultRuns, RunSpec
 from laq.track.store import Store
 from laq.track.studies import COLUMNS, TrackedStudies, TrackedStudy
 from tests.conftest import tiny_params, write_params
+from tests.studies import measured_row
 
 FLOAT = {"original": 90.0, "finetuned": 92.0}
 FREE = ("float", "rtn")  # of calibration images
@@ -186,31 +189,32 @@ def test_the_picture_has_a_panel_per_network_and_a_line_per_study_and_method(
     assert keys[4:] == ["round-to-nearest", "GPFQ"]
 
 
-def cell(root: str, classes: str, bits: str, top1: float) -> RunSpec:
-    """A run of a cell: both variants beside the networks as they are."""
-    scores = {**FLOAT, "quantized": top1, "finetuned_quantized": top1 + 1}
-    metrics = {f"{variant}/top1_sub_percent": score for variant, score in scores.items()}
-    metrics |= {f"{variant}/size_bytes": 2048.0 for variant in scores}
-    spent = {f"{variant}/mean_bits": float(bits) for variant in ("quantized", "finetuned_quantized")}
-    return RunSpec(
-        key=f"{root}-{classes}-{bits}",
-        name=f"{classes}, {bits} bits",
-        parent=root,
-        params={
-            "subset": "random-1",
-            "classes": classes,
-            "method": "gpfq",
-            "bits": bits,
-            "calibration": "subset",
-            "calibration_seed": "0",
-        },
-        metrics=metrics | spent,
-        tags={"laq.level": "cell"},
-    )
+def cell(key: str, place: tuple[str, str]) -> RunSpec:
+    """A run below a study."""
+    classes, bits = place
+    return RunSpec(f"{key}-{classes}-{bits}", f"{classes}, {bits} bits", key, tags={"laq.level": "cell"})
 
 
-def study(key: str, cells: Mapping[tuple[str, str], float], **tags: str) -> ResultRuns:
+def measured(cells: Mapping[tuple[str, str], float], folder: Path) -> list[tuple[Path, str]]:
+    """The tables of a study of ``cells``: both networks as they are, and both quantized."""
+    drawn, rows = {place[0] for place in cells}, []
+    assert len(drawn) == 1, "the fixture has one subset"
+    (names,) = (classes.split(", ") for classes in drawn)
+    subset = Subset("random-1", "random", (0, 1), tuple(names), 1.0, 1.0, 1.0, 1.0)
+    for variant, score in FLOAT.items():
+        rows.append(measured_row(subset, (variant, "float", "32", "none", None), score))
+    for (_, bits), top1 in cells.items():
+        for variant, score in (("quantized", top1), ("finetuned_quantized", top1 + 1)):
+            rows.append(measured_row(subset, (variant, "gpfq", bits, "subset", 0), score))
+    table = pd.DataFrame(rows).astype({"levels": "Int64", "seed": "Int64"}).assign(size_bytes=2048.0)
+    table.to_csv(folder / "measurements.csv", index=False)
+    write_json(folder / "subsets.json", [vars(subset)])
+    return [(folder / name, "tables") for name in ("measurements.csv", "subsets.json")]
+
+
+def study(key: str, cells: Mapping[tuple[str, str], float], folder: Path, **tags: str) -> ResultRuns:
     """The runs of a study of ``cells``: restricted top-1 by classes and bits."""
+    (folder / key).mkdir()
     root = RunSpec(
         key=key,
         name=f"study {key}",
@@ -220,8 +224,9 @@ def study(key: str, cells: Mapping[tuple[str, str], float], **tags: str) -> Resu
             **{f"laq.{name}": value for name, value in tags.items()},
         },
         inputs=[Input("glyphs", "0" * 32, "data/dataset", "images")],
+        files=measured(cells, folder / key),
     )  # fmt: skip
-    return ResultRuns("laq-glyphs", [root, *(cell(key, *place, top1) for place, top1 in cells.items())])
+    return ResultRuns("laq-glyphs", [root, *(cell(key, place) for place in cells)])
 
 
 @pytest.fixture(scope="module")
@@ -234,9 +239,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, dic
         for name in ("DVC_ROOT", "MLFLOW_TRACKING_URI", "MLFLOW_RUN_ID"):
             patch.delenv(name, raising=False)
         store = Store()
-        runs = store.send(study("other", {("a, b", "3"): 9.0}, dataset="cifar100")).ids
-        runs |= store.send(study("old", {("a, b", "3"): 70.0, ("a, b", "8"): 80.0})).ids
-        new = study("new", {("b, a", "3"): 72.5, ("a, b", "2"): 60.0}, dvc_experiment="narrow")
+        runs = store.send(study("other", {("a, b", "3"): 9.0}, place, dataset="cifar100")).ids
+        runs |= store.send(study("old", {("a, b", "3"): 70.0, ("a, b", "8"): 80.0}, place)).ids
+        new = study("new", {("b, a", "3"): 72.5, ("b, a", "2"): 60.0}, place, dvc_experiment="narrow")
         runs |= store.send(new).ids
         yield place, runs
 
@@ -309,8 +314,8 @@ def test_cells_are_read_with_classes_in_order_and_floats_once(
     assert len(found) == 2 + 2 * 2  # both networks as they are, and both at 3 and 8 bits
     assert found[found.method == "float"].top1_sub_percent.tolist() == list(FLOAT.values())
     assert set(archive.cells(archive.find("latest")).classes) == {"a, b"}
-    with pytest.raises(LaqError, match="has none of its cells; `laq track` sends them"):
-        archive.cells(tracked("a" * 32, tags={"laq.key": "none"}))
+    with pytest.raises(LaqError, match="its run has no tables/measurements.csv; delete the run, then run"):
+        archive.cells(tracked(folder[1]["old-a, b-3"]))
 
 
 def test_the_command_writes_and_prints_the_comparison(folder: tuple[Path, dict[str, str]]) -> None:

@@ -80,13 +80,15 @@ def test_the_study_is_tracked_as_runs_of_subsets_and_below_them_of_cells(clone: 
     assert read_json(clone / "data/tracked.json") == {"laq_key": study.data.tags["laq.key"][:12]}
     table = pd.read_csv(clone / "data/study/measurements.csv").set_index("cell")
     cell = cell_of(clone, "gpfq")
-    for variant in ("quantized", "finetuned_quantized"):
+    for variant, name in (("quantized", "top1"), ("finetuned_quantized", "finetuned/top1")):
         expected = table.loc[f"random-1.{variant}.gpfq-3bit.subset-0", "top1_sub_percent"]
-        assert cell.data.metrics[f"{variant}/top1_sub_percent"] == pytest.approx(expected)
+        assert cell.data.metrics[name] == pytest.approx(expected)
     (seconds,) = (clone / ".laq/seconds").iterdir()
     took = pd.read_csv(seconds).set_index("cell").seconds
-    assert cell.data.metrics["quantized/seconds"] == took["random-1.quantized.gpfq-3bit.subset-0"]
     folder = Path(cell.info.artifact_uri.removeprefix("file://"))
+    measured = {row["cell"]: row for row in read_json(folder / "measurements.json")}
+    quantized = measured["random-1.quantized.gpfq-3bit.subset-0"]
+    assert quantized["seconds"] == took[quantized["cell"]]
     assert {row["bits"] for row in read_json(folder / "layers.json")["quantized"]} == {3}
 
 

@@ -30,11 +30,14 @@ from laq.errors import LaqError
 from laq.files import digest
 from laq.network import Classifier, build, evaluate, predict
 from laq.quantization import load
+from laq.report.tables import summarise, with_drops
+from laq.track.measures import curves, floats
 from laq.track.registry import CHAMPION
 from laq.track.runs import Input, ModelSpec, ResultRuns, RunSpec
 from laq.track.store import Store, outbox
 from laq.track.studies import TrackedStudies
 from laq.track.study_runs import subset_runs
+from tests.studies import Planted, made_up_matrix, made_up_study, made_up_subsets
 from tests.trees import CLASSES, DESIGN, LAYERS, example, make_tree, mixed_results, network, png
 
 
@@ -90,11 +93,7 @@ def test_a_tree_becomes_runs_below_each_other_with_their_numbers_and_models(
     listed = {file.path for file in store.client.list_artifacts(run.info.run_id)}
     assert listed == {"layers.json"}
     model = next(m for m in models_of(store.client) if m.source_run_id == run.info.run_id)
-    assert {metric.key for metric in model.metrics or ()} == {
-        "model/top1_sub_percent",
-        "model/top1_choosing_percent",
-        "model/size_bytes",
-    }
+    assert {metric.key: metric.value for metric in model.metrics or ()} == {"top1": 75.0}
 
 
 def test_in_a_list_of_the_newest_runs_parents_come_before_their_children(store: Store, weights: Path) -> None:
@@ -271,7 +270,7 @@ def test_of_two_machines_with_the_same_result_one_tree_remains(
 
 def lone(packed: ModelSpec, images: str = "a", most: float = 1e5) -> ResultRuns:
     """A tree of a run alone that has made one network, on these images, for this budget."""
-    key = digest([packed.params, packed.metrics, packed.classes, images, most])
+    key = digest([packed.params, packed.ranking, packed.classes, images, most])
     made_from = [Input("images", digest(images)[:32], "data", "images")]
     record = RunSpec(key, "cell", inputs=made_from, models=[packed])
     return ResultRuns("laq-test", [record], champion_bytes=most)
@@ -293,8 +292,8 @@ def test_the_champion_is_the_best_within_the_budget_whatever_the_order(
     for tree in arrivals(random.Random(seed), weights):  # noqa: S311
         done = store.send(tree)
         rank = (
-            tree.root.models[0].metrics["top1_choosing_percent"],
-            -tree.root.models[0].metrics["size_bytes"],
+            tree.root.models[0].ranking["top1_choosing_percent"],
+            -tree.root.models[0].ranking["size_bytes"],
         )
         if rank[1] >= -1e5 and (best is None or rank > best):
             best, versions = rank, versions + 1
@@ -630,7 +629,45 @@ def test_a_file_in_the_place_of_a_folder_is_told_by_its_name(project: Path) -> N
 
 
 def test_a_run_has_the_bits_that_were_asked_for_and_those_that_were_spent(weights: Path) -> None:
-    _, cell = subset_runs(mixed_results(weights))
-    assert cell.name == "random-1, gpfq_l0, auto:3 bits, subset-0"
+    subset, cell = subset_runs(mixed_results(weights))
+    assert cell.name == "random-1 · gpfq_l0 · auto:3"
     assert (cell.params["bits"], cell.params["levels"]) == ("auto:3", "")
-    assert cell.metrics["quantized/mean_bits"] == 2.9
+    assert cell.metrics["mean_bits"] == 2.9
+    # Bits by layer are no step of a curve.
+    assert subset.series == {
+        "top1_by_layer/gpfq_l0-auto_3": {0: 90.0}, "points_lost_by_layer/gpfq_l0-auto_3": {0: 1.0},
+    }  # fmt: skip
+
+
+def test_a_study_of_several_bits_is_a_curve_for_each_method() -> None:
+    table = with_drops(made_up_study(made_up_subsets(3, made_up_matrix()), Planted(), ("2", "4", "auto:2")))
+    summary = summarise(table)
+    found = curves(summary)
+    assert {name for name in found if "by_layer" not in name} == {
+        f"{measure}{base}/{method}"
+        for measure in ("top1", "points_lost")
+        for base in ("", "_finetuned")
+        for method in ("rtn", "gpfq")
+    }
+    rows = table[(table.variant == "quantized") & (table.method == "gpfq") & (table.calibration == "subset")]
+    for bits in (2, 4):
+        mean = rows[rows.bits == str(bits)].groupby("subset").top1_sub_percent.mean().mean()
+        assert found["top1/gpfq"][bits] == pytest.approx(mean, abs=1e-3)
+    assert found["points_lost/gpfq"].keys() == {2, 4}
+    assert found["top1_by_layer/gpfq-auto_2"].keys() == {0}
+    floats_of = table[table.method == "float"].groupby("variant").top1_sub_percent.mean()
+    assert floats(summary)["top1_float"] == pytest.approx(floats_of["original"], abs=1e-3)
+
+
+def test_the_run_shows_the_network_made_of_the_original_and_each_model_its_own(
+    store: Store, weights: Path
+) -> None:
+    tree = make_tree(weights)
+    cell = tree.runs[2]
+    models = [replace(model, metrics={"top1": 70.0 + place}) for place, model in enumerate(cell.models)]
+    tree = replace(tree, runs=[*tree.runs[:2], replace(cell, metrics={"top1": 70.0}, models=models)])
+    store.send(tree)
+    run = next(r for r in runs_of(store.client) if r.data.tags["laq.key"] == cell.key)
+    assert run.data.metrics["top1"] == 70.0
+    found = {m.name: (m.metrics or [])[0].value for m in models_of(store.client)}
+    assert found == {"quantized": 70.0, "finetuned_quantized": 71.0}

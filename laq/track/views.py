@@ -1,0 +1,108 @@
+"""Views of an experiment that MLflow's pages open: which runs, which columns, which charts.
+
+MLflow keeps them as tags of the experiment, as the button "Save view" of its pages writes them.
+"""
+
+import base64
+import json
+import zlib
+from collections.abc import Mapping
+from typing import Any, Final
+
+from mlflow import MlflowClient
+from mlflow.entities import Experiment
+
+from laq.quantization.methods.registry import METHODS
+from laq.track.measures import FINETUNED
+
+NETWORKS: Final = "laq-networks"
+CURVES: Final = "laq-curves"
+_TAG: Final = "mlflow.sharedViewState."
+_COLUMNS: Final = (
+    "params.`subset`", "params.`kind`", "params.`method`", "params.`bits`",
+    "metrics.`size_kib`", "metrics.`top1`", "metrics.`points_lost`",
+)  # fmt: skip
+_CHARTS: Final = {
+    "top1": "Restricted top-1 (%) against bits",
+    "points_lost": "Points of restricted top-1 lost against bits",
+    f"top1_{FINETUNED}": "Restricted top-1 (%) against bits, fine-tuned first",
+    f"points_lost_{FINETUNED}": "Points of restricted top-1 lost against bits, fine-tuned first",
+}
+_SECTION: Final = "Methods compared"
+
+
+def save_views(client: MlflowClient, experiment: Experiment) -> None:
+    """Give the experiment its views, unless they are there; what somebody changed in MLflow stays."""
+    for key, state in ((NETWORKS, _networks()), (CURVES, _curves())):
+        written = _view(key, state, experiment.creation_time or 0)
+        if (found := experiment.tags.get(_TAG + key)) != written and not _is_changed(found):
+            client.set_experiment_tag(experiment.experiment_id, _TAG + key, written)
+
+
+def links(experiment_id: str) -> dict[str, str]:
+    """The addresses of both views below a server's, by what they show."""
+    runs = f"/#/experiments/{experiment_id}/runs?viewStateShareKey="
+    return {"networks": f"{runs}{NETWORKS}", "curves": f"{runs}{CURVES}&compareRunsMode=CHART"}
+
+
+def _networks() -> dict[str, Any]:
+    """Every network as a line, whatever study it is of."""
+    return {
+        "searchFilter": "tags.`laq.level` = 'cell'",
+        "orderByKey": _COLUMNS[0],
+        "orderByAsc": True,
+        "selectedColumns": list(_COLUMNS),
+        "columnOrder": list(_COLUMNS),
+    }
+
+
+def _curves() -> dict[str, Any]:
+    """A chart for each measure with a curve for each method of each study."""
+    charts = [
+        {
+            "uuid": f"laq-{name}",
+            "type": "LINE",
+            "metricSectionId": "laq",
+            "deleted": False,
+            "isGenerated": False,
+            "displayName": title,
+            "metricKey": f"{name}/gpfq",
+            "selectedMetricKeys": [f"{name}/{method}" for method in METHODS],
+            "xAxisKey": "step",
+            "xAxisScaleType": "linear",
+            "useGlobalXaxisKey": False,
+            "displayPoints": True,
+            "runsCountToCompare": 10,
+            "lineSmoothness": 0,
+            "yAxisKey": "metric",
+            "yAxisExpressions": [],
+            "range": {},
+            "scaleType": "linear",
+            "selectedXAxisMetricKey": "",
+            "ignoreOutliers": False,
+            "useGlobalLineSmoothing": False,
+        }
+        for name, title in _CHARTS.items()
+    ]
+    section = {"uuid": "laq", "name": _SECTION, "display": True, "isReordered": True, "deleted": False}
+    return {
+        "searchFilter": "tags.`laq.level` = 'study'",
+        "selectedColumns": ["metrics.`progress_percent`"],
+        "compareRunCharts": charts,
+        "compareRunSections": [{**section, "isGenerated": False}],
+        "isAccordionReordered": True,
+    }
+
+
+def _view(name: str, state: Mapping[str, Any], created: int) -> str:
+    packed = base64.b64encode(zlib.compress(json.dumps(state).encode())).decode()
+    view = {"name": name, "createdAt": created, "updatedAt": created, "state": f"deflate;{packed}"}
+    return json.dumps(view, separators=(",", ":"))
+
+
+def _is_changed(view: str | None) -> bool:
+    """Whether somebody has saved other columns under the view's name."""
+    if view is None:
+        return False
+    found = json.loads(view)
+    return bool(found.get("updatedAt", found.get("createdAt")) != found.get("createdAt"))
