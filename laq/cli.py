@@ -5,11 +5,14 @@ import subprocess
 import sys
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
-from typing import Any
+from threading import Event
+from typing import Any, Final
 
 import click
 
+from laq.beside import beside
 from laq.errors import LaqError
 from laq.git import in_git
 from laq.params import Params, load_params
@@ -30,6 +33,9 @@ from laq.sections.study import check_bits
 
 # Each command imports its own room: importing them all takes seconds that `--help` should not.
 # ruff: noqa: PLC0415
+
+
+_FOLLOW_AFTER: Final = 5.0  # seconds: shorter studies have nothing to show before they are over
 
 
 class _Commands(click.Group):
@@ -205,7 +211,18 @@ def study(jobs: int | None, scheduler: str) -> None:
     from laq import study as room
     from laq.parallel import workers
 
-    _run_stage("study", lambda params: room.run(params.study, workers(jobs, scheduler)))
+    def run(params: Params) -> None:
+        with beside(partial(_follow, params), _FOLLOW_AFTER):
+            room.run(params.study, workers(jobs, scheduler))
+
+    _run_stage("study", run)
+
+
+def _follow(params: Params, over: Event) -> None:
+    """Send runs while the study is measured: the stage ``track`` sends what is left."""
+    from laq.track.live import follow
+
+    follow(params, over, lambda text: click.echo(f"laq: {text}", err=True))
 
 
 @main.command()

@@ -191,6 +191,12 @@ def read_records(*names: str) -> dict[str, dict[str, Any]]:
     return {stage.name: read_json(stage.record) for stage in chain(*names)}
 
 
+def made_from(name: str, study: Parameters) -> dict[str, dict[str, Any]]:
+    """What makes a stage's outputs as things are: the records of all stages before it, and its own so far."""
+    *earlier, stage = chain(name)
+    return {**{stage.name: read_json(stage.record) for stage in earlier}, name: stage.made_by(study)}
+
+
 def _staleness(stage: Stage, study: Parameters) -> Iterator[Stale]:
     for path in (*stage.outputs, stage.record):
         if not path.exists():

@@ -9,21 +9,18 @@ from laq.errors import LaqError
 from laq.files import digest
 from laq.parallel import Workers
 from laq.params import Params
-from laq.paths import WEIGHTS
 from laq.quantization.methods.registry import BASELINE
 from laq.quantization.options import nearest_name
-from laq.report.tables import summarise, with_drops
+from laq.report.tables import summarise
 from laq.sections.commands import ALL
-from laq.study import measurement_row
 from laq.study.cells import plan
 from laq.study.inputs import StudyInputs
 from laq.study.measure import measure_all
-from laq.study.results import layer_rows, read_seconds
 from laq.subsets.subset import Subset, read_subsets
 from laq.track.descriptions import root_description
 from laq.track.measures import curves, floats
 from laq.track.own_run import own_run
-from laq.track.results import Results, Row, row_dicts
+from laq.track.results import Results, Row, measured
 from laq.track.runs import RunSpec
 from laq.track.store import outbox
 from laq.track.study_runs import result_runs, root_tags, settings_of
@@ -101,13 +98,7 @@ def _requested_subsets(name: str) -> list[Subset]:
 def _measure(params: Params, subsets: Sequence[Subset], workers: Workers) -> Results:
     """Measure every cell and keep each as soon as it is done."""
     done = measure_all(plan(subsets, params.study), StudyInputs(params.study), workers)
-    table = pd.DataFrame(
-        {**measurement_row(cell, folder), "seconds": read_seconds(folder)} for cell, folder in done.items()
-    )
-    table = table.astype({"levels": "Int64", "seed": "Int64"})
-    rows = row_dicts(with_drops(table))
-    layers = [row for cell, folder in done.items() for row in layer_rows(cell, folder)]
-    weights = {cell.name: folder / WEIGHTS for cell, folder in done.items() if cell.recipe}
+    rows, layers, weights = measured(done)
     # What it took is no part of it: the same order measured anew is the same result.
     timeless = [{name: value for name, value in row.items() if name != "seconds"} for row in rows]
     return Results(params, digest([own_run(), settings_of(params), timeless]), subsets, rows, layers, weights)
@@ -123,7 +114,7 @@ def _root(results: Results, request: Request) -> RunSpec:
         params={"subset": request.subset, "bits": str(request.bits), "method": request.method},
         metrics=floats(summary),
         series=curves(summary),
-        tags=root_tags(results, "quantize"),
+        tags=root_tags(results.provenance, "quantize"),
         inputs=results.provenance.inputs,
         description=root_description(results, summary, title),
     )

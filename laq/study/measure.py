@@ -105,11 +105,16 @@ def measure_all(cells: Sequence[Cell], inputs: StudyInputs, workers: Workers) ->
     missing = [cell for cell, folder in folders.items() if not folder.exists()]
     with _Progress(cells, missing, inputs) as bar:
         measure = partial(_measure_groups, inputs, workers, bar)
-        failed = measure(sorted(groups_of(missing), key=lambda group: cost(group, inputs), reverse=True))
+        failed = measure(sorted(groups_of(missing), key=partial(_turn, inputs)))
         reasons = measure([CellGroup((cell,)) for group in failed for cell in group.cells])
     if reasons:
         raise LaqError("\n".join(_failures(reasons, len(cells))))
     return folders
+
+
+def _turn(inputs: StudyInputs, group: CellGroup) -> tuple[bool, float]:
+    """The group's place: the float networks first, which all others are compared with; then the costliest."""
+    return group.cells[0].recipe is not None, -cost(group, inputs)
 
 
 class _Progress:

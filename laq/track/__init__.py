@@ -6,7 +6,7 @@ from pathlib import Path
 import pandas as pd
 
 from laq.files import digest, md5, read_json, write_json
-from laq.git import experiment, in_pipeline
+from laq.git import in_pipeline
 from laq.params import Params
 from laq.paths import DIVERGENCE, REPORT, STUDY, SUBSETS
 from laq.provenance import read_records
@@ -21,17 +21,20 @@ from laq.study.tables import (
 )
 from laq.subsets.subset import read_subsets
 from laq.track.descriptions import root_description
-from laq.track.measures import curves, floats
+from laq.track.measures import PROGRESS, curves, floats
 from laq.track.own_run import annotate
 from laq.track.results import Results, row_dicts
 from laq.track.runs import ResultRuns, RunSpec
+from laq.track.sending import CONTENT
 from laq.track.store import Store
 from laq.track.studies import TABLES
 from laq.track.study_runs import (
-    flatten,
+    experiment_name,
     result_runs,
     root_tags,
-    settings_of,
+    study_key,
+    study_name,
+    study_params,
 )
 
 FILE = Path("data/tracked.json")
@@ -54,7 +57,8 @@ def run(params: Params) -> str:
     Raises:
         LaqError: the store cannot be reached or written.
     """
-    result, store = study_runs(params), Store()
+    store = Store()
+    result = study_runs(params, _free_key(store, params))
     waiting = store.send_outbox()
     sent = store.send(result)
     study, name = sent.ids[result.root.key], result.root.name
@@ -76,8 +80,18 @@ def send_waiting() -> str:
     return f"Sent {store.send_outbox()} runs to {store}"
 
 
-def study_runs(params: Params) -> ResultRuns:
-    """The runs of the study in ``data/``."""
+def _free_key(store: Store, params: Params) -> str:
+    """The key of the study, or another one where the store has the same study with another outcome.
+
+    The report may have changed since, or another processor may have measured it.
+    """
+    key = study_key(params)
+    known = store.contents(experiment_name(params), key)
+    return key if known in {None, _content()} else digest([key, _content()])
+
+
+def study_runs(params: Params, key: str) -> ResultRuns:
+    """The runs of the study in ``data/``, under a key."""
     table = read_measurements(REPORT / TABLE)
     if seconds_file().exists():  # it does not where results were pulled
         took = read_table(seconds_file(), {"cell": str, "seconds": float}, "remove it")
@@ -86,14 +100,13 @@ def study_runs(params: Params) -> ResultRuns:
     rows = row_dicts(table)
     files = {row["cell"]: weights_file(STUDY, row["cell"]) for row in rows}
     weights = {cell: file for cell, file in files.items() if file.exists()}
-    results = Results(params, study_key(params), read_subsets(), rows, row_dicts(layers), weights, REPORT)
+    results = Results(params, key, read_subsets(), rows, row_dicts(layers), weights, REPORT)
     return result_runs(results, _root(results))
 
 
-def study_key(params: Params) -> str:
-    """The name of the study's result: the hash of its parameters, tables and report."""
-    files = (STUDY / MEASUREMENTS, REPORT / TEXT, REPORT / COMPARISONS)
-    return digest([params.name, settings_of(params), read_records("study"), [md5(file) for file in files]])
+def _content() -> str:
+    """The hash of what was measured and of what the report says of it."""
+    return digest([md5(file) for file in (STUDY / MEASUREMENTS, REPORT / TEXT, REPORT / COMPARISONS)])
 
 
 def _root(results: Results) -> RunSpec:
@@ -102,14 +115,15 @@ def _root(results: Results) -> RunSpec:
     measured: _Metrics = read_json(REPORT / METRICS, _Metrics)
     return RunSpec(
         key=results.key,
-        name=f"{experiment() or params.name} · {len(results.subsets)} subsets · {results.key[:6]}",
-        params={name: str(value) for name, value in flatten(settings_of(params))},
+        name=study_name(params, len(results.subsets), results.key),
+        params=study_params(params),
         metrics={
+            PROGRESS: 100.0,
             **floats(summary),
             **{f"lost_per_halving/{name}": value for name, value in measured.lost_per_halving.items()},
         },
         series=curves(summary),
-        tags=root_tags(results, "study"),
+        tags={**root_tags(results.provenance, "study"), CONTENT: _content()},
         inputs=results.provenance.inputs,
         files=[
             *((path, _folder_of(path)) for path in sorted(REPORT.iterdir()) if path.is_file()),

@@ -19,6 +19,7 @@ SHOWN: Final = {
     "top1_all_classes": "top1_all_percent",
     "relative_error": "relative_error_logits",
 }
+PROGRESS: Final = "progress_percent"  # of a study's cells that are measured
 FINETUNED: Final = "finetuned"  # the prefix of what is measured after fine-tuning
 _OF_FINETUNED: Final = ("top1", "top1_balanced", "points_lost")  # which a run shows beside the other network
 # The champion is chosen by these, and reported by the one that did not choose it.

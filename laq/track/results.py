@@ -16,7 +16,11 @@ from laq.files import dvc_md5
 from laq.git import commit, experiment
 from laq.network.weights import read_design
 from laq.params import Params
-from laq.paths import DATASET, NETWORK, SUBSETS
+from laq.paths import DATASET, NETWORK, SUBSETS, WEIGHTS
+from laq.report.tables import with_drops
+from laq.study import measurement_row
+from laq.study.cells import Cell
+from laq.study.results import layer_rows, read_seconds
 from laq.subsets.subset import Subset
 from laq.track.runs import Input
 
@@ -84,3 +88,22 @@ class Results:
 def row_dicts(table: pd.DataFrame) -> list[dict[str, Any]]:
     """The rows of a table by the names of its columns."""
     return [{str(column): value for column, value in row.items()} for row in table.to_dict("records")]
+
+
+Measured = tuple[list[dict[str, Any]], list[dict[str, Any]], dict[str, Path]]
+
+
+def measured(folders: Mapping[Cell, Path]) -> Measured:
+    """The rows, the layers and the packed files of cells that are measured, as the study's tables have them.
+
+    Raises:
+        LaqError: a float network of theirs is missing, or a file is damaged.
+    """
+    table = pd.DataFrame(
+        {**measurement_row(cell, folder), "seconds": read_seconds(folder)} for cell, folder in folders.items()
+    )
+    table = table.astype({"levels": "Int64", "seed": "Int64"}).round(6)
+    layers = pd.DataFrame([row for cell, folder in folders.items() for row in layer_rows(cell, folder)])
+    weights = {cell.name: folder / WEIGHTS for cell, folder in folders.items() if cell.recipe}
+    there = {name: path for name, path in weights.items() if path.exists()}
+    return row_dicts(with_drops(table)), row_dicts(layers.round(6)), there

@@ -8,6 +8,7 @@ sends the same result at the same time: whoever comes last looks last, and leave
 
 import json
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -30,6 +31,7 @@ from laq.track.runs import ModelSpec, ResultRuns, RunSpec
 
 KEY: Final = "laq.key"
 RESULT: Final = "laq.root"  # the key of the result's root
+CONTENT: Final = "laq.content"  # the hash of what a study's result holds
 _READY: Final = entities.LoggedModelStatus.READY
 _THREADS: Final = 4  # a server answers several requests at a time; a database file takes one writer
 
@@ -56,7 +58,7 @@ class Sender:
             MlflowException: the store cannot be reached or written, or another machine interferes; what was
                 sent until then stays.
         """
-        while missing := self._look():
+        while missing := self.look():
             parents = {spec.parent for spec in missing}
             for spec in missing:
                 if spec.key in parents and spec.key not in self.runs:
@@ -64,10 +66,10 @@ class Sender:
             # The root is finished last, so that it stands for all of the result.
             below, root = [s for s in missing if s.parent], [s for s in missing if not s.parent]
             with ThreadPoolExecutor(1 if self.client.tracking_uri.startswith("sqlite") else _THREADS) as pool:
-                sent = chain(pool.map(self._send_run, below), map(self._send_run, root))
+                sent = chain(pool.map(self.send_run, below), map(self.send_run, root))
                 yield from progress(sent, "track", total=len(missing), unit="run")
 
-    def _look(self) -> list[RunSpec]:
+    def look(self) -> list[RunSpec]:
         """Find the result's runs and models, one of each, and delete all others; returns what is missing.
 
         The one that was finished first stays: all who look at the same keep the same. After a deletion it
@@ -90,7 +92,7 @@ class Sender:
         places = {(keys.get(model.source_run_id), model.name): model for model in reversed(models)}
         self.models = {(key, name): model for (key, name), model in places.items() if key}
         if self._delete_others(runs, models):
-            return self._look()
+            return self.look()
         finished = {key for key, run in self.runs.items() if run.info.status == "FINISHED"}
         ready = {place for place, model in self.models.items() if _is_there(model)}
         return [
@@ -113,6 +115,14 @@ class Sender:
             self.client.delete_run(run.info.run_id)
         return bool(surplus or others)
 
+    def begin(self, spec: RunSpec) -> None:
+        """Create a run, if it is not there, and say what it is, before there is anything to show."""
+        run = self.runs.get(spec.key) or self._create_run(spec)
+        self.runs[spec.key] = run
+        params = [entities.Param(name, value) for name, value in spec.params.items()]
+        tags = [entities.RunTag(name, value) for name, value in spec.tags.items()]
+        self.client.log_batch(run.info.run_id, params=params, tags=tags)
+
     def _create_run(self, spec: RunSpec) -> Run:
         """An empty run below its parent."""
         tags, start_time = {KEY: spec.key, RESULT: self.result.root.key}, None
@@ -123,11 +133,14 @@ class Sender:
             start_time = parent.start_time - 1
         return self.client.create_run(self.experiment_id, start_time, tags, spec.name)
 
-    def _send_run(self, spec: RunSpec) -> str:
+    def send_run(self, spec: RunSpec) -> str:
         """Log everything of a run, then finish it; returns its key.
 
         What is there already is logged again as it was: metrics have the time of the run's start.
         """
+        if spec.parent and spec.parent not in self.runs:
+            above = next(one for one in self.result.runs if one.key == spec.parent)
+            self.runs[spec.parent] = self._create_run(above)
         run = self.runs.get(spec.key) or self._create_run(spec)
         run_id = run.info.run_id
         models = [self._send_model(run, spec, model) for model in spec.models]
@@ -194,6 +207,8 @@ def _metrics(spec: RunSpec, run: Run, models: Sequence[LoggedModel]) -> Iterator
     A model's have the names of the run's, and an earlier time, so that the run shows its own.
     """
     now, run_id = run.info.start_time, run.info.run_id
+    if not spec.parent:  # later than what was said of it while it was measured
+        now = int(time.time() * 1000)
     for earlier, (model, logged) in enumerate(zip(spec.models, models, strict=True), 1):
         place = {"model_id": logged.model_id, "run_id": run_id}
         for name, value in model.metrics.items():

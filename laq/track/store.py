@@ -25,7 +25,7 @@ from laq.errors import LaqError
 from laq.files import project_root
 from laq.track.registry import register_champions
 from laq.track.runs import ResultRuns
-from laq.track.sending import KEY, RESULT, Sender
+from laq.track.sending import CONTENT, KEY, RESULT, Sender
 from laq.track.views import links, save_views
 
 _SQLITE: Final = "sqlite:///"
@@ -135,14 +135,48 @@ class Store:
             )
         return found
 
+    def contents(self, experiment: str, key: str) -> str | None:
+        """The tag of a finished result that says what it holds, if there is one of this key.
+
+        Raises:
+            LaqError: the store cannot be reached.
+        """
+        if not (found := self.experiment(experiment)):
+            return None
+        with self.one_line_errors():
+            asked = f"tags.`{KEY}` = '{key}' and attributes.status = 'FINISHED'"
+            runs = self.client.search_runs([found.experiment_id], asked)
+        return next((run.data.tags.get(CONTENT) for run in runs), None)
+
     def send(self, result: ResultRuns) -> Sent:
         """Send the runs and models of a result that the store lacks, and register the best models.
 
         Raises:
             LaqError: the store cannot be reached or written; what was sent until then stays.
         """
-        with self.one_line_errors(), self._locked():
+        with self.writing():
             return self._send(result, set())
+
+    @contextmanager
+    def writing(self) -> Iterator[None]:
+        """Write in this block, alone where the store is a file.
+
+        Raises:
+            LaqError: the store cannot be reached or written.
+        """
+        with self.one_line_errors(), self._locked():
+            yield
+
+    def sender(self, result: ResultRuns) -> Sender:
+        """What sends single runs of a result, in an experiment that has its views.
+
+        Raises:
+            LaqError: the store cannot be reached or written.
+        """
+        with self.writing():
+            experiment_id = self._experiment_id(result)
+            save_views(self.client, self.client.get_experiment(experiment_id))
+            return Sender(self.client, experiment_id, result)
 
     def send_outbox(self) -> int:
         """Send the results that wait, and delete each once it is sent; returns how many runs were sent.

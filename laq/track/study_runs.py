@@ -8,16 +8,19 @@ from typing import Any, Final
 import pandas as pd
 
 from laq.files import digest
+from laq.git import experiment
 from laq.params import Params
+from laq.provenance import made_from
 from laq.report import subset_picture
 from laq.report.tables import BASE_OF
 from laq.sections.study import Grid
 from laq.subsets.subset import Subset
 from laq.track.descriptions import cell_description, subset_description
 from laq.track.measures import RANKING, curves, floats, scores, shown, summary_of
-from laq.track.results import Results, Row
+from laq.track.results import Provenance, Results, Row
 from laq.track.runs import ModelSpec, ResultRuns, RunSpec
 
+Recipe = tuple[str, str, str, str]  # of a run: method, bits, calibration, and the seed that drew its images
 _LONGEST_PARAM: Final = 6000  # characters that MLflow takes
 _PER_LAYER: Final = ("bits", "relative_error", "sparsity_percent")  # drawn over the layers
 _LAYER: Final = ("layer", "bits", "levels", "weights", "sparsity_percent", "relative_error")
@@ -35,20 +38,51 @@ def experiment_name(params: Params) -> str:
     return f"laq-{params.name}"
 
 
-def root_tags(results: Results, level: str) -> dict[str, str]:
+def study_key(params: Params) -> str:
+    """The name of the study's result: the hash of its parameters and of all that makes its measurements.
+
+    It is known before anything is measured.
+    """
+    return digest([params.name, settings_of(params), made_from("study", params.settings)])
+
+
+def study_name(params: Params, subsets: int, key: str) -> str:
+    """Such as glyphs · 9 subsets · 3fa94c, which is the start of its key."""
+    return f"{experiment() or params.name} · {subsets} subsets · {key[:6]}"
+
+
+def study_params(params: Params) -> dict[str, str]:
+    """The parameters of a study's run: its settings, by their dotted names."""
+    return {name: str(value) for name, value in flatten(settings_of(params))}
+
+
+def subset_key(root: str, subset: Subset) -> str:
+    """The key of a subset's run below a root."""
+    return digest([root, subset.name])
+
+
+def subset_name(subset: Subset) -> str:
+    """Such as similar-1 · 10 classes."""
+    return f"{subset.name} · {len(subset.classes)} classes"
+
+
+def cell_key(subset: str, recipe: Recipe) -> str:
+    """The key of a run below that of a subset."""
+    return digest([subset, *recipe])
+
+
+def root_tags(provenance: Provenance, level: str) -> dict[str, str]:
     """What places the root of a result: the kind of run, its data, network and code."""
-    provenance = results.provenance
     return {
         "laq.dataset": provenance.inputs[0].name,
         "laq.network": provenance.design["architecture"],
         **provenance.tags,
-        **_tags(results, level),
+        **_tags(provenance, level),
     }
 
 
-def _tags(results: Results, level: str) -> dict[str, str]:
+def _tags(provenance: Provenance, level: str) -> dict[str, str]:
     """What every run has: its kind, and what MLflow's own pages show."""
-    provenance = results.provenance
     return {
         "laq.level": level,
         "mlflow.source.name": "laq",
@@ -74,17 +108,17 @@ def _user() -> str:
 def subset_runs(results: Results) -> Iterator[RunSpec]:
     """A run per subset under the root, each followed by one per method and bit-width under it."""
     for subset in results.subsets:
-        rows, key = results.of(subset), digest([results.key, subset.name])
+        rows, key = results.of(subset), subset_key(results.key, subset)
         picture = results.pictures and results.pictures / subset_picture(subset.name)
         summary = summary_of(rows)
         yield RunSpec(
             key=key,
-            name=f"{subset.name} · {len(subset.classes)} classes",
+            name=subset_name(subset),
             parent=results.key,
             params=_subset_params(subset),
             metrics={**floats(summary), **_divergence(subset)},
             series=curves(summary),
-            tags=_tags(results, "subset"),
+            tags=_tags(results.provenance, "subset"),
             inputs=results.provenance.inputs,
             files=[(picture, "")] if picture else [],
             documents={"subset.json": vars(subset)},
@@ -95,8 +129,7 @@ def subset_runs(results: Results) -> Iterator[RunSpec]:
             yield _cell_run(results, subset, cell, key)
 
 
-def _recipe(row: Row) -> tuple[str, str, str, str]:
-    """What tells a subset's cells apart: method, bits, calibration and what drew its images."""
+def _recipe(row: Row) -> Recipe:
     seed: str = "" if pd.isna(row["seed"]) else str(row["seed"])
     return row["method"], str(row["bits"]), row["calibration"], seed
 
@@ -113,7 +146,7 @@ def _cell_run(results: Results, subset: Subset, rows: Sequence[Row], parent: str
     }
     first = layers[quantized[0]["variant"]]
     return RunSpec(
-        key=digest([parent, *_recipe(last)]),
+        key=cell_key(parent, _recipe(last)),
         name=_cell_name(results.params, last),
         parent=parent,
         params={**_subset_params(subset), **_cell_params(results.params, last)},
@@ -123,7 +156,7 @@ def _cell_run(results: Results, subset: Subset, rows: Sequence[Row], parent: str
             for name in _PER_LAYER
             if first
         },
-        tags=_tags(results, "cell"),
+        tags=_tags(results.provenance, "cell"),
         inputs=results.provenance.inputs,
         documents={
             "measurements.json": [_plain(row) for row in rows],

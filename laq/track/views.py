@@ -13,7 +13,7 @@ from mlflow import MlflowClient
 from mlflow.entities import Experiment
 
 from laq.quantization.methods.registry import METHODS
-from laq.track.measures import FINETUNED
+from laq.track.measures import FINETUNED, PROGRESS
 
 NETWORKS: Final = "laq-networks"
 CURVES: Final = "laq-curves"
@@ -87,7 +87,7 @@ def _curves() -> dict[str, Any]:
     section = {"uuid": "laq", "name": _SECTION, "display": True, "isReordered": True, "deleted": False}
     return {
         "searchFilter": "tags.`laq.level` = 'study'",
-        "selectedColumns": ["metrics.`progress_percent`"],
+        "selectedColumns": [f"metrics.`{PROGRESS}`", "metrics.`top1_float`"],
         "compareRunCharts": charts,
         "compareRunSections": [{**section, "isGenerated": False}],
         "isAccordionReordered": True,

@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from threading import Event
 
 import mlflow
 import pandas as pd
@@ -22,7 +23,9 @@ from laq.cli import main
 from laq.dataset import read_images
 from laq.files import read_json
 from laq.network import Classifier, build, predict, read_design
+from laq.params import load_params
 from laq.quantization import load
+from laq.track.live import Following, follow
 from tests.conftest import tiny_params, write_params
 from tests.project import BITS, SUBSETS, environment, laq, run, stages_run
 
@@ -131,6 +134,64 @@ def test_tracking_sends_what_a_store_lacks_and_nothing_twice(own: Path) -> None:
     MlflowClient(f"sqlite:///{own / 'mlflow.db'}").set_terminated(runs[0].info.run_id, "RUNNING")
     assert f"Sent 1 of {RUNS} runs to " in laq(own, "track")
     assert {r.info.run_id for r in runs_in(own)} == {r.info.run_id for r in runs}
+
+
+def test_runs_appear_while_the_study_is_measured_and_track_sends_the_rest(
+    own: Path,
+    clone: Path,
+    new_store: Callable[[Path], None],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    new_store(tmp_path / "mlflow.db")
+    uri, over = f"sqlite:///{tmp_path / 'mlflow.db'}", Event()
+    monkeypatch.chdir(own)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    following = Following(load_params())
+    hidden = {
+        folder: tmp_path / folder.name
+        for cell, folder in following.folders.items()
+        if cell.subset.name == "random-1" and cell.recipe
+    }
+    for folder, away in hidden.items():
+        shutil.move(folder, away)
+    # Killed and begun again, it sends nothing twice.
+    assert following.send(over)
+    assert Following(load_params()).send(over)
+    early = {r.data.tags["laq.key"]: r for r in runs_in(tmp_path) if r.info.status == "FINISHED"}
+    assert len(early) == (SUBSETS - 1) * 2 * BITS
+    (study,) = [r for r in runs_in(tmp_path) if r.data.tags.get("laq.level") == "study"]
+    assert study.info.status == "RUNNING"
+    measured = len(following.folders) - len(hidden)
+    assert study.data.metrics == {"progress_percent": pytest.approx(100 * measured / len(following.folders))}
+    for folder, away in hidden.items():
+        shutil.move(away, folder)
+    assert f"Sent {RUNS - len(early)} of {RUNS} runs" in laq(own, "track", MLFLOW_TRACKING_URI=uri)
+    found = {r.data.tags["laq.key"]: r for r in runs_in(tmp_path)}
+    assert len(found) == RUNS
+    assert {r.info.status for r in found.values()} == {"FINISHED"}
+    assert found[study.data.tags["laq.key"]].data.metrics["progress_percent"] == 100
+    # As though all had been sent at the end.
+    late = {r.data.tags["laq.key"]: r.data for r in runs_in(clone)}
+    for key, sent in early.items():
+        assert found[key].info.run_id == sent.info.run_id
+        assert (sent.data.metrics, sent.data.params) == (late[key].metrics, late[key].params)
+
+
+def test_a_study_goes_on_where_the_store_is_away_and_says_so_once(
+    own: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(own)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    over, told = Event(), list[str]()
+
+    def tell(text: str) -> None:
+        told.append(text)
+        over.set()
+
+    follow(load_params(), over, tell)
+    (line,) = told
+    assert line.startswith("the study goes on without MLflow: MLflow at http://127.0.0.1:9: ")
 
 
 def test_a_second_repro_does_nothing_and_neither_is_a_change_to_git(clone: Path) -> None:
