@@ -1,10 +1,13 @@
 """The command ``laq``; ``python -m laq``, which the pipeline's stages call, runs the code beside them."""
 
+import os
 import sys
 
 
 def main() -> None:
     """Run the command line; a package that `pip install laq` alone does not bring is told in a line."""
+    # MLflow would tell its makers of its use, and changes the environment of a running program for that.
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     try:
         from laq.cli import main as commands  # noqa: PLC0415 (which imports click)
 

@@ -96,13 +96,12 @@ class Store:
         """The addresses of an experiment's views, a line each, and what serves them where no server does."""
         server, command = str(self).rstrip("/"), ""
         if not self.uri.startswith("http"):
-            of_store = (
-                ' --backend-store-uri "$MLFLOW_TRACKING_URI"' if os.environ.get("MLFLOW_TRACKING_URI") else ""
+            where = (
+                ' --backend-store-uri "$MLFLOW_TRACKING_URI"' if "MLFLOW_TRACKING_URI" in os.environ else ""
             )
-            server, command = "http://127.0.0.1:5000", f", once `mlflow ui --workers 1{of_store}` runs"
-        return "\n".join(
-            f"All {what}{command}: {server}{place}" for what, place in links(experiment_id).items()
-        )
+            server, command = "http://127.0.0.1:5000", f" (while `mlflow ui --workers 1{where}` runs)"
+        places = links(experiment_id).items()
+        return "\n".join(f"{what.capitalize()}: {server}{place}{command}" for what, place in places)
 
     @contextmanager
     def one_line_errors(self) -> Iterator[None]:

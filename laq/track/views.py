@@ -18,10 +18,11 @@ from laq.track.measures import FINETUNED, PROGRESS
 NETWORKS: Final = "laq-networks"
 CURVES: Final = "laq-curves"
 _TAG: Final = "mlflow.sharedViewState."
-_COLUMNS: Final = (
-    "params.`subset`", "params.`kind`", "params.`method`", "params.`bits`",
-    "metrics.`size_kib`", "metrics.`top1`", "metrics.`points_lost`",
-)  # fmt: skip
+_BY_NAME: Final = "tags.`mlflow.runName`"
+_COLUMNS: Final = {  # with their widths in pixels
+    "params.`subset`": 110, "params.`kind`": 90, "params.`method`": 85, "params.`bits`": 70,
+    "metrics.`size_kib`": 85, "metrics.`top1`": 75, "metrics.`points_lost`": 95,
+}  # fmt: skip
 _CHARTS: Final = {
     "top1": "Restricted top-1 (%) against bits",
     "points_lost": "Points of restricted top-1 lost against bits",
@@ -33,8 +34,9 @@ _SECTION: Final = "Methods compared"
 
 def save_views(client: MlflowClient, experiment: Experiment) -> None:
     """Give the experiment its views, unless they are there; what somebody changed in MLflow stays."""
-    for key, state in ((NETWORKS, _networks()), (CURVES, _curves())):
-        written = _view(key, state, experiment.creation_time or 0)
+    views = ((NETWORKS, "Networks", _networks()), (CURVES, "Methods compared", _curves()))
+    for key, name, state in views:
+        written = _view(name, state, experiment.creation_time or 0)
         if (found := experiment.tags.get(_TAG + key)) != written and not _is_changed(found):
             client.set_experiment_tag(experiment.experiment_id, _TAG + key, written)
 
@@ -49,10 +51,11 @@ def _networks() -> dict[str, Any]:
     """Every network as a line, whatever study it is of."""
     return {
         "searchFilter": "tags.`laq.level` = 'cell'",
-        "orderByKey": _COLUMNS[0],
+        "orderByKey": _BY_NAME,
         "orderByAsc": True,
         "selectedColumns": list(_COLUMNS),
         "columnOrder": list(_COLUMNS),
+        "columnWidths": _COLUMNS,
     }
 
 

@@ -1,11 +1,13 @@
 """What a store holds after trees were sent to it: each run, model and version once, whatever happened."""
 
 import base64
+import json
 import os
 import random
 import shutil
 import sqlite3
 import subprocess
+import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
@@ -657,6 +659,31 @@ def test_a_study_of_several_bits_is_a_curve_for_each_method() -> None:
     assert found["top1_by_layer/gpfq-auto_2"].keys() == {0}
     floats_of = table[table.method == "float"].groupby("variant").top1_sub_percent.mean()
     assert floats(summary)["top1_float"] == pytest.approx(floats_of["original"], abs=1e-3)
+
+
+def test_an_experiment_has_views_that_stay_as_somebody_changed_them(store: Store, weights: Path) -> None:
+    store.send(lone(network(weights)))
+    experiment = store.client.get_experiment_by_name("laq-test")
+    assert experiment is not None
+    views = {
+        name: json.loads(value)
+        for name, value in experiment.tags.items()
+        if name.startswith("mlflow.sharedViewState.")
+    }
+    found = views["mlflow.sharedViewState.laq-networks"]
+    kind, _, packed = found["state"].partition(";")
+    state = json.loads(zlib.decompress(base64.b64decode(packed)))
+    assert kind == "deflate"
+    assert [name.split("`")[1] for name in state["selectedColumns"]] == [
+        "subset", "kind", "method", "bits", "size_kib", "top1", "points_lost",
+    ]  # fmt: skip
+    address = f"/#/experiments/{experiment.experiment_id}/runs?viewStateShareKey=laq-networks"
+    assert f"Networks: http://127.0.0.1:5000{address} (while" in store.where_to_look(experiment.experiment_id)
+    changed = json.dumps(found | {"state": "{}", "updatedAt": found["updatedAt"] + 1})
+    store.client.set_experiment_tag(experiment.experiment_id, "mlflow.sharedViewState.laq-networks", changed)
+    store.send(lone(network(weights, score=90.0)))
+    tags = store.client.get_experiment(experiment.experiment_id).tags
+    assert tags["mlflow.sharedViewState.laq-networks"] == changed
 
 
 def test_the_run_shows_the_network_made_of_the_original_and_each_model_its_own(
