@@ -1,10 +1,9 @@
-"""The command line: a command per stage, ``quantize``, ``compare``, ``advise``, and nothing but calls."""
+"""The command line: a command per stage, and those that use and share results; nothing but calls."""
 
 import os
 import subprocess
 import sys
 from collections.abc import Callable
-from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from threading import Event
@@ -26,10 +25,9 @@ from laq.provenance import (
     read_stages,
     recording,
 )
-from laq.quantization.methods.registry import METHODS, find_method
-from laq.quantization.options import Option, nearest_name, number, whole_number
+from laq.quantization.options import nearest_name, number, whole_number
 from laq.sections.commands import ALL, Compare
-from laq.sections.study import check_bits
+from laq.terminal import Bits, Commands, Method, Number, show_markdown
 
 # Each command imports its own room: importing them all takes seconds that `--help` should not.
 # ruff: noqa: PLC0415
@@ -38,97 +36,29 @@ from laq.sections.study import check_bits
 _FOLLOW_AFTER: Final = 5.0  # seconds: shorter studies have nothing to show before they are over
 
 
-class _Commands(click.Group):
-    """Tells bad input in one line and exits with code 2."""
-
-    def invoke(self, ctx: click.Context) -> Any:
-        try:
-            return super().invoke(ctx)
-        except click.UsageError as error:
-            command = f"{ctx.command_path} {ctx.invoked_subcommand or ''}".rstrip()
-            reason = error.format_message().removeprefix("Invalid value for ").rstrip(".")
-            click.echo(f"laq: {reason}; `{command} --help` says what is allowed", err=True)
-            ctx.exit(2)
-        except LaqError as error:
-            for line in str(error).splitlines():
-                click.echo(f"laq: {line}", err=True)
-            ctx.exit(2)
-        except BrokenPipeError:
-            raise  # click's own business: `laq … | head`
-        except OSError as error:
-            # A full disk, a folder that may not be written: the file and the reason say it all.
-            where = f"{error.filename}: " if error.filename else ""
-            click.echo(f"laq: {where}{error.strerror or error}", err=True)
-            ctx.exit(2)
-
-
-class _Bits(click.ParamType["int | str"]):
-    """What study.bits in params.yaml may hold."""
-
-    name = "bits"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int | str:
-        try:
-            return check_bits(value)
-        except ValueError as error:
-            self.fail(str(error), param, ctx)
-
-
-class _Method(click.ParamType["str"]):
-    """A method of the registry."""
-
-    name = "method"
-
-    def get_metavar(self, param: click.Parameter, ctx: click.Context) -> str:  # noqa: ARG002 (click's own)
-        return f"[{'|'.join(METHODS)}]"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
-        try:
-            return find_method(value).name
-        except ValueError as error:
-            self.fail(str(error), param, ctx)
-
-
-class _Number(click.ParamType["float | None"]):
-    """A number that an option of the house allows, or an empty text for none.
-
-    An entry point of MLflow can leave nothing out.
-    """
-
-    name = "number"
-
-    def __init__(self, option: Option) -> None:
-        self._option = option
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float | None:
-        if value == "":
-            return None
-        for kind in (int, float):
-            with suppress(ValueError):
-                value = kind(value)
-                break
-        try:
-            kept: float = self._option(value)
-        except ValueError as error:
-            self.fail(str(error), param, ctx)
-        return kept
-
-
-@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(package_name="laq")
 def main() -> None:
-    """Label-aware quantization: a command per stage of the pipeline (dvc.yaml, params.yaml)."""
+    """Label-aware quantization: quantize CNNs for the classes that you need, and measure what that costs.
+
+    params.yaml says what to study, and `laq status` what is made of it and what to do next.
+    """
 
 
 _jobs = click.option(
     "--jobs",
-    type=_Number(whole_number(1)),
+    type=Number(whole_number(1)),
     envvar="LAQ_JOBS",
     help="Processes on this machine.  [default: one per core; env: LAQ_JOBS]",
 )
 
 
-@main.command()
+@main.command(
+    group="Pipeline",
+    reads="the section dataset; of your own pictures, their folder or archive",
+    writes="data/dataset",
+    example="laq dataset --jobs 2",
+)
 @_jobs
 def dataset(jobs: int | None) -> None:
     """Make images of your pictures or torchvision's, draw the glyphs, or fetch and verify CIFAR-100."""
@@ -147,7 +77,12 @@ def dataset(jobs: int | None) -> None:
     _run_stage("dataset", run)
 
 
-@main.command()
+@main.command(
+    group="Pipeline",
+    reads="data/dataset; the section network",
+    writes="data/network",
+    example="laq network",
+)
 def network() -> None:
     """Train the network, or load its weights; score it."""
     from laq import network as room
@@ -155,7 +90,12 @@ def network() -> None:
     _run_stage("network", lambda params: room.run(params.network))
 
 
-@main.command()
+@main.command(
+    group="Pipeline",
+    reads="data/dataset, data/network; the section embeddings",
+    writes="data/embeddings",
+    example="laq embeddings",
+)
 def embeddings() -> None:
     """Write the penultimate features of every training image."""
     from laq import embeddings as room
@@ -163,7 +103,12 @@ def embeddings() -> None:
     _run_stage("embeddings", lambda params: room.run(params.embeddings))
 
 
-@main.command()
+@main.command(
+    group="Pipeline",
+    reads="data/embeddings; the section divergence",
+    writes="data/divergence",
+    example="laq divergence",
+)
 def divergence() -> None:
     """Write the divergence of every pair of classes."""
     from laq import divergence as room
@@ -171,7 +116,12 @@ def divergence() -> None:
     _run_stage("divergence", lambda params: room.run(params.divergence))
 
 
-@main.command()
+@main.command(
+    group="Pipeline",
+    reads="data/divergence; the section subsets",
+    writes="data/subsets.json",
+    example="laq subsets",
+)
 def subsets() -> None:
     """Choose the subsets of classes."""
     from laq import subsets as room
@@ -191,7 +141,12 @@ def _workers(command: Callable[..., None]) -> Callable[..., None]:
     return _jobs(scheduler(command))
 
 
-@main.command()
+@main.command(
+    group="Pipeline",
+    reads="data/dataset, data/network, data/subsets.json; the section finetune",
+    writes="data/finetune",
+    example="laq finetune --jobs 4",
+)
 @_workers
 def finetune(jobs: int | None, scheduler: str) -> None:
     """Fine-tune the network for each subset, if the study asks for that."""
@@ -204,7 +159,12 @@ def finetune(jobs: int | None, scheduler: str) -> None:
     _run_stage("finetune", run)
 
 
-@main.command()
+@main.command(
+    group="Pipeline",
+    reads="data/dataset, data/network, data/subsets.json, data/finetune; the section study",
+    writes="data/study; runs in MLflow while it measures",
+    example="laq study --jobs 4",
+)
 @_workers
 def study(jobs: int | None, scheduler: str) -> None:
     """Quantize for every subset, bit-width and method, and measure."""
@@ -225,7 +185,12 @@ def _follow(params: Params, over: Event) -> None:
     follow(params, over, lambda text: click.echo(f"laq: {text}", err=True))
 
 
-@main.command()
+@main.command(
+    group="Pipeline",
+    reads="data/study, data/divergence, data/subsets.json; the section report",
+    writes="data/report, or a published folder",
+    example="laq report --publish results/mine",
+)
 @click.option(
     "--publish",
     type=click.Path(file_okay=False, path_type=Path),
@@ -258,7 +223,12 @@ def report(publish: Path | None, published: Path | None) -> None:
         room.publish(publish, params.network)
 
 
-@main.command()
+@main.command(
+    group="Share",
+    reads="logs of the predecessor, a CSV file per bit-width",
+    writes="data/predecessor",
+    example="laq predecessor logs/*.csv",
+)
 @click.argument("logs", type=click.Path(path_type=Path), nargs=-1, required=True, metavar="LOG.csv...")
 def predecessor(logs: tuple[Path, ...]) -> None:
     """Ask the study's questions of logs of the predecessor, LabelAwareQuantization.
@@ -270,7 +240,12 @@ def predecessor(logs: tuple[Path, ...]) -> None:
     click.echo(room.run(logs, load_params().report), nl=False)
 
 
-@main.command()
+@main.command(
+    group="Pipeline",
+    reads="data/report and all that it is made of; .laq/outbox",
+    writes="runs and models in the store that MLFLOW_TRACKING_URI names, or mlflow.db; data/tracked.json",
+    example="MLFLOW_TRACKING_URI=http://tracking.example:5000 laq track",
+)
 def track() -> None:
     """Send the study's runs to MLflow, each once."""
     from laq import track as room
@@ -280,17 +255,22 @@ def track() -> None:
     click.echo(room.run(params))
 
 
-@main.command()
+@main.command(
+    group="Use",
+    reads="data/, which is made first where it is missing; the section quantize",
+    writes="runs and models in MLflow",
+    example="laq quantize --subset similar-1 --bits auto:3",
+)
 @click.option("--subset", help="A subset's name, or all.  [default: quantize.subset in params.yaml]")
 @click.option(
     "--bits",
-    type=_Bits(),
+    type=Bits(),
     help="Bits per weight: 2 to 24, or a text as in params.yaml such as auto:3.  "
     "[default: quantize.bits in params.yaml]",
 )
 @click.option(
     "--method",
-    type=_Method(),
+    type=Method(),
     help="Which method, beside round-to-nearest.  [default: quantize.method in params.yaml]",
 )
 @_workers
@@ -315,7 +295,12 @@ def quantize(
     click.echo(track.send_waiting())
 
 
-@main.command()
+@main.command(
+    group="Share",
+    reads="two studies in MLflow; the section compare",
+    writes="data/compare",
+    example="laq compare --first previous --second latest",
+)
 @click.option(
     "--first",
     metavar="STUDY",
@@ -330,28 +315,33 @@ def compare(first: str | None, second: str | None) -> None:
     params = load_params()
     usual = params.compare
     asked = Compare(first=first or usual.first, second=second or usual.second)
-    click.echo(room.run(params, asked), nl=False)
+    show_markdown(room.run(params, asked))
 
 
-@main.command()
+@main.command(
+    group="Use",
+    reads="data/, which is made first where it is missing; the section advise",
+    writes="data/advise: the network, packed and as ONNX, with the evidence",
+    example="laq advise --subset similar-1 --lose 3",
+)
 @click.option("--classes", default="", metavar="NAME,NAME,...", help="Classes, by their names or numbers.")
 @click.option("--subset", default="", metavar="NAME", help="Or else the name of one of the study's subsets.")
 @click.option(
     "--max-kb",
-    type=_Number(number(least=0)),
+    type=Number(number(least=0)),
     metavar="KIB",
     help="The largest file, in KiB.  [default: any; 0: any]",
 )
 @click.option(
     "--lose",
-    type=_Number(number(least=0, most=100)),
+    type=Number(number(least=0, most=100)),
     metavar="POINTS",
     help="How far top-1 among these classes may lie below the original float network's.  "
     "[default: advise.lose in params.yaml]",
 )
 @click.option(
     "--keep",
-    type=_Number(number(least=0, most=100)),
+    type=Number(number(least=0, most=100)),
     metavar="PERCENT",
     help="Or else the least top-1 among them.",
 )
@@ -375,7 +365,12 @@ def advise(jobs: int | None, scheduler: str, **asked: Any) -> None:
         raise LaqError(advice.refusal)
 
 
-@main.command()
+@main.command(
+    group="Use",
+    reads="your pictures and the network; params.yaml",
+    writes="params.yaml, dvc.yaml",
+    example="laq init --images photographs --network efficientnet_lite0 --size 160 --name shop",
+)
 @click.option(
     "--images",
     "pictures",
@@ -392,7 +387,7 @@ def advise(jobs: int | None, scheduler: str, **asked: Any) -> None:
 )
 @click.option(
     "--size",
-    type=_Number(whole_number(8, 4096)),
+    type=Number(whole_number(8, 4096)),
     help="Pixels a side of the images.  [default: what the network was trained with]",
 )
 @click.option("--name", default="own", show_default=True, help="Of the study in params.yaml.")
@@ -400,26 +395,29 @@ def advise(jobs: int | None, scheduler: str, **asked: Any) -> None:
 def init(*, dry_run: bool, **order: Any) -> None:
     """Look at your pictures and a network, and write a study of them into params.yaml.
 
-    The study becomes the one that runs; other studies and comments stay. For example:
-
-        laq init --images photographs --network efficientnet_lite0 --size 160 --name shop
+    The study becomes the one that runs; other studies and comments stay.
     """
     from laq import init as room
 
     click.echo(room.run(room.Order(**order), dry_run=dry_run))
 
 
-@main.command()
+@main.command(
+    group="Share",
+    reads="published folders; the images that they were measured on",
+    writes="nothing but the cells that it measures, in .laq",
+    example="laq verify results/glyphs",
+)
 @click.argument("folders", type=click.Path(path_type=Path), nargs=-1, required=True, metavar="FOLDER...")
 @click.option("--at-hand", is_flag=True, help="Leave out studies whose images are not on this machine.")
 @click.option(
     "--cells",
-    type=_Number(whole_number(0)),
+    type=Number(whole_number(0)),
     help="How many cells to draw; 0 for all.  [default: verify.cells in the folder's params.yaml]",
 )
 @click.option(
     "--seed",
-    type=_Number(whole_number(0, 2**32 - 1)),
+    type=Number(whole_number(0, 2**32 - 1)),
     help="What draws them.  [default: verify.seed in the folder's params.yaml]",
 )
 @_workers
@@ -446,7 +444,12 @@ def verify(
         sys.exit(1)
 
 
-@main.command()
+@main.command(
+    group="Pipeline",
+    reads="params.yaml, dvc.yaml",
+    writes="data/, and runs in MLflow",
+    example="laq pipeline subsets",
+)
 @click.argument("stage", required=False)
 def pipeline(stage: str | None) -> None:
     """Run `dvc repro`, up to STAGE if one is named; the whole of it ends with what `track` does."""
