@@ -242,7 +242,7 @@ def predecessor(logs: tuple[Path, ...]) -> None:
 
 @main.command(
     group="Pipeline",
-    reads="data/report and all that it is made of; .laq/outbox",
+    reads="data/dataset, data/network, data/divergence, data/subsets.json, data/study, data/report; .laq/outbox",
     writes="runs and models in the store that MLFLOW_TRACKING_URI names, or mlflow.db; data/tracked.json",
     example="MLFLOW_TRACKING_URI=http://tracking.example:5000 laq track",
 )
@@ -465,6 +465,19 @@ def pipeline(stage: str | None) -> None:
         params = load_params()
         check_inputs("track", params.settings)
         click.echo(room.run(params))
+
+
+@main.command(
+    group="Use",
+    reads="params.yaml, dvc.yaml, data/provenance",
+    writes="nothing",
+    example="laq status",
+)
+def status() -> None:
+    """Say what is made of the study, stale or missing, and what to do next."""
+    from laq import status as room
+
+    click.echo(room.run(load_params()))
 
 
 def _run_stage(name: str, run: Callable[[Params], None]) -> None:

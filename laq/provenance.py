@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache, reduce
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 from pydantic import BaseModel, ValidationError
 from ruamel.yaml import YAML
@@ -184,6 +184,37 @@ def check(study: Parameters, *names: str) -> None:
 def find_stale(study: Parameters, *names: str) -> Stale | None:
     """The first of these stages, and those that they need, whose outputs are missing or stale."""
     return next((stale for stage in chain(*names) for stale in _staleness(stage, study)), None)
+
+
+@dataclass(frozen=True)
+class Condition:
+    """How a stage's outputs are: made, stale or missing, or waiting for another stage; and why."""
+
+    stage: str
+    state: Literal["made", "stale", "missing", "waits"]
+    reason: str = ""
+    stale: Stale | None = None
+
+
+def conditions(study: Parameters) -> Iterator[Condition]:
+    """How each stage is that leaves a record, in the order of running them."""
+    wrong: set[str] = set()
+    for stage in read_stages().values():
+        if not stage.outputs:
+            continue
+        first = next((s.name for s in chain(stage.name)[:-1] if s.name in wrong), "")
+        stale = next(_staleness(stage, study), None)
+        missing = not all(path.exists() for path in (*stage.outputs, stage.record))
+        if stale or first:
+            wrong.add(stage.name)
+        if missing:
+            yield Condition(stage.name, "missing", f"after {first}" if first else "", stale)
+        elif first:
+            yield Condition(stage.name, "waits", f"for {first}, which it reads")
+        elif stale:
+            yield Condition(stage.name, "stale", stale.reason, stale)
+        else:
+            yield Condition(stage.name, "made")
 
 
 def read_records(*names: str) -> dict[str, dict[str, Any]]:

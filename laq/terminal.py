@@ -10,7 +10,7 @@ import click
 
 from laq.errors import LaqError
 from laq.quantization.methods.registry import METHODS, find_method
-from laq.quantization.options import Option, nearest_name
+from laq.quantization.options import Option
 from laq.sections.study import check_bits
 
 GROUPS: Final = {
@@ -51,14 +51,6 @@ class Commands(click.Group):
             with formatter.section(f"{group}: {about}"):
                 formatter.write_dl([(f"{c.name:<{width}}", " ".join(first[c].split())) for c in own])
                 formatter.write_text(f"For example: {own[-1].example}")
-
-    def resolve_command(
-        self, ctx: click.Context, args: list[str]
-    ) -> tuple[str | None, click.Command | None, list[str]]:
-        """The command that is asked for; of a misspelt one, the nearest is told."""
-        if args and not args[0].startswith("-") and args[0] not in self.commands:
-            ctx.fail(f"command {args[0]!r} is unknown{nearest_name(args[0], list(self.commands))}")
-        return super().resolve_command(ctx, args)
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command; what stops it is told in a line."""

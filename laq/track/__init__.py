@@ -1,4 +1,4 @@
-"""Stage ``track``: sends the finished study to MLflow."""
+"""Stage ``track``: sends the finished study to MLflow; ``log`` logs a network of your own."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +20,7 @@ from laq.study.tables import (
     weights_file,
 )
 from laq.subsets.subset import read_subsets
+from laq.track.autolog import log
 from laq.track.descriptions import root_description
 from laq.track.measures import PROGRESS, curves, floats
 from laq.track.own_run import annotate
@@ -36,6 +37,8 @@ from laq.track.study_runs import (
     study_name,
     study_params,
 )
+
+__all__ = ["FILE", "log", "run", "send_waiting", "study_runs"]
 
 FILE = Path("data/tracked.json")
 _DIGITS = 12  # of a result's key, which tell it from all others

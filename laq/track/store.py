@@ -21,6 +21,7 @@ from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 from sqlalchemy.exc import SQLAlchemyError
 from tenacity import retry, retry_if_exception, stop_after_attempt, wait_random
 
+from laq.addresses import tracking_uri, without_password
 from laq.errors import LaqError
 from laq.files import project_root
 from laq.track.registry import register_champions
@@ -70,7 +71,7 @@ class Store:
         os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")  # saves a request per run
         for name in ("alembic", "mlflow", "mlflow.store.db.utils", "urllib3"):
             logging.getLogger(name).setLevel(logging.CRITICAL)  # they log errors that are raised anyway
-        self.uri = os.environ.get("MLFLOW_TRACKING_URI") or f"{_SQLITE}{project_root() / 'mlflow.db'}"
+        self.uri = tracking_uri()
         if re.search("://.*@.*@", self.uri):
             raise LaqError(
                 f"MLflow at {self}: more than one @ in MLFLOW_TRACKING_URI; write %40 for one in a password"
@@ -90,7 +91,7 @@ class Store:
                     ) from error
 
     def __str__(self) -> str:
-        return _without_password(self.uri)
+        return without_password(self.uri)
 
     def where_to_look(self, experiment_id: str) -> str:
         """The addresses of an experiment's views, a line each, and what serves them where no server does."""
@@ -109,7 +110,7 @@ class Store:
         try:
             yield
         except (MlflowException, SQLAlchemyError, OSError, ImportError) as error:
-            reason = _without_password(str(getattr(error, "orig", None) or error).partition("\n")[0])
+            reason = without_password(str(getattr(error, "orig", None) or error).partition("\n")[0])
             # This is all that sqlite knows.
             reason = reason.replace("disk I/O error", "disk I/O error (is the disk full?)")
             raise LaqError(
@@ -280,7 +281,3 @@ def _configure_connection(connection: Any, _: Any) -> None:
     if is_sqlite and connection.execute("PRAGMA journal_mode").fetchone() == ("wal",):
         # Waits for the disk less: should the power fail, the last runs are missing, and sent again.
         connection.execute("PRAGMA synchronous=NORMAL")
-
-
-def _without_password(text: str) -> str:
-    return re.sub(r"(password=)[^&\s]+", r"\1***", re.sub(r"(://[^:/@\s]*):\S*@", r"\1:***@", text))

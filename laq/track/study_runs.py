@@ -21,7 +21,7 @@ from laq.track.results import Provenance, Results, Row
 from laq.track.runs import ModelSpec, ResultRuns, RunSpec
 
 Recipe = tuple[str, str, str, str]  # of a run: method, bits, calibration, and the seed that drew its images
-_LONGEST_PARAM: Final = 6000  # characters that MLflow takes
+LONGEST_PARAM: Final = 6000  # characters that MLflow takes
 _PER_LAYER: Final = ("bits", "relative_error", "sparsity_percent")  # drawn over the layers
 _LAYER: Final = ("layer", "bits", "levels", "weights", "sparsity_percent", "relative_error")
 
@@ -193,7 +193,7 @@ def _cell_params(params: Params, row: Row) -> dict[str, str]:
         "calibration": calibration,
         "calibration_seed": seed,
         "levels": "" if pd.isna(row["levels"]) else str(row["levels"]),
-        **({"not_quantized": kept[:_LONGEST_PARAM]} if isinstance(kept, str) else {}),
+        **({"not_quantized": kept[:LONGEST_PARAM]} if isinstance(kept, str) else {}),
         "network": row["network"],
         "dataset": row["dataset"],
         **{name: str(value) for name, value in study.items()},

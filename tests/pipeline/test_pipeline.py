@@ -258,6 +258,13 @@ def test_results_of_another_study_are_not_sent_under_this_ones_name(own: Path) -
         )
         for command in (["track"], ["report"], ["report", "--publish", "out"]):
             assert laq(own, *command, code=2) == told
+        state = laq(own, "status")
+        assert re.search("^subsets +made$", state, re.MULTILINE)
+        assert re.search(
+            r"^study +stale +params.yaml: glyphs.study.bits is \[5\], .*; 6 of 18 cells", state, re.MULTILINE
+        )
+        assert re.search("^report +waits +for study, which it reads$", state, re.MULTILINE)
+        assert "`dvc repro` runs study and what comes after it" in state
         write_params(own, params | {"study": "cifar100"})
         assert laq(own, "track", code=2).startswith(
             "laq: params.yaml: cifar100.dataset.name is 'cifar100', and was 'glyphs' when the stage dataset ran"

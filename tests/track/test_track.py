@@ -4,6 +4,7 @@ import base64
 import json
 import os
 import random
+import re
 import shutil
 import sqlite3
 import subprocess
@@ -29,7 +30,7 @@ from laq import network as network_room
 from laq.cli import main
 from laq.dataset import ImageSet
 from laq.errors import LaqError
-from laq.files import digest
+from laq.files import digest, read_json
 from laq.network import Classifier, build, evaluate, predict
 from laq.quantization import load
 from laq.report.tables import summarise, with_drops
@@ -39,6 +40,7 @@ from laq.track.runs import Input, ModelSpec, ResultRuns, RunSpec
 from laq.track.store import Store, outbox
 from laq.track.studies import TrackedStudies
 from laq.track.study_runs import subset_runs
+from tests.conftest import ROOT
 from tests.studies import Planted, made_up_matrix, made_up_study, made_up_subsets
 from tests.trees import CLASSES, DESIGN, LAYERS, example, make_tree, mixed_results, network, png
 
@@ -698,3 +700,27 @@ def test_the_run_shows_the_network_made_of_the_original_and_each_model_its_own(
     assert run.data.metrics["top1"] == 70.0
     found = {m.name: (m.metrics or [])[0].value for m in models_of(store.client)}
     assert found == {"quantized": 70.0, "finetuned_quantized": 71.0}
+
+
+def test_the_line_for_a_run_of_ones_own_logs_recipes_layers_and_packed_networks(
+    store: Store, tmp_path: Path
+) -> None:
+    page = (ROOT / "docs/how-to/mlflow.md").read_text(encoding="utf-8")
+    (code,) = re.findall(r"```python\n([^`]*track[.]log[^`]*)```", page)
+    mlflow.set_tracking_uri(store.uri)
+    try:
+        exec(code, names := dict[str, Any]())  # noqa: S102 (it is ours)
+    finally:
+        mlflow.set_tracking_uri(None)
+    (run,) = runs_of(store.client, "Default")
+    assert (run.info.status, run.data.params["2-bit/method"]) == ("FINISHED", "gpfq")
+    result = names["result"]
+    assert run.data.metrics["4-bit/relative_error"] == result.relative_error
+    steps = store.client.get_metric_history(run.info.run_id, "4-bit/layers/relative_error")
+    assert [m.value for m in steps] == [layer.relative_error for layer in result.layers]
+    path = store.client.download_artifacts(run.info.run_id, "4-bit", str(tmp_path))
+    assert read_json(Path(path) / "layers.json")["columns"][:2] == ["layer", "bits"]
+    packed = Path(path) / "network.safetensors"
+    assert run.data.metrics["4-bit/size_kib"] == packed.stat().st_size / 1024
+    pixels = torch.rand(5, 3, 4, 4)
+    assert torch.equal(load(packed, names["network"])(pixels), result.network(pixels))
