@@ -27,7 +27,7 @@ _ITERATIONS: Final = 500
 _TOLERANCE: Final = 1e-3  # of the gradient; smaller ones take longer and change no accuracy
 _SMALL: Final = 1e-6  # beside the spread of a feature, which is 0 where the feature is constant
 _NEVER: Final = -1e3  # the output of a class without images
-Array = NDArray[np.float32]
+Array = NDArray[Any]
 
 
 def adapt_to_classes(
@@ -50,10 +50,10 @@ def adapt_to_classes(
     """
     _check_head(network, train)
     if config.training is None:
-        return {"head": asdict(learn_head(network, train, config.seed))}
+        return {"head": asdict(learn_head(network, train, config))}
     if validation is None:
         train, validation = split_by_share(train, config.validation, config.seed)
-    head = learn_head(network, train, config.seed)
+    head = learn_head(network, train, config)
     best = fit_best(network, train, validation, config.training, checkpoint)
     training = {
         "images": len(train),
@@ -107,39 +107,52 @@ def split_by_share(data: ImageSet, share: float, seed: int) -> tuple[ImageSet, I
     return data.take(left.nonzero()[:, 0]), data.take(rows)
 
 
-def learn_head(network: Classifier, data: ImageSet, seed: int) -> Head:
+def learn_head(network: Classifier, data: ImageSet, config: Transfer) -> Head:
     """Give the network's head, which has an output per class, weights learned on the features of ``data``.
 
     It is a logistic regression with a penalty on the weights, whose strength has the best accuracy in a
-    cross-validation that leaves out a fifth of each class's images at a time.
+    cross-validation that leaves out a fifth of each class's images at a time, with their mirror images.
     """
     head = classifier_head(network)
-    features, labels = _features(network, data), data.labels.numpy()
+    features, labels = _features(network, data, flip=config.flip), data.labels.numpy()
+    copies = len(features) // len(labels)
     # A head without a bias takes the features as they are.
     mean = features.mean(0) if head.bias is not None else np.zeros(features.shape[1], np.float32)
     spread = features.std(0) + _SMALL
+    # The penalty is weighed against a sum over images, of which mirror images are none of their own.
     model = LogisticRegression(
-        C=_USUAL, max_iter=_ITERATIONS, tol=_TOLERANCE, fit_intercept=head.bias is not None
+        C=_USUAL / copies, max_iter=_ITERATIONS, tol=_TOLERANCE, fit_intercept=head.bias is not None
     )
-    normalised, top1 = (features - mean) / spread, None
-    if (folds := min(_FOLDS, int(np.unique_counts(labels).counts.min()))) > 1:
-        left_out = StratifiedKFold(folds, shuffle=True, random_state=seed)
-        search = GridSearchCV(model, {"C": _STRENGTHS}, cv=left_out, refit=False).fit(normalised, labels)
+    normalised, of_all, top1 = (features - mean) / spread, np.tile(labels, copies), None
+    if folds := _folds(labels, copies, config.seed):
+        strengths = [strength / copies for strength in _STRENGTHS]
+        search = GridSearchCV(model, {"C": strengths}, cv=folds, refit=False).fit(normalised, of_all)
         model, top1 = model.set_params(**search.best_params_), 100 * float(search.best_score_)
-    _write(head, model.fit(normalised, labels), mean, spread)
-    return Head(model.C, top1)
+    _write(head, model.fit(normalised, of_all), mean, spread)
+    return Head(model.C * copies, top1)
 
 
-def _features(network: nn.Module, data: ImageSet) -> Array:
-    """The penultimate features (n, f) of every image."""
+def _folds(labels: Array, copies: int, seed: int) -> list[tuple[Array, Array]]:
+    """Rows to learn from, with their copies, and rows to score; none where a class has one image."""
+    count = min(_FOLDS, int(np.unique_counts(labels).counts.min()))
+    if count < 2:
+        return []
+    split = StratifiedKFold(count, shuffle=True, random_state=seed).split(labels, labels)
+    starts = len(labels) * np.arange(copies)[:, None]
+    return [((starts + learned).ravel(), scored) for learned, scored in split]
+
+
+def _features(network: nn.Module, data: ImageSet, *, flip: bool) -> Array:
+    """The penultimate features (n, f) of every image, and then, with ``flip``, of their mirror images."""
     size = batch_size(network, data)
-    parts: list[Tensor] = []
+    parts: list[list[Tensor]] = [[], []]
     batches = progress(data.batches(size), "features", unit="batch", total=-(-len(data) // size))
     for images in batches:
-        with torch.inference_mode(), collecting_features(network) as features:
-            network(images)
-        parts += features
-    return torch.cat(parts).numpy()
+        for part, shown in zip(parts, (images, images.flip(-1)) if flip else (images,), strict=False):
+            with torch.inference_mode(), collecting_features(network) as features:
+                network(shown)
+            part.extend(features)
+    return torch.cat([*parts[0], *parts[1]]).numpy()
 
 
 def _write(head: nn.Linear, model: LogisticRegression, mean: Array, spread: Array) -> None:

@@ -77,8 +77,11 @@ class Transfer(Section):
 
     The best epoch of that training is chosen by the dataset's validation images, or else by a share
     ``validation`` of its training images.
+
+    With ``flip``, the head learns from the mirror image of every training image, too.
     """
 
+    flip: bool = False
     validation: Annotated[float, Field(gt=0, lt=1)] = 0.15
     seed: Seed = 0
     training: Training | None = None

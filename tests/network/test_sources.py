@@ -4,6 +4,7 @@ import os
 import pickle
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -440,6 +441,20 @@ def test_a_new_head_is_learned_from_features(code: Path) -> None:
     again = build(network.design)
     again.load_state_dict(network.state_dict())
     assert torch.equal(again(images().images), network(images().images))
+
+
+@pytest.mark.parametrize("flip", [True, False])
+def test_a_head_learns_alike_from_pictures_and_their_mirror_images(
+    code: Path, monkeypatch: pytest.MonkeyPatch, *, flip: bool
+) -> None:
+    monkeypatch.setattr("laq.network.transfer._STRENGTHS", (1.0,))
+    generator = torch.Generator().manual_seed(0)
+    noise = torch.randint(0, 256, images().images.shape, dtype=torch.uint8, generator=generator)
+    network, mirrored = (
+        make_network(from_file("tiny", transfer=Transfer(flip=flip)), replace(images(), pixels=pixels))[0]
+        for pixels in (noise, noise.flip(-1))
+    )
+    assert torch.allclose(network(noise), mirrored(noise), atol=0.05) == flip
 
 
 @pytest.mark.parametrize("bias", [True, False])
