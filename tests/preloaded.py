@@ -34,7 +34,7 @@ MODULES = {
     "uvicorn": ("uvicorn.main", "main"),
 }
 IMPORTED = (
-    "laq.embeddings", "laq.divergence.figures", "laq.finetune", "laq.quantize", "laq.cli",
+    "laq.embeddings", "laq.report", "laq.finetune", "laq.quantize", "laq.cli",
     "dvc.repo", "dvc.repo.reproduce", "dvc.commands.repro", "mlflow.projects", "mlflow.server.fastapi_app",
     "torch._dynamo",  # which torch's optimizers import
 )  # fmt: skip

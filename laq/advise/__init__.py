@@ -7,10 +7,11 @@ from typing import Final
 from laq.advise.candidates import Candidates, measure
 from laq.advise.choice import Wanted, judged
 from laq.advise.export import SubsetExport
-from laq.advise.figures import draw
+from laq.advise.figures import chart
 from laq.advise.question import ASKED, Question
 from laq.advise.report import Reported, reported
 from laq.advise.text import Findings, answer, for_terminal, markdown
+from laq.charts.files import write
 from laq.dataset.images import read_manifest
 from laq.files import md5, replacing_folder
 from laq.git import commit
@@ -54,7 +55,7 @@ def run(params: Params, question: Question, workers: Workers = Workers()) -> Adv
         text = markdown(found, _provenance(measured, folder))
         (folder / TEXT).write_text(text, encoding="utf-8")
         found.table.round(6).to_csv(folder / TABLE, index=False)
-        draw(folder / PICTURE, found)
+        write(folder / PICTURE, chart(found))
     if own_run():
         tags = {"laq.level": "advise", "laq.classes": ", ".join(found.subset.class_names)}
         annotate(Store(), text, tags, sorted(FOLDER.iterdir()))

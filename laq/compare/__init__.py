@@ -2,7 +2,8 @@
 
 from pathlib import Path
 
-from laq.compare.figures import draw
+from laq.charts.files import write
+from laq.compare.figures import chart
 from laq.compare.pairing import Comparison, match
 from laq.compare.text import markdown
 from laq.errors import LaqError
@@ -45,7 +46,7 @@ def run(params: Params, asked: Compare) -> str:
     with replacing_folder(FOLDER) as folder:
         (folder / TEXT).write_text(text, encoding="utf-8")
         table.to_csv(folder / TABLE, index=False)
-        draw(folder / PICTURE, table, pair)
+        write(folder / PICTURE, chart(table, pair))
     tags = {"laq.level": "compare", "laq.first": pair.first.run, "laq.second": pair.second.run}
     annotate(store, text, tags, [FOLDER / name for name in (TEXT, TABLE, PICTURE)])
     return text

@@ -8,7 +8,7 @@ from typing import Any, Final
 import pandas as pd
 
 from laq.quantization.methods.registry import label_of, sort_methods
-from laq.report.figures import in_order
+from laq.report.plotted import in_order
 from laq.report.tables import BASE_OF
 from laq.study.tables import NO_IMAGES
 from laq.track.studies import TrackedStudy

@@ -20,13 +20,15 @@ DIGITS: Final = 4  # significant ones
 
 
 def run(params: Divergence) -> None:
-    """Write ``matrix.npy`` float64 (C, C), ``class_names.npy`` (C,), two pictures and how it was made.
+    """Write ``matrix.npy`` float64 (C, C), ``class_names.npy`` (C,), the map of classes and how it was made.
 
     And a matrix ``alternatives/<name>.npy`` for each other way that is asked for. The study's own is rounded
     to ``DIGITS`` significant digits, more than a class's images tell, so that subsets are the same on every
     processor.
     """
-    from laq.divergence.figures import draw_classes, draw_heat_map  # noqa: PLC0415 (as later stages draw none)
+    # Later stages draw no map.
+    from laq.charts.class_map import class_map  # noqa: PLC0415
+    from laq.charts.files import write  # noqa: PLC0415
 
     features, labels, names = read_embeddings()
     given = {name: read_matrix(theirs, name, len(names)) for name, theirs in params.given.items()}
@@ -40,8 +42,7 @@ def run(params: Divergence) -> None:
         (folder / ALTERNATIVES).mkdir()
         for name, other in (given | alternatives(features, labels, points, params)).items():
             np.save(folder / ALTERNATIVES / f"{name}.npy", other)
-        draw_heat_map(folder / "heat_map.png", matrix, names)
-        draw_classes(folder / "classes.png", _plane(points), labels, names)
+        write(folder / "classes.png", class_map(_plane(points), labels, names))
 
 
 def read_embeddings() -> tuple[NDArray[np.float64], NDArray[np.int64], list[str]]:

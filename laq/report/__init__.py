@@ -8,23 +8,26 @@ from typing import Any
 
 import pandas as pd
 
+from laq.charts.divergence_matrix import of_classes
+from laq.charts.files import write
+from laq.charts.registry import CHARTS
+from laq.charts.theme import Study
 from laq.dataset.layout import MANIFEST
 from laq.errors import LaqError
 from laq.files import need, replacing_folder, write_json
 from laq.git import commit
 from laq.machine import processor
 from laq.network.published import publish_weights
-from laq.paths import DATASET, DESIGN, DIVERGENCE, NETWORK, SUBSETS, WEIGHTS
+from laq.paths import DATASET, DESIGN, NETWORK, SUBSETS, WEIGHTS
 from laq.paths import REPORT as FOLDER
 from laq.provenance import read_records
 from laq.quantization.methods.registry import BASELINE
 from laq.report.analysis import Analysis, analyse, title_of
 from laq.report.dependence import NEARNESS
 from laq.report.divergences import SubsetDivergences, read_divergences
-from laq.report.figures import draw_against_bits, draw_against_divergence
-from laq.report.loss_figure import draw_points_lost
 from laq.report.markdown import answers_text, findings, markdown
 from laq.report.page import PageContents, write_page
+from laq.report.plotted import plotted
 from laq.report.tables import main_rows
 from laq.sections.base import FILE as PARAMS
 from laq.sections.network import Network
@@ -47,7 +50,6 @@ __all__ = [
     "publish",
     "read_summary",
     "run",
-    "subset_picture",
     "title_of",
     "write_report",
 ]
@@ -59,12 +61,12 @@ TABLE = "measurements.csv"
 TEXT = "report.md"
 COMPARISONS = "comparisons.csv"
 DEPENDENCE = "dependence.csv"
-# The rows that the figures and DVC's plots show: one calibration, means over seeds.
+# The rows that the charts and DVC's plots show.
 PLOTTED = "plotted.csv"
 PROVENANCE = "provenance.json"
 IMAGES = "dataset.json"  # the manifest of the images, in what is published
-# These are not published: the figure of each subset, and rows that the table of measurements repeats.
-_UNPUBLISHED = ("subsets", PLOTTED)
+# This is not published: the table of measurements has these rows, too.
+_UNPUBLISHED = (PLOTTED,)
 
 
 @dataclass(frozen=True)
@@ -96,13 +98,11 @@ def run(params: Report) -> None:
     with replacing_folder(FOLDER) as folder:
         found = write_report(folder, source, params)
         found.table.to_csv(folder / TABLE, index=False)
-        shown = main_rows(found.cells)
-        shown.to_csv(folder / PLOTTED, index=False)
-        _draw_subsets(folder, shown)
+        _plotted(found).to_csv(folder / PLOTTED, index=False)
 
 
 def write_report(folder: Path, source: Source, params: Report) -> Analysis:
-    """Write the report to ``folder``, but for the table of measurements and the figures of single subsets."""
+    """Write the report to ``folder``, but for the table of measurements and what charts show of it."""
     found = analyse(source.measurements, source.divergences, params)
     for name, table in found.tables().items():
         table.to_csv(folder / name, index=False)
@@ -120,11 +120,21 @@ def write_report(folder: Path, source: Source, params: Report) -> Analysis:
         answers=answered,
     )
     write_page(folder / PAGE, contents)
-    shown = main_rows(found.cells)
-    draw_against_divergence(folder / "accuracy_vs_divergence.png", shown, found.title)
-    draw_against_bits(folder / "accuracy_vs_bits.png", shown, found.title)
-    draw_points_lost(folder / "points_lost.png", shown, main_rows(found.comparisons), found.title)
+    _draw(folder, found, params)
+    write(folder / "divergence_matrix.png", of_classes(source.matrix, source.class_names))
     return found
+
+
+def _plotted(found: Analysis) -> pd.DataFrame:
+    return plotted(found.cells, main_rows(found.comparisons), main_rows(found.dependence))
+
+
+def _draw(folder: Path, found: Analysis, params: Report) -> None:
+    """Draw all charts; a study of networks in float alone has none."""
+    rows, asked = _plotted(found), params.primary
+    study = Study(found.title, params.confidence, asked.method, str(asked.bits))
+    for name, chart in CHARTS.items() if len(rows) else ():
+        write(folder / f"{name}.png", chart.picture(rows, study))
 
 
 def _page_tables(found: Analysis) -> dict[str, pd.DataFrame]:
@@ -137,18 +147,6 @@ def _page_tables(found: Analysis) -> dict[str, pd.DataFrame]:
         ),
         "Paired comparisons": found.comparisons,
     }
-
-
-def subset_picture(subset: str) -> Path:
-    """The file in the report's folder with the figure of one subset's accuracies against bits."""
-    return Path("subsets") / f"{subset}.png"
-
-
-def _draw_subsets(folder: Path, table: pd.DataFrame) -> None:
-    for name, rows in table.groupby("subset"):
-        picture = folder / subset_picture(str(name))
-        picture.parent.mkdir(exist_ok=True)
-        draw_against_bits(picture, rows, f"{rows.iloc[0].network} on {rows.iloc[0].dataset}: {name}")
 
 
 def metrics(summary: pd.DataFrame, dependence: pd.DataFrame) -> dict[str, Any]:
@@ -203,7 +201,7 @@ def publish(target: Path, params: Network) -> None:
         (folder / f"{TABLE}.gz").write_bytes(compressed)
         (folder / TABLE).unlink()
         network = [need(NETWORK / DESIGN), *(f for f in NETWORK.iterdir() if f.name not in {DESIGN, WEIGHTS})]
-        for file in (PARAMS, DIVERGENCE / "heat_map.png", SUBSETS, *network):
+        for file in (PARAMS, SUBSETS, *network):
             shutil.copyfile(need(file), folder / file.name)
         shutil.copyfile(need(DATASET / MANIFEST), folder / IMAGES)
         publish_weights(folder, params)

@@ -20,7 +20,12 @@ from laq.subsets.subset import read_subsets
 
 DIVERGENCES: Final = "divergences.csv"
 _REMEDY: Final = "name a folder that `laq report --publish FOLDER` wrote"
-_STALE: Final = ("correlations.csv",)  # what former reports wrote and none does now
+_STALE: Final = (
+    "correlations.csv",
+    "accuracy_vs_bits.png",
+    "accuracy_vs_divergence.png",
+    "heat_map.png",
+)  # what former reports wrote and none does now
 
 
 def analyse_again(folder: Path, params: Report, divergence: str) -> None:

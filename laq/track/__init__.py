@@ -103,7 +103,7 @@ def study_runs(params: Params, key: str) -> ResultRuns:
     rows = row_dicts(table)
     files = {row["cell"]: weights_file(STUDY, row["cell"]) for row in rows}
     weights = {cell: file for cell, file in files.items() if file.exists()}
-    results = Results(params, key, read_subsets(), rows, row_dicts(layers), weights, REPORT)
+    results = Results(params, key, read_subsets(), rows, row_dicts(layers), weights)
     return result_runs(results, _root(results))
 
 

@@ -68,7 +68,7 @@ class Provenance:
 class Results:
     """What was measured: rows of the study's tables, and where each cell's packed weights lie.
 
-    ``key`` names the whole; ``pictures`` is the folder of the subsets' pictures, if there is one.
+    ``key`` names the whole.
     """
 
     params: Params
@@ -77,7 +77,6 @@ class Results:
     rows: Sequence[Row]
     layers: Sequence[Row]
     weights: Mapping[str, Path]
-    pictures: Path | None = None
     provenance: Provenance = field(default_factory=Provenance)
 
     def of(self, subset: Subset) -> list[Row]:

@@ -11,7 +11,6 @@ from laq.files import digest
 from laq.git import experiment
 from laq.params import Params
 from laq.provenance import made_from
-from laq.report import subset_picture
 from laq.report.tables import BASE_OF
 from laq.sections.study import Grid
 from laq.subsets.subset import Subset
@@ -109,7 +108,6 @@ def subset_runs(results: Results) -> Iterator[RunSpec]:
     """A run per subset under the root, each followed by one per method and bit-width under it."""
     for subset in results.subsets:
         rows, key = results.of(subset), subset_key(results.key, subset)
-        picture = results.pictures and results.pictures / subset_picture(subset.name)
         summary = summary_of(rows)
         yield RunSpec(
             key=key,
@@ -120,7 +118,6 @@ def subset_runs(results: Results) -> Iterator[RunSpec]:
             series=curves(summary),
             tags=_tags(results.provenance, "subset"),
             inputs=results.provenance.inputs,
-            files=[(picture, "")] if picture else [],
             documents={"subset.json": vars(subset)},
             description=subset_description(subset, rows, results.params.track),
         )

@@ -18,9 +18,9 @@ from scipy.stats import beta
 
 from laq import advise as room
 from laq import dataset, network
+from laq.advise import figures
 from laq.advise.candidates import as_study, planned
 from laq.advise.choice import Wanted, judged, nearest, without_caution
-from laq.advise.figures import draw
 from laq.advise.question import Question
 from laq.advise.report import Reported
 from laq.advise.text import Findings, answer, for_terminal, markdown
@@ -251,30 +251,26 @@ def test_candidates_alike_in_all_but_their_images_are_told_apart() -> None:
 @pytest.mark.parametrize(
     "wanted", [Wanted(1, max_bytes=40_960), Wanted(0), Wanted(keep=85), Wanted(keep=100, max_bytes=99)]
 )
-def test_the_picture_shows_every_candidate_with_its_bounds_inside_its_axes(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, wanted: Wanted
-) -> None:
+def test_the_chart_shows_every_candidate_and_marks_the_request_and_the_choice(wanted: Wanted) -> None:
     far = rows(("quantized", "rtn", "2", 20_000, 1700, 0), ("quantized", "sgpfq", "8", 80_000, 0, 300))
     table = judged(pd.concat([TABLE, far[:2]], ignore_index=True), wanted)
-    seen = []
-    monkeypatch.setattr(
-        "matplotlib.figure.Figure.savefig", lambda figure, path, dpi: seen.append(figure.axes[0])
+    found = Findings(SUBSET, table, wanted, "", ("glyphs", "resnet20"), 100)
+    quantized = table[table.method != "float"]
+    value, low = (
+        ("lost_points", "lost_low_points") if wanted.lose is not None else ("top1_sub_percent", "low_percent")
     )
-    draw(tmp_path / "p.png", Findings(SUBSET, table, wanted, "", ("glyphs", "resnet20"), 100))
-    (axes,) = seen
-    (left, right), ends = axes.get_xlim(), sorted(axes.get_ylim())
-    sizes = table[table.method != "float"].size_bytes / 1024
-    assert left < sizes.min() < sizes.max() < right < 200
-    low, high = (
-        ("lost_low_points", "lost_high_points")
-        if wanted.lose is not None
-        else ("low_percent", "high_percent")
-    )
-    assert ends[0] < table[low].min() < table[high].max() < ends[1]
-    assert ends[0] < wanted.value < ends[1]
-    # The better is above.
-    assert bool(axes.get_ylim()[0] > axes.get_ylim()[1]) is (wanted.lose is not None)
-    assert len(axes.get_yticks()) >= 5
+    shown = figures.rows(quantized, found)
+    assert shown.value.tolist() == quantized[value].tolist()
+    bounded = (quantized.tested | quantized.pareto).to_numpy()
+    assert shown.low[bounded].tolist() == quantized[low][bounded].tolist()
+    assert shown.low[~bounded].isna().all()
+    best = figures.front(quantized, found).value
+    assert best.is_monotonic_decreasing if wanted.lose is not None else best.is_monotonic_increasing
+    marked = figures.request(found)
+    assert (marked.value, marked.lost) == (wanted.value, wanted.lose is not None)
+    assert marked.kib in {wanted.max_bytes / 1024, inf}
+    assert bool(marked.chosen) is (found.chosen is not None)
+    assert len(figures.chart(found).to_dict()["datasets"]) >= 3
 
 
 def test_a_question_names_classes_or_a_subset_and_one_accuracy() -> None:

@@ -8,10 +8,9 @@ from typing import Any
 import pandas as pd
 import pytest
 from click.testing import CliRunner, Result
-from matplotlib.figure import Figure
 
 from laq.cli import main
-from laq.compare import figures
+from laq.compare.figures import chart
 from laq.compare.pairing import Comparison, alone, each, match, paired
 from laq.compare.text import markdown
 from laq.errors import LaqError
@@ -165,11 +164,7 @@ def test_what_differs_is_told_of_parameters_commits_and_inputs() -> None:
     assert "DVC's hashes" not in same
 
 
-def test_the_picture_has_a_panel_per_network_and_a_line_per_study_and_method(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    drawn: list[Figure] = []
-    monkeypatch.setattr(Figure, "savefig", lambda figure, *_, **__: drawn.append(figure))
+def test_the_chart_shows_both_studies_and_the_networks_in_float() -> None:
     cells = [
         row(classes, bits, 50.0, method, variant)
         for classes in ("a, b", "a, c")
@@ -179,14 +174,12 @@ def test_the_picture_has_a_panel_per_network_and_a_line_per_study_and_method(
     ]
     floats = [row("a, b", "32", top1, "float", variant) for variant, top1 in FLOAT.items()]
     first, second = rows(*cells, *floats), rows(*cells[:4], *floats)
-    figures.draw(Path("none.png"), match(first, second), COMPARISON)
-    for axes in drawn[0].axes:
-        assert [label.get_text() for label in axes.get_xticklabels()] == ["2", "auto:3", "10"]
-        places = [container.lines[0].get_xdata() for container in axes.containers]
-        assert [len(x) for x in places] == [3, 3, 1, 1]
-    keys = [text.get_text() for text in drawn[0].legends[0].get_texts()]
-    assert keys[:4] == ["first: aaaaaaaa", "first, float", "second: bbbbbbbb", "second, float"]
-    assert keys[4:] == ["round-to-nearest", "GPFQ"]
+    made = chart(match(first, second), COMPARISON).to_dict()
+    (shown,) = (pd.DataFrame(values) for values in made["datasets"].values())
+    assert shown.study.value_counts().to_dict() == {"first: aaaaaaaa": 26, "second: bbbbbbbb": 6}
+    assert list(shown.sort_values("bits_place").bits.dropna().unique()) == ["2", "10", "auto:3", "32"]
+    assert set(shown.network) == {"original network", "fine-tuned on the subset first"}
+    assert set(shown[shown.method == "float"].percent) == set(FLOAT.values())
 
 
 def cell(key: str, place: tuple[str, str]) -> RunSpec:

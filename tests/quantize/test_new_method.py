@@ -41,7 +41,7 @@ TOY = Method(
     towards_zero,
     learns_from="nothing",
     options={"shift": MethodOption(number(least=0, most=1), 0.0)},
-    look=Look("#000000", (9, 1), "*"),
+    look=Look("#444444", "wedge"),
 )
 
 

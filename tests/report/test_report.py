@@ -6,7 +6,6 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from matplotlib.figure import Figure
 from scipy import stats
 
 from laq import report
@@ -18,7 +17,6 @@ from laq.quantization import METHODS
 from laq.report import metrics, read_summary
 from laq.report.analysis import Analysis, analyse
 from laq.report.divergences import divergences_in
-from laq.report.figures import draw_against_bits, draw_against_divergence
 from laq.report.markdown import accuracies, answers_text, findings, markdown
 from laq.report.tables import main_rows, over_seeds, summarise, with_drops
 from tests.studies import Planted, made_up_matrix, made_up_study, made_up_subsets, report_params
@@ -237,55 +235,6 @@ def crowd() -> pd.DataFrame:
     return pd.concat([base[base.method == "float"], *parts], ignore_index=True)
 
 
-@pytest.fixture
-def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Figure]:
-    """The figures that are saved, instead of their files."""
-    figures: list[Figure] = []
-    monkeypatch.setattr(Figure, "savefig", lambda figure, *_, **__: figures.append(figure))
-    return figures
-
-
-def test_the_picture_of_bits_tells_every_line_from_the_others(drawn: list[Figure]) -> None:
-    draw_against_bits(Path("none.png"), crowd(), "title")
-    axes = drawn[0].axes[0]
-    labels = [label.get_text() for label in axes.get_xticklabels()]
-    assert labels[:3] + labels[-1:] == ["2", "auto:3", "3", "10"]
-    assert max(len(line) for label in labels for line in label.splitlines()) < 12
-    lines = [container.lines[0] for container in axes.containers]
-    looks = {(line.get_color(), str(line._unscaled_dash_pattern), line.get_marker()) for line in lines}
-    assert len(looks) == len(lines) == 2 * len(METHODS)
-    places = np.array([line.get_xdata() for line in lines], dtype=float)
-    assert places.mean(0) == pytest.approx(np.arange(5))
-    assert np.abs(places - np.arange(5)).max() < 0.5
-
-
-def test_the_legend_of_bits_names_what_is_drawn_alone(drawn: list[Figure]) -> None:
-    table = study()
-    for cells in (table, table[table.variant.isin(["original", "quantized"])]):
-        draw_against_bits(Path("none.png"), cells, "")
-    both, original = ([text.get_text() for text in f.legends[0].get_texts()] for f in drawn)
-    assert both == ["original, float", "finetuned, float", "quantized", "finetuned + quantized", "GPFQ"]
-    assert original == ["original, float", "quantized", "GPFQ"]
-
-
-def test_the_picture_of_divergences_has_a_panel_for_each_method_and_bits(drawn: list[Figure]) -> None:
-    draw_against_divergence(Path("none.png"), crowd(), "title")
-    titles = [axes.get_title() for axes in drawn[0].axes]
-    assert len(set(titles)) == len(METHODS) * 5
-    assert titles[:3] == [f"round-to-nearest, {bits} bits" for bits in ("2", "auto:3", "3")]
-
-
-def test_what_was_not_measured_is_not_drawn(drawn: list[Figure]) -> None:
-    whole = crowd()
-    lacking = whole[~((whole.method == "rtn") & (whole.bits == "auto:3"))]
-    draw_against_bits(Path("none.png"), lacking, "")
-    points = {len(container.lines[0].get_xdata()) for container in drawn[0].axes[0].containers}
-    assert points == {4, 5}
-    draw_against_divergence(Path("none.png"), lacking, "")
-    hidden = {axes.get_title() for axes in drawn[1].axes if not axes.get_visible()}
-    assert hidden == {"round-to-nearest, auto:3 bits"}
-
-
 def make_study(folder: Path) -> pd.DataFrame:
     """The files that the stage reads, of a made-up study with another divergence beside its own."""
     matrix = made_up_matrix()
@@ -303,7 +252,7 @@ def make_study(folder: Path) -> pd.DataFrame:
     return table
 
 
-def test_the_stage_writes_the_same_bytes_twice(project: Path, drawn: list[Figure]) -> None:
+def test_the_stage_writes_the_same_bytes_twice(project: Path) -> None:
     table = make_study(project)
     report.run(PARAMS)
     names = (
@@ -316,7 +265,7 @@ def test_the_stage_writes_the_same_bytes_twice(project: Path, drawn: list[Figure
     )
     first = {
         name: (report.FOLDER / name).read_bytes()
-        for name in (*names, "report.md", "metrics.json", "page.html")
+        for name in (*names, "report.md", "metrics.json", "page.html", "points_lost.png")
     }
     report.run(PARAMS)
     assert first == {name: (report.FOLDER / name).read_bytes() for name in first}
@@ -330,7 +279,7 @@ def test_the_stage_writes_the_same_bytes_twice(project: Path, drawn: list[Figure
     }  # fmt: skip
     assert set(read_summary().calibration) == {"none", "subset", "all"}
     plotted = pd.read_csv(report.FOLDER / "plotted.csv", dtype={"bits": str})
-    assert not plotted.duplicated(["subset", "variant", "method", "bits"]).any()
+    assert not plotted.duplicated(["subset", "network", "method", "bits"]).any()
     assert set(plotted.calibration) == {"none", "subset"}
     assert set(read_json(report.FOLDER / "metrics.json")) == {"bits", "top1", "lost_per_halving"}
 

@@ -36,14 +36,12 @@ class Look:
     """How charts draw a method.
 
     Attributes:
-        colour: hexadecimal.
-        dash: lengths of dashes and gaps of its line, in line widths; none for a solid line.
-        marker: as matplotlib names it.
+        colour: hexadecimal. Those here are by Okabe and Ito: colour-blind people can tell them apart.
+        shape: of its marks, as Vega names it, or an SVG path within a square from -1 to 1.
     """
 
-    colour: str = "#7f7f7f"
-    dash: tuple[float, ...] = ()
-    marker: str = "o"
+    colour: str = "#000000"
+    shape: str = "stroke"
 
 
 @dataclass(frozen=True)
@@ -177,48 +175,48 @@ _BUILT_IN: Final = (
         "round-to-nearest",
         "laq.quantization.methods.rtn:solve",
         learns_from="nothing",
-        look=Look("#7f7f7f", (3.7, 1.6), "o"),
+        look=Look("#7f7f7f", "cross"),
     ),
     Method(
         "gpfq",
         "GPFQ",
         "laq.quantization.methods.gpfq:solve",
         options=_FORM,
-        look=Look("#1f77b4", (), "o"),
+        look=Look("#0072b2", "circle"),
     ),
     Method(
         "sgpfq",
         "SGPFQ",
         "laq.quantization.methods.sgpfq:solve",
         options=_FORM,
-        look=Look("#17becf", (6.4, 1.6, 1, 1.6), "s"),
+        look=Look("#56b4e9", "square"),
     ),
     Method(
         "gpfq_l0",
         "sparse GPFQ (L0)",
         "laq.quantization.methods.sparse_gpfq:solve_l0",
         options=_SPARSE,
-        look=Look("#2ca02c", (1, 3), "^"),
+        look=Look("#009e73", "triangle-up"),
     ),
     Method(
         "gpfq_l1",
         "sparse GPFQ (L1)",
         "laq.quantization.methods.sparse_gpfq:solve_l1",
         options=_SPARSE,
-        look=Look("#bcbd22", (5, 4, 1, 4, 1, 4), "v"),
+        look=Look("#cc79a7", "triangle-down"),
     ),
     Method(
         "gptq",
         "GPTQ",
         "laq.quantization.methods.gptq:solve",
         learns_from="quantized",
-        look=Look("#ff7f0e", (8, 3), "D"),
+        look=Look("#e69f00", "triangle-right"),
     ),
     Method(
         "qronos",
         "Qronos",
         "laq.quantization.methods.qronos:solve",
-        look=Look("#d62728", (1, 1.65), "X"),
+        look=Look("#d55e00", "diamond"),
     ),
 )
 for _method in _BUILT_IN:

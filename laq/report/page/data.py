@@ -18,13 +18,12 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
-from scipy.cluster.hierarchy import leaves_list
 
-from laq.divergence.figures import clustered
+from laq.charts.divergence_matrix import in_order as in_order_of_classes
 from laq.errors import LaqError
 from laq.files import need
 from laq.quantization.methods.registry import label_of
-from laq.report.figures import in_order
+from laq.report.plotted import in_order
 from laq.report.tables import BALANCED, BASE_OF, DROPS
 from laq.study.tables import IMAGES_OF, NO_IMAGES
 from laq.subsets.subset import Subset
@@ -67,7 +66,7 @@ def page_data(
     shown = [subset for subset in subsets if subset.name in measured]
     content = {
         "classes": list(class_names),
-        "order": leaves_list(clustered(matrix)).tolist(),
+        "order": in_order_of_classes(matrix),
         "matrix": [[float(f"{value:.4g}") for value in row] for row in matrix],
         "subsets": {
             "name": [subset.name for subset in shown],

@@ -1,0 +1,31 @@
+"""The registry of a study's charts: each is a picture of the report and a template of DVC's plots."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Final
+
+import pandas as pd
+
+from laq.charts import lost_by_divergence, lost_by_size, points_lost
+from laq.charts.theme import Chart, Study
+
+
+@dataclass(frozen=True)
+class StudyChart:
+    """A chart of the table that ``laq.report.plotted`` makes.
+
+    Attributes:
+        picture: the chart of such a table.
+        template: the chart of DVC's revisions, whose rows DVC fills in.
+    """
+
+    picture: Callable[[pd.DataFrame, Study], Chart]
+    template: Callable[[], Chart]
+
+
+# By the names of their files.
+CHARTS: Final[Mapping[str, StudyChart]] = {
+    "points_lost": StudyChart(points_lost.picture, points_lost.template),
+    "lost_by_divergence": StudyChart(lost_by_divergence.picture, lost_by_divergence.template),
+    "lost_by_size": StudyChart(lost_by_size.picture, lost_by_size.template),
+}
