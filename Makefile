@@ -11,7 +11,7 @@ export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 export PYTHONDONTWRITEBYTECODE :=
 INSTALLED := $(VENV)/.installed
 
-.PHONY: repro test verify lint format schema install dependencies docs bench clean
+.PHONY: repro test verify lint format schema install dependencies plots docs bench clean
 
 # Until a team has committed its own dvc.lock, what this machine writes there is no change to the project.
 repro: $(INSTALLED)
@@ -53,11 +53,16 @@ $(INSTALLED): pyproject.toml requirements.txt
 	    $(VENV)/bin/pip install --quiet --no-compile $(PACKAGES)
 	# So that `mlflow run .` needs no pyenv.
 	$(VENV)/bin/python -m laq.environment
+	$(VENV)/bin/python tools/plots.py
 	touch $@
 
 # After a change of imports: the files of `laq` that each stage depends on, in dvc.yaml.
 dependencies: $(INSTALLED)
 	$(VENV)/bin/python tools/dependencies.py
+
+# After a change of charts: the templates of `dvc plots`, and the page around them in the environment's folder.
+plots: $(INSTALLED)
+	$(VENV)/bin/python tools/plots.py
 
 # The site in site/, which asks no other host for anything; a warning is an error.
 docs: $(INSTALLED)

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 
 from laq.advise.text import NETWORKS, Findings, bound_of, kib, named, wishes
-from laq.charts.candidates import Request, candidates
+from laq.charts.candidates import Marked, candidates
 from laq.charts.theme import Chart
 from laq.report.tables import BASE_OF
 
@@ -48,13 +48,13 @@ def front(quantized: pd.DataFrame, found: Findings) -> pd.DataFrame:
     return pd.DataFrame({"kib": sorted_rows.size_bytes / 1024, "value": value})
 
 
-def request(found: Findings) -> Request:
+def request(found: Findings) -> Marked:
     """What is marked: a size limit that is far from all candidates is left out."""
     value = _columns(found)[0]
     floats = found.table[found.table.method == "float"]
     largest = found.table[found.table.method != "float"].size_bytes.max() / 1024
     limit, row = found.wanted.max_bytes / 1024, found.chosen
-    return Request(
+    return Marked(
         value=found.wanted.value,
         lost=found.wanted.lose is not None,
         kib=limit if limit <= _FAR * largest else np.inf,

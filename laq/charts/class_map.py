@@ -1,7 +1,7 @@
 """The map of classes: each with the ellipse that its images' features lie in, and its name."""
 
 from collections.abc import Sequence
-from typing import Any, Final
+from typing import Final
 
 import altair as alt
 import numpy as np
@@ -30,35 +30,41 @@ def class_map(points: Floats, labels: NDArray[np.int64], names: Sequence[str]) -
     outlines = [_ellipse(cloud) for cloud in clouds]
     low, high = np.min([o.min(0) for o in outlines], 0), np.max([o.max(0) for o in outlines], 0)
     low, high = low - _MARGIN * (high - low), high + _MARGIN * (high - low)
-    middles = np.array([cloud.mean(0) for cloud in clouds])
+    pixels = np.array(_SIDE) / np.where(high > low, high - low, 1)
     shown = [shortened(name) for name in names]
-    placed = _placed((middles - low) / np.where(high > low, high - low, 1) * _SIDE, shown)
-    axes: dict[str, Any] = {
-        side: {
-            "axis": None,
-            "scale": alt.Scale(domain=[float(low[at]), float(high[at])], nice=False, zero=False),
-        }
-        for at, side in enumerate("xy")
-    }
-    x, y = alt.X("x:Q", **axes["x"]), alt.Y("y:Q", **axes["y"])
-    corners = [
-        {"class": name, "x": float(a), "y": float(b), "corner": corner}
-        for name, outline in zip(shown, outlines, strict=True)
-        for corner, (a, b) in enumerate(outline)
-    ]
-    lines = alt.Chart(alt.InlineData(values=corners)).mark_line(strokeWidth=1, opacity=0.6).encode(
-        x=x, y=y, order="corner:O", detail="class:N",
-        color=alt.Color("class:N", scale=alt.Scale(scheme="tableau20"), legend=None),
-    )  # fmt: skip
-    texts = [
-        {"class": name, "x": float(a), "y": float(b)}
-        for name, (a, b) in zip(shown, placed / _SIDE * (high - low) + low, strict=True)
-    ]
-    written = alt.Chart(alt.InlineData(values=texts)).mark_text(fontSize=13, baseline="middle").encode(
-        x=x, y=y, text="class:N"
-    )  # fmt: skip
+    middles = np.array([cloud.mean(0) for cloud in clouds])
+    placed = _placed((middles - low) * pixels, shown)
     title = titled("The classes in the plane of the features", "Ellipses are of one standard deviation.")
-    return alt.layer(lines, written, width=_SIDE[0], height=_SIDE[1]).properties(title=title)
+    layers = _ellipses([(outline - low) * pixels for outline in outlines], shown), _names(placed, shown)
+    return alt.layer(*layers, width=_SIDE[0], height=_SIDE[1]).properties(title=title)
+
+
+def _axes() -> tuple[alt.X, alt.Y]:
+    """Axes of pixels."""
+    x, y = (alt.Scale(domain=[0, side], nice=False, zero=False) for side in _SIDE)
+    return alt.X("x:Q", axis=None, scale=x), alt.Y("y:Q", axis=None, scale=y)
+
+
+def _ellipses(outlines: Sequence[Floats], names: Sequence[str]) -> Chart:
+    corners = [
+        {"class": name, "x": round(float(x), 2), "y": round(float(y), 2), "corner": corner}
+        for name, outline in zip(names, outlines, strict=True)
+        for corner, (x, y) in enumerate(outline)
+    ]
+    x, y = _axes()
+    lines = alt.Chart(alt.InlineData(values=corners)).mark_line(strokeWidth=1, opacity=0.6)
+    colour = alt.Color("class:N", scale=alt.Scale(scheme="tableau20"), legend=None)
+    return lines.encode(x=x, y=y, order="corner:O", detail="class:N", color=colour)
+
+
+def _names(placed: Floats, names: Sequence[str]) -> Chart:
+    texts = [
+        {"class": name, "x": round(float(x), 2), "y": round(float(y), 2)}
+        for name, (x, y) in zip(names, placed, strict=True)
+    ]
+    x, y = _axes()
+    written = alt.Chart(alt.InlineData(values=texts)).mark_text(fontSize=13, baseline="middle")
+    return written.encode(x=x, y=y, text="class:N")
 
 
 def _ellipse(cloud: Floats) -> Floats:

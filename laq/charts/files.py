@@ -1,5 +1,6 @@
 """Writes charts: as pictures without a browser, and as JSON for one."""
 
+from functools import cache
 from io import BytesIO
 from pathlib import Path
 from typing import Any, Final
@@ -31,3 +32,9 @@ def as_dict(chart: Chart, *, themed: bool = True) -> dict[str, Any]:
     specification: dict[str, Any] = chart.to_dict()
     specification["config"] = theme() if themed else {}
     return specification
+
+
+@cache
+def vega() -> str:
+    """JavaScript for a page: ``vegaEmbed``, ``vega`` and ``vegaLite``, all that shows charts in a browser."""
+    return str(vl_convert.javascript_bundle(None, vl_version=_VEGA_LITE))

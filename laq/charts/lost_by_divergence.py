@@ -9,9 +9,9 @@ from laq.charts.methods import told_bits
 from laq.charts.theme import (
     HEIGHT,
     WIDTH,
+    Caption,
     Chart,
     Data,
-    Study,
     as_data,
     logarithmic,
     template_data,
@@ -56,7 +56,7 @@ def _lost(field: str) -> alt.Y:
     return alt.Y(field, title="points of top-1 lost", scale=alt.Scale(nice=False, padding=8))
 
 
-def picture(rows: pd.DataFrame, study: Study) -> Chart:
+def picture(rows: pd.DataFrame, study: Caption) -> Chart:
     """The chart of the primary question's cell, with a panel for each size of subsets."""
     cell = primary(rows, study)
     about = (
@@ -72,7 +72,7 @@ def picture(rows: pd.DataFrame, study: Study) -> Chart:
     return facets.properties(title=titled(title, about))
 
 
-def primary(rows: Any, study: Study) -> Any:
+def primary(rows: Any, study: Caption) -> Any:
     """The rows of the primary question's cell; where it was not measured, of one at the fewest bits."""
     first = rows[rows.network == rows.network.iloc[0]]
     asked = first[(first.method == study.method) & (first.bits == study.bits)]

@@ -10,9 +10,9 @@ from laq.charts.theme import (
     HEIGHT,
     NETWORK,
     WIDTH,
+    Caption,
     Chart,
     Data,
-    Study,
     as_data,
     by_network,
     logarithmic,
@@ -72,7 +72,7 @@ def lost_by_size(rows: Data, methods: Iterable[str] = looks.ALL) -> Chart:
     )  # fmt: skip
 
 
-def picture(rows: pd.DataFrame, study: Study) -> Chart:
+def picture(rows: pd.DataFrame, study: Caption) -> Chart:
     """The chart of a study, with a panel for each base network."""
     about = f"Means over subsets with {study.interval}; the line is the least that is lost up to each size."
     return by_network(lost_by_size(rows, set(rows.method))).properties(title=titled(study.title, about))

@@ -10,9 +10,9 @@ from laq.charts.theme import (
     HEIGHT,
     NETWORK,
     WIDTH,
+    Caption,
     Chart,
     Data,
-    Study,
     as_data,
     by_network,
     losses,
@@ -55,7 +55,7 @@ def points_lost(rows: Data, methods: Iterable[str] = looks.ALL) -> Chart:
     )
 
 
-def picture(rows: pd.DataFrame, study: Study) -> Chart:
+def picture(rows: pd.DataFrame, study: Caption) -> Chart:
     """The chart of a study, with a panel for each base network."""
     chart = by_network(points_lost(rows, set(rows.method)))
     about = f"Each faint point is a subset of classes; marks are means with {study.interval}."

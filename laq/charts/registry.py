@@ -7,7 +7,7 @@ from typing import Final
 import pandas as pd
 
 from laq.charts import lost_by_divergence, lost_by_size, points_lost
-from laq.charts.theme import Chart, Study
+from laq.charts.theme import Caption, Chart
 
 
 @dataclass(frozen=True)
@@ -19,7 +19,7 @@ class StudyChart:
         template: the chart of DVC's revisions, whose rows DVC fills in.
     """
 
-    picture: Callable[[pd.DataFrame, Study], Chart]
+    picture: Callable[[pd.DataFrame, Caption], Chart]
     template: Callable[[], Chart]
 
 

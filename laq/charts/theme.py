@@ -30,7 +30,7 @@ LOSSES: Final = [-50, -20, -5, -2, -1, 0, 0.5, 1, 2, 5, 10, 20, 50, 100]
 
 
 @dataclass(frozen=True)
-class Study:
+class Caption:
     """What charts tell of a study: its title, its intervals' confidence, its primary question's cell."""
 
     title: str

@@ -21,6 +21,23 @@ def two_studies(rows: Data, studies: Sequence[str], methods: Iterable[str], titl
         methods: those of the rows, for the legend.
         title: of the chart.
     """
+    layers = _layers(studies, methods).properties(data=as_data(rows), width=WIDTH, height=HEIGHT)
+    grouped = layers.transform_aggregate(
+        mean="mean(percent)", sd="stdev(percent)",
+        groupby=["study", "network", "method", "method_place", "bits", "bits_place"],
+    ).transform_window(
+        place="dense_rank()", groupby=["network"],
+        sort=[alt.SortField("method_place"), alt.SortField("study")],
+    )  # fmt: skip
+    panels = grouped.facet(
+        row=alt.Row("network:N", title=None, sort="descending", header=alt.Header(orient="top"))
+    )
+    about = "Means over subsets and their standard deviations; broken lines are the networks in float."
+    return panels.properties(title=titled(title, about))
+
+
+def _layers(studies: Sequence[str], methods: Iterable[str]) -> Chart:
+    """The layers of one panel, of rows with mean and sd."""
     colour = alt.Color("study:N", scale=alt.Scale(domain=list(studies), range=list(_COLOURS)),
                        legend=alt.Legend(title=None, columns=1))  # fmt: skip
     y: dict[str, Any] = {
@@ -38,21 +55,8 @@ def two_studies(rows: Data, studies: Sequence[str], methods: Iterable[str], titl
     floats = (
         alt.Chart().transform_filter("datum.method == 'float'").mark_rule(strokeDash=[3, 5], strokeWidth=2)
     )
-    layers = alt.layer(
+    return alt.layer(
         floats.encode(y=alt.Y("mean:Q", **y), color=colour),
         bars.mark_rule(strokeWidth=2, opacity=0.4).encode(y=alt.Y("low:Q", **y), y2="high:Q"),
         marks.encode(y=alt.Y("mean:Q", **y), shape=looks.shape(methods)),
-        data=as_data(rows), width=WIDTH, height=HEIGHT,
     )  # fmt: skip
-    grouped = layers.transform_aggregate(
-        mean="mean(percent)", sd="stdev(percent)",
-        groupby=["study", "network", "method", "method_place", "bits", "bits_place"],
-    ).transform_window(
-        place="dense_rank()", groupby=["network"],
-        sort=[alt.SortField("method_place"), alt.SortField("study")],
-    )  # fmt: skip
-    panels = grouped.facet(
-        row=alt.Row("network:N", title=None, sort="descending", header=alt.Header(orient="top"))
-    )
-    about = "Means over subsets and their standard deviations; broken lines are the networks in float."
-    return panels.properties(title=titled(title, about))

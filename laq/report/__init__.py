@@ -11,7 +11,7 @@ import pandas as pd
 from laq.charts.divergence_matrix import of_classes
 from laq.charts.files import write
 from laq.charts.registry import CHARTS
-from laq.charts.theme import Study
+from laq.charts.theme import Caption
 from laq.dataset.layout import MANIFEST
 from laq.errors import LaqError
 from laq.files import need, replacing_folder, write_json
@@ -132,7 +132,7 @@ def _plotted(found: Analysis) -> pd.DataFrame:
 def _draw(folder: Path, found: Analysis, params: Report) -> None:
     """Draw all charts; a study of networks in float alone has none."""
     rows, asked = _plotted(found), params.primary
-    study = Study(found.title, params.confidence, asked.method, str(asked.bits))
+    study = Caption(found.title, params.confidence, asked.method, str(asked.bits))
     for name, chart in CHARTS.items() if len(rows) else ():
         write(folder / f"{name}.png", chart.picture(rows, study))
 

@@ -2,12 +2,13 @@
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pandas as pd
 import pytest
 import vl_convert
+import yaml
 from PIL import Image
 
 from laq.charts import divergence_matrix
@@ -16,16 +17,17 @@ from laq.charts.files import as_dict, write
 from laq.charts.methods import colour, shape
 from laq.charts.points_lost import points_lost
 from laq.charts.registry import CHARTS
-from laq.charts.theme import Study
+from laq.charts.theme import Caption
 from laq.quantization.methods.registry import METHODS, look_of
 from laq.report.comparisons import comparisons
 from laq.report.dependence import dependence
 from laq.report.divergences import divergences_in, members_of
 from laq.report.plotted import COLUMNS, in_order, plotted
 from laq.report.tables import main_rows, over_seeds, with_drops
+from tests.conftest import ROOT
 from tests.studies import Planted, made_up_matrix, made_up_study, made_up_subsets, report_params
 
-STUDY = Study("a study", 0.95, "gpfq", "2")
+STUDY = Caption("a study", 0.95, "gpfq", "2")
 
 
 @pytest.fixture(scope="module")
@@ -84,12 +86,15 @@ def test_bits_that_differ_by_layer_come_after_those_that_do_not() -> None:
 def test_methods_look_the_same_in_every_chart_and_unlike_each_other() -> None:
     looks = [(look_of(name).colour, look_of(name).shape) for name in METHODS]
     assert len({c for c, _ in looks}) == len({s for _, s in looks}) == len(METHODS)
-    few, every = colour(["qronos", "gpfq", "float"]).to_dict()["scale"], colour().to_dict()["scale"]
+    few, every, shapes = (
+        cast(dict[str, Any], channel.to_dict())["scale"]
+        for channel in (colour(["qronos", "gpfq", "float"]), colour(), shape())
+    )
     assert few["domain"] == ["gpfq", "qronos"]
     assert set(zip(few["domain"], few["range"], strict=True)) < set(
         zip(every["domain"], every["range"], strict=True)
     )
-    assert shape().to_dict()["scale"]["range"] == [look_of(name).shape for name in METHODS]
+    assert shapes["range"] == [look_of(name).shape for name in METHODS]
 
 
 def compiled(chart: Any) -> dict[str, Any]:
@@ -172,3 +177,11 @@ def test_names_on_the_map_do_not_cover_each_other() -> None:
     assert len(places) == 30
     close = [abs(a[0] - b[0]) < 45 and abs(a[1] - b[1]) < 13 for a in places for b in places if a is not b]
     assert not any(close)
+
+
+@pytest.mark.parametrize("name", CHARTS)
+def test_dvcs_templates_are_those_of_the_charts(name: str) -> None:
+    written = (ROOT / ".dvc" / "plots" / f"{name}.json").read_text(encoding="utf-8")
+    assert json.loads(written) == as_dict(CHARTS[name].template()), "run `make plots`"
+    plots = yaml.safe_load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))["plots"]
+    assert name in {settings["template"] for plot in plots for settings in plot.values()}

@@ -137,8 +137,8 @@ def test_rows_stand_by_network_bits_and_method_with_round_to_nearest_first() -> 
     found = each(match(one, one))
     places = list(zip(found.variant, found.method, found.bits, strict=True))
     assert places == [
-        ("original", "float", "32"), ("quantized", "gpfq", "auto:3"), ("quantized", "rtn", "3"),
-        ("quantized", "gpfq", "3"), ("quantized", "gpfq", "10"), ("finetuned_quantized", "gpfq", "3"),
+        ("original", "float", "32"), ("quantized", "rtn", "3"), ("quantized", "gpfq", "3"),
+        ("quantized", "gpfq", "10"), ("quantized", "gpfq", "auto:3"), ("finetuned_quantized", "gpfq", "3"),
     ]  # fmt: skip
     assert alone(match(one, one)) == {}
 

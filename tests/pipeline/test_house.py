@@ -20,7 +20,7 @@ from tests.conftest import ROOT
 # A room imports those before it.
 ORDER = [
     "errors", "progress", "git", "files", "states", "paths", "machine", "imports", "provenance", "cache", "parallel",
-    "quantization", "sections", "pictures", "architectures", "serving", "dataset", "network", "embeddings",
+    "quantization", "charts", "sections", "pictures", "architectures", "serving", "dataset", "network", "embeddings",
     "divergence", "subsets", "finetune", "study", "report", "params", "predecessor", "track", "quantize", "compare",
     "advise", "verify", "init", "cli", "__main__", "environment",
 ]  # fmt: skip
