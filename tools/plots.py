@@ -1,7 +1,7 @@
 """Write what `dvc plots` shows charts by: templates, and the page around them (`make plots`).
 
-The page has 900 kB of JavaScript in it, from the package that draws charts, so that a browser needs no network. It
-lies in the environment's folder, and is made with the environment.
+The page has 900 kB of JavaScript in it, from the package that draws charts, so that a browser needs no
+network. It lies in the environment's folder, and is made with the environment.
 """
 
 import json

@@ -37,4 +37,5 @@ def as_dict(chart: Chart, *, themed: bool = True) -> dict[str, Any]:
 @cache
 def vega() -> str:
     """JavaScript for a page: ``vegaEmbed``, ``vega`` and ``vegaLite``, all that shows charts in a browser."""
-    return str(vl_convert.javascript_bundle(None, vl_version=_VEGA_LITE))
+    exported = "window.vegaEmbed = vegaEmbed; window.vega = vega; window.vegaLite = vegaLite;"
+    return vl_convert.javascript_bundle(exported, vl_version=_VEGA_LITE)
