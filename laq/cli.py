@@ -242,7 +242,8 @@ def predecessor(logs: tuple[Path, ...]) -> None:
 
 @main.command(
     group="Pipeline",
-    reads="data/dataset, data/network, data/divergence, data/subsets.json, data/study, data/report; .laq/outbox",
+    reads="data/dataset, data/network, data/divergence, data/subsets.json, data/study, data/report; "
+    ".laq/outbox",
     writes="runs and models in the store that MLFLOW_TRACKING_URI names, or mlflow.db; data/tracked.json",
     example="MLFLOW_TRACKING_URI=http://tracking.example:5000 laq track",
 )
