@@ -58,8 +58,32 @@ def run(params: Params, request: Request, workers: Workers = Workers()) -> str: 
 
 
 def describe(results: Results) -> str:
-    """The results as a table with a line per subset, variant of the network and method."""
-    return "\n".join(line for subset in results.subsets for line in _lines(subset, results.of(subset)))
+    """The results as a table with a line per subset, variant of the network and method.
+
+    Where bits differ by layer, lines below the subset's say which layers have how many.
+    """
+    by_subset = ((subset, results.of(subset)) for subset in results.subsets)
+    return "\n".join(
+        line
+        for subset, rows in by_subset
+        for line in (*_lines(subset, rows), *_bits_by_layer(rows, results.layers))
+    )
+
+
+def _bits_by_layer(rows: Sequence[Row], layers: Sequence[Row]) -> Iterator[str]:
+    """A line for each allocation of bits: which networks have it, and the layers of each number of bits."""
+    allocations: dict[str, list[str]] = {}
+    for row in rows:
+        by_bits: dict[int, list[str]] = {}
+        for layer in layers:
+            if layer["cell"] == row["cell"]:
+                by_bits.setdefault(int(layer["bits"]), []).append(layer["layer"])
+        if not str(row["bits"]).isdigit():
+            told = "; ".join(f"{bits} in {', '.join(names)}" for bits, names in sorted(by_bits.items()))
+            network = f"{row['variant']} {row['method']} ({row['mean_bits']:.2f} on average)"
+            allocations.setdefault(told, []).append(network)
+    for told, networks in allocations.items():
+        yield f"  bits by layer, {', '.join(networks)}: {told}"
 
 
 def _lines(subset: Subset, rows: Sequence[Row]) -> Iterator[str]:

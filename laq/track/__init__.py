@@ -37,6 +37,7 @@ from laq.track.study_runs import (
     study_name,
     study_params,
 )
+from laq.track.views import links
 
 __all__ = ["FILE", "log", "run", "send_waiting", "study_runs"]
 
@@ -62,25 +63,27 @@ def run(params: Params) -> str:
     """
     store = Store()
     result = study_runs(params, _free_key(store, params))
-    waiting = store.send_outbox()
+    waiting = sum(sent.count for sent in store.send_outbox())
     sent = store.send(result)
     study, name = sent.ids[result.root.key], result.root.name
     if in_pipeline():
         # The run's id would be another one in every store; its tag laq.key is not.
         write_json(FILE, {"laq_key": result.root.key[:_DIGITS]})
-    link = f"[{name}](#/experiments/{sent.experiment_id}/runs/{study})"
+    link = f"[{name}]({sent.page.removeprefix('/')})"
     annotate(store, f"Ran the pipeline; its study is {link}.", {"laq.study_run": study})
     others = f", and {waiting} runs that waited" if waiting else ""
     sentence = (
         f"Sent {sent.count} of {len(result.runs)} runs to {store}, experiment {result.experiment}{others}"
     )
-    return f"{sentence}\n{store.where_to_look(sent.experiment_id)}"
+    return f"{sentence}\n{store.where_to_look({'Study': sent.page, **links(sent.experiment_id)})}"
 
 
 def send_waiting() -> str:
     """Send the runs that wait in the outbox; returns a sentence that says how many and to where."""
     store = Store()
-    return f"Sent {store.send_outbox()} runs to {store}"
+    sent = store.send_outbox()
+    sentence = f"Sent {sum(one.count for one in sent)} runs to {store}"
+    return "\n".join([sentence, *(store.where_to_look({"Run": one.page}) for one in sent)])
 
 
 def _free_key(store: Store, params: Params) -> str:

@@ -26,6 +26,7 @@ from laq.track.study_runs import (
     subset_name,
     subset_runs,
 )
+from laq.track.views import links
 
 EVERY: Final = 5.0  # seconds between two looks at what is measured
 _AGAIN: Final = 60.0  # after the store was away
@@ -68,7 +69,7 @@ class Following:
         self.folders = {cell: inputs.folder(cell) for cell in plan(self.subsets, params.study)}
         self.store = Store()
         self.sender = self.store.sender(ResultRuns(experiment_name(params), list(self._planned())))
-        self.place = self.store.where_to_look(self.sender.experiment_id)
+        self.place = self.store.where_to_look(links(self.sender.experiment_id))
         self.missing: set[str] = set()
         with self.store.writing():
             self.missing = {spec.key for spec in self.sender.look()}

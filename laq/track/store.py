@@ -6,7 +6,7 @@ import re
 import shutil
 import sqlite3
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, closing, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,7 +27,7 @@ from laq.files import project_root
 from laq.track.registry import register_champions
 from laq.track.runs import ResultRuns
 from laq.track.sending import CONTENT, KEY, RESULT, Sender
-from laq.track.views import links, save_views
+from laq.track.views import save_views
 
 _SQLITE: Final = "sqlite:///"
 _DATABASES: Final = ("sqlite", "postgresql", "mysql", "mssql")
@@ -44,11 +44,16 @@ _INTERFERENCE: Final = re.compile("NOT_EXIST|ALREADY_EXISTS|INVALID_|IntegrityEr
 
 @dataclass(frozen=True)
 class Sent:
-    """How many of a result's runs were sent now, and the ids of all of its runs by key."""
+    """How many of a result's runs were sent now, and the ids of all of its runs by key, the root's first."""
 
     count: int
     ids: dict[str, str]
     experiment_id: str
+
+    @property
+    def page(self) -> str:
+        """The page of the root below a server's address."""
+        return f"/#/experiments/{self.experiment_id}/runs/{next(iter(self.ids.values()))}"
 
 
 def outbox() -> Path:
@@ -93,16 +98,15 @@ class Store:
     def __str__(self) -> str:
         return without_password(self.uri)
 
-    def where_to_look(self, experiment_id: str) -> str:
-        """The addresses of an experiment's views, a line each, and what serves them where no server does."""
+    def where_to_look(self, places: Mapping[str, str]) -> str:
+        """The addresses of places below a server's, a line each, with what serves them if none does."""
         server, command = str(self).rstrip("/"), ""
         if not self.uri.startswith("http"):
             where = (
                 ' --backend-store-uri "$MLFLOW_TRACKING_URI"' if "MLFLOW_TRACKING_URI" in os.environ else ""
             )
             server, command = "http://127.0.0.1:5000", f" (while `mlflow ui --workers 1{where}` runs)"
-        places = links(experiment_id).items()
-        return "\n".join(f"{what.capitalize()}: {server}{place}{command}" for what, place in places)
+        return "\n".join(f"{what}: {server}{place}{command}" for what, place in places.items())
 
     @contextmanager
     def one_line_errors(self) -> Iterator[None]:
@@ -178,13 +182,13 @@ class Store:
             save_views(self.client, self.client.get_experiment(experiment_id))
             return Sender(self.client, experiment_id, result)
 
-    def send_outbox(self) -> int:
-        """Send the results that wait, and delete each once it is sent; returns how many runs were sent.
+    def send_outbox(self) -> list[Sent]:
+        """Send the results that wait, and delete each once it is sent; returns what was sent of each.
 
         Raises:
             LaqError: the store cannot be reached or written, or a network that is to be sent is gone.
         """
-        folder, count = outbox(), 0
+        folder, sent = outbox(), list[Sent]()
         folder.mkdir(parents=True, exist_ok=True)
         with FileLock(folder.with_suffix(".lock")):  # what another process is sending is gone when it is done
             for path in sorted(folder.glob("*.json")):
@@ -192,9 +196,9 @@ class Store:
                 for weights in [model.weights for run in result.runs for model in run.models]:
                     if not weights.exists():
                         raise LaqError(f"{path}: waits to be sent, but {weights} is gone; remove the former")
-                count += self.send(result).count
+                sent.append(self.send(result))
                 path.unlink()
-        return count
+        return sent
 
     def _locked(self) -> AbstractContextManager[Any]:
         """Keep other processes away from a sqlite file: two that create one at once break it."""
@@ -220,7 +224,8 @@ class Store:
         sent.update(sender.send())
         register_champions(self.client, result, sender.models)
         save_views(self.client, self.client.get_experiment(experiment_id))
-        return Sent(len(sent), {key: run.info.run_id for key, run in sender.runs.items()}, experiment_id)
+        ids = {spec.key: sender.runs[spec.key].info.run_id for spec in result.runs}
+        return Sent(len(sent), ids, experiment_id)
 
     def _experiment_id(self, result: ResultRuns) -> str:
         """The experiment of the run that `mlflow run` started, which becomes the root; else the result's own.

@@ -44,7 +44,7 @@ def save_views(client: MlflowClient, experiment: Experiment) -> None:
 def links(experiment_id: str) -> dict[str, str]:
     """The addresses of both views below a server's, by what they show."""
     runs = f"/#/experiments/{experiment_id}/runs?viewStateShareKey="
-    return {"networks": f"{runs}{NETWORKS}", "curves": f"{runs}{CURVES}&compareRunsMode=CHART"}
+    return {"Networks": f"{runs}{NETWORKS}", "Methods compared": f"{runs}{CURVES}&compareRunsMode=CHART"}
 
 
 def _networks() -> dict[str, Any]:
