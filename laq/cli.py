@@ -27,7 +27,7 @@ from laq.provenance import (
 )
 from laq.quantization.options import nearest_name, number, whole_number
 from laq.sections.commands import ALL, Compare
-from laq.terminal import Bits, Commands, Method, Number, show_markdown
+from laq.terminal import BitsType, Commands, MethodType, NumberType, show_markdown
 
 # Each command imports its own room: importing them all takes seconds that `--help` should not.
 # ruff: noqa: PLC0415
@@ -47,7 +47,7 @@ def main() -> None:
 
 _jobs = click.option(
     "--jobs",
-    type=Number(whole_number(1)),
+    type=NumberType(whole_number(1)),
     envvar="LAQ_JOBS",
     help="Processes on this machine.  [default: one per core; env: LAQ_JOBS]",
 )
@@ -265,13 +265,13 @@ def track() -> None:
 @click.option("--subset", help="A subset's name, or all.  [default: quantize.subset in params.yaml]")
 @click.option(
     "--bits",
-    type=Bits(),
+    type=BitsType(),
     help="Bits per weight: 2 to 24, or a text as in params.yaml such as auto:3.  "
     "[default: quantize.bits in params.yaml]",
 )
 @click.option(
     "--method",
-    type=Method(),
+    type=MethodType(),
     help="Which method, beside round-to-nearest.  [default: quantize.method in params.yaml]",
 )
 @_workers
@@ -329,20 +329,20 @@ def compare(first: str | None, second: str | None) -> None:
 @click.option("--subset", default="", metavar="NAME", help="Or else the name of one of the study's subsets.")
 @click.option(
     "--max-kb",
-    type=Number(number(least=0)),
+    type=NumberType(number(least=0)),
     metavar="KIB",
     help="The largest file, in KiB.  [default: any; 0: any]",
 )
 @click.option(
     "--lose",
-    type=Number(number(least=0, most=100)),
+    type=NumberType(number(least=0, most=100)),
     metavar="POINTS",
     help="How far top-1 among these classes may lie below the original float network's.  "
     "[default: advise.lose in params.yaml]",
 )
 @click.option(
     "--keep",
-    type=Number(number(least=0, most=100)),
+    type=NumberType(number(least=0, most=100)),
     metavar="PERCENT",
     help="Or else the least top-1 among them.",
 )
@@ -388,7 +388,7 @@ def advise(jobs: int | None, scheduler: str, **asked: Any) -> None:
 )
 @click.option(
     "--size",
-    type=Number(whole_number(8, 4096)),
+    type=NumberType(whole_number(8, 4096)),
     help="Pixels a side of the images.  [default: what the network was trained with]",
 )
 @click.option("--name", default="own", show_default=True, help="Of the study in params.yaml.")
@@ -413,12 +413,12 @@ def init(*, dry_run: bool, **order: Any) -> None:
 @click.option("--at-hand", is_flag=True, help="Leave out studies whose images are not on this machine.")
 @click.option(
     "--cells",
-    type=Number(whole_number(0)),
+    type=NumberType(whole_number(0)),
     help="How many cells to draw; 0 for all.  [default: verify.cells in the folder's params.yaml]",
 )
 @click.option(
     "--seed",
-    type=Number(whole_number(0, 2**32 - 1)),
+    type=NumberType(whole_number(0, 2**32 - 1)),
     help="What draws them.  [default: verify.seed in the folder's params.yaml]",
 )
 @_workers

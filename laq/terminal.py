@@ -97,7 +97,7 @@ def show_markdown(text: str) -> None:
     Console(no_color="NO_COLOR" in os.environ).print(Markdown(text))
 
 
-class Bits(click.ParamType["int | str"]):
+class BitsType(click.ParamType["int | str"]):
     """What study.bits in params.yaml may hold."""
 
     name = "bits"
@@ -110,7 +110,7 @@ class Bits(click.ParamType["int | str"]):
             self.fail(str(error), param, ctx)
 
 
-class Method(click.ParamType["str"]):
+class MethodType(click.ParamType["str"]):
     """A method of the registry."""
 
     name = "method"
@@ -127,7 +127,7 @@ class Method(click.ParamType["str"]):
             self.fail(str(error), param, ctx)
 
 
-class Number(click.ParamType["float | None"]):
+class NumberType(click.ParamType["float | None"]):
     """A number that an option of the house allows, or an empty text for none.
 
     An entry point of MLflow can leave nothing out.

@@ -136,7 +136,7 @@ def _root(results: Results) -> RunSpec:
             (SUBSETS, TABLES),
             *((path, "divergence") for path in sorted(DIVERGENCE.glob("*.png"))),
         ],
-        documents={"provenance.json": read_records("report")},
+        documents={f"{TABLES}/provenance.json": read_records("report")},
         description=root_description(results, summary, title),
     )
 
