@@ -29,7 +29,7 @@ _CURVES: Final = {"top1": "top1_sub_percent_mean", "points_lost": "drop_sub_poin
 
 def shown(row: Mapping[str, Any]) -> dict[str, float]:
     """The numbers of one network, by their short names."""
-    found = {**row, "size_kib": row["size_bytes"] / 1024}
+    found = {**row, "size_kib": round(row["size_bytes"] / 1024, 2)}
     return {name: found[column] for name, column in SHOWN.items() if not pd.isna(found.get(column))}
 
 
