@@ -122,7 +122,7 @@ def _cell(packed: Path, above: RunSpec, number: int) -> RunSpec:
         parent=above.key,
         params={f"setting_{i}": str(i) for i in range(22)},
         metrics={f"{v}/measure_{i}": float(i) for v in _VARIANTS for i in range(_MEASURES)},
-        series={f"{v}/layers/{name}": numbers for v in _VARIANTS for name in ("bits", "error", "sparsity")},
+        series={f"layers/{name}": dict(enumerate(numbers)) for name in ("bits", "error", "sparsity")},
         tags={f"laq.tag_{i}": str(i) for i in range(12)},
         inputs=[Input(name, digest(name)[:32], name, name) for name in ("images", "network", "subsets")],
         documents={"layers.json": numbers, "bits.json": numbers},
@@ -139,7 +139,8 @@ def _network(packed: Path, variant: str, number: int) -> ModelSpec:
         classes=_CLASSES,
         examples=("", ""),
         params={"subset": "random-1", "method": "gpfq", "bits": "4"},
-        metrics={"top1_choosing_percent": float(number), "size_bytes": 1e5},
+        metrics={"top1": float(number), "size_kib": 98.0},
+        ranking={"top1_choosing_percent": float(number), "size_bytes": 1e5},
     )
 
 
