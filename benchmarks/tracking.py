@@ -36,7 +36,7 @@ from laq.track.store import Store
 _DESIGN: Final = NetworkDesign("resnet20", 100, 32, (0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
 _CLASSES: Final = {number: f"class {number}" for number in range(10)}
 _VARIANTS: Final = ("quantized", "finetuned_quantized")
-_MEASURES: Final = 13  # metrics of a variant, as many as a study's cell has
+_MEASURES: Final = 5  # metrics of a variant, as many as the run of a network has
 
 
 @click.command()
