@@ -28,10 +28,11 @@ def write(path: Path, chart: Chart) -> None:
 
 
 def as_dict(chart: Chart, *, themed: bool = True) -> dict[str, Any]:
-    """The Vega-Lite specification, with the light theme unless it gets another where it is shown."""
+    """The Vega-Lite specification with the light theme, or bare for a page that has its own."""
     specification: dict[str, Any] = chart.to_dict()
-    specification["config"] = theme() if themed else {}
-    return specification
+    if themed:
+        return {**specification, "config": theme()}
+    return {name: part for name, part in specification.items() if name not in {"$schema", "config"}}
 
 
 @cache

@@ -13,6 +13,7 @@ from laq.charts.theme import (
     Chart,
     Data,
     as_data,
+    chosen,
     logarithmic,
     template_data,
     titled,
@@ -34,9 +35,9 @@ def lost_by_divergence(rows: Data) -> Chart:
     colour = alt.Color(
         "float_percent:Q",
         scale=alt.Scale(scheme="viridis", nice=False),
-        legend=alt.Legend(title="top-1 in float (%)", gradientLength=180, titleOrient="left", format="~r"),
+        legend=alt.Legend(title="top-1 in float (%)", gradientLength=180, titleOrient="top", format="~r"),
     )
-    tip = [alt.Tooltip("subset:N"), alt.Tooltip("classes:Q"),
+    tip = [alt.Tooltip("subset:N"), alt.Tooltip("names:N", title="classes"), alt.Tooltip("classes:Q"),
            alt.Tooltip("nats:Q", title="median divergence (nats)", format=".3~r"),
            alt.Tooltip("float_percent:Q", title="top-1 in float (%)", format=".1f"),
            alt.Tooltip("lost_points:Q", title="points lost", format=".1f")]  # fmt: skip
@@ -45,8 +46,8 @@ def lost_by_divergence(rows: Data) -> Chart:
         y=_lost("fit_low:Q"), y2="fit_high:Q", detail="classes:N"
     )
     line = base.mark_line(strokeWidth=2, color="#59616a").encode(y=_lost("fit:Q"), detail="classes:N")
-    points = base.mark_point(filled=True, size=60, opacity=0.9, stroke="white", strokeWidth=0.6).encode(
-        y=_lost("lost_points:Q"), color=colour, tooltip=tip
+    points = base.mark_point(filled=True, opacity=0.9, style="edged", strokeWidth=0.6).encode(
+        y=_lost("lost_points:Q"), color=colour, tooltip=tip, size=chosen(260, 60)
     )
     return alt.layer(band, zero_line(), line, points, data=as_data(rows), width=WIDTH, height=HEIGHT)
 

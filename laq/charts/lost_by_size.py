@@ -46,7 +46,7 @@ def lost_by_size(rows: Data, methods: Iterable[str] = looks.ALL) -> Chart:
     tip = [alt.Tooltip("method:N"), alt.Tooltip("bits:N"), alt.Tooltip("kib:Q", title="KiB", format=".1f"),
            alt.Tooltip("lost:Q", title="points lost", format=".2f"),
            alt.Tooltip("subsets:Q", title="mean of subsets")]  # fmt: skip
-    marks = base.mark_point(filled=True, size=130, opacity=1, stroke="white", strokeWidth=1).encode(
+    marks = base.mark_point(filled=True, size=130, opacity=1, style="edged", strokeWidth=1).encode(
         y=losses("lost:Q"), color=looks.colour(methods), shape=looks.shape(methods), tooltip=tip
     )
     best = base.transform_filter("datum.lost == datum.best")

@@ -27,7 +27,7 @@ def shape(methods: Iterable[str] = ALL) -> alt.Shape:
 
 def _legend(names: list[str]) -> Any:
     labels = {name: label_of(name) for name in names}
-    return alt.Legend(title=None, columns=3, labelExpr=f"{labels}[datum.value] || datum.value")
+    return alt.Legend(title=None, labelExpr=f"{labels}[datum.value] || datum.value")
 
 
 def told_bits(bits: str) -> str:

@@ -15,6 +15,7 @@ from laq.charts.theme import (
     Data,
     as_data,
     by_network,
+    chosen,
     losses,
     template_data,
     titled,
@@ -37,14 +38,17 @@ def points_lost(rows: Data, methods: Iterable[str] = looks.ALL) -> Chart:
                  axis=alt.Axis(labelAngle=0, labelLimit=110))  # fmt: skip
     offset = alt.Scale(nice=False, zero=False)
     base = alt.Chart().encode(x=bits, color=looks.colour(methods))
-    tip = [alt.Tooltip("subset:N"), alt.Tooltip("method:N"), alt.Tooltip("bits:N"),
+    tip = [alt.Tooltip("subset:N"), alt.Tooltip("names:N", title="classes"), alt.Tooltip("method:N"),
+           alt.Tooltip("bits:N"),
            alt.Tooltip("lost_points:Q", title="points lost", format=".1f")]  # fmt: skip
-    subsets = base.mark_circle(size=22, opacity=0.28).encode(
+    subsets = base.mark_circle().encode(
+        size=chosen(140, 22),
+        opacity=chosen(1, 0.28),
         xOffset=alt.XOffset("scattered:Q", scale=offset), y=losses("lost_points:Q"), tooltip=tip,
     )  # fmt: skip
     means = base.encode(xOffset=alt.XOffset("place:Q", scale=offset))
     bars = means.mark_rule(strokeWidth=2.5).encode(y=losses("min(mean_low):Q"), y2="max(mean_high):Q")
-    marks = means.mark_point(filled=True, size=130, opacity=1, stroke="white", strokeWidth=1).encode(
+    marks = means.mark_point(filled=True, size=130, opacity=1, style="edged", strokeWidth=1).encode(
         y=losses("mean(lost_points):Q"), shape=looks.shape(methods)
     )
     return (

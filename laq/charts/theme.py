@@ -60,8 +60,9 @@ def theme(*, dark: bool = False) -> dict[str, Any]:
                    "titleFontSize": _TEXT},
         "legend": {"orient": "bottom", "direction": "horizontal", "labelFontSize": _TEXT - 1,
                    "titleFontSize": _TEXT - 1, "titleFontWeight": "normal", "labelColor": ink,
-                   "titleColor": ink, "symbolSize": 110, "symbolOpacity": 1, "columnPadding": 18,
-                   "labelLimit": 360},
+                   "titleColor": ink, "symbolSize": 110, "symbolOpacity": 1, "columns": 3,
+                   "columnPadding": 18, "labelLimit": 360},
+        "style": {"edged": {"stroke": "#1b1f23" if dark else "white"}},
         "rule": {"color": quiet},
         "text": {"color": ink, "fontSize": _TEXT - 2},
     }  # fmt: skip
@@ -89,7 +90,7 @@ def losses(field: str, title: str = "points of top-1 lost") -> alt.Y:
 
 def logarithmic(field: str, title: str, factors: Sequence[float] = (1, 2, 5)) -> alt.X:
     """A horizontal axis of equal ratios, whose numbers are ``factors`` times powers of ten."""
-    scale = alt.Scale(type="log", nice=False, padding=16)
+    scale = alt.Scale(type="log", nice=False, padding=24)
     axis = alt.Axis(
         values=[factor * 10.0**power for power in range(-3, 8) for factor in factors],
         format="~r",
@@ -109,6 +110,11 @@ def zero_line() -> Chart:
 def shortened(name: str) -> str:
     """A class's name, of which a folder's may have hundreds of characters."""
     return name if len(name) <= _LONGEST else f"{name[: _LONGEST - 1]}…"
+
+
+def chosen(value: float, other: float) -> Any:
+    """``value`` for the points of a subset that a reader has chosen on a page, and else ``other``."""
+    return alt.condition("datum.chosen === true", alt.value(value), alt.value(other))
 
 
 def by_network(chart: Chart, *, revisions: bool = False) -> Chart:

@@ -51,7 +51,7 @@ def _layers(studies: Sequence[str], methods: Iterable[str]) -> Chart:
         color=colour,
     )  # fmt: skip
     bars = quantized.transform_calculate(low="datum.mean - datum.sd", high="datum.mean + datum.sd")
-    marks = quantized.mark_point(filled=True, size=110, opacity=1, stroke="white", strokeWidth=1)
+    marks = quantized.mark_point(filled=True, size=110, opacity=1, style="edged", strokeWidth=1)
     floats = (
         alt.Chart().transform_filter("datum.method == 'float'").mark_rule(strokeDash=[3, 5], strokeWidth=2)
     )

@@ -23,11 +23,12 @@ from laq.paths import REPORT as FOLDER
 from laq.provenance import read_records
 from laq.quantization.methods.registry import BASELINE
 from laq.report.analysis import Analysis, analyse, title_of
+from laq.report.answers import verdicts
 from laq.report.dependence import NEARNESS
 from laq.report.divergences import SubsetDivergences, read_divergences
-from laq.report.markdown import answers_text, findings, markdown
+from laq.report.markdown import answers_text, markdown, note
 from laq.report.page import PageContents, write_page
-from laq.report.plotted import plotted
+from laq.report.plotted import effects, plotted
 from laq.report.tables import main_rows
 from laq.sections.base import FILE as PARAMS
 from laq.sections.network import Network
@@ -116,8 +117,9 @@ def write_report(folder: Path, source: Source, params: Report) -> Analysis:
         matrix=source.matrix,
         class_names=source.class_names,
         tables=_page_tables(found),
-        text=findings(found.summary),
-        answers=answered,
+        verdicts=verdicts(found, params),
+        note=note(found, params, asked_before=source.asked_before),
+        effects=effects(found.comparisons, found.dependence),
     )
     write_page(folder / PAGE, contents)
     _draw(folder, found, params)
@@ -138,14 +140,18 @@ def _draw(folder: Path, found: Analysis, params: Report) -> None:
 
 
 def _page_tables(found: Analysis) -> dict[str, pd.DataFrame]:
-    """The tables of the page by their headings."""
-    hidden = ["question", "divergence", "statistic"]
+    """The tables of the page by their headings; what was found stands where no screen cuts it off."""
+    cell = ["variant", "method", "bits", "calibration"]
+    lost = ["drop_sub_points_mean", "drop_sub_points_std", "top1_sub_percent_mean", "top1_sub_percent_std"]
+    effect = ["effect", "effect_low", "effect_high", "p_value", "n"]
+    named = {"low": "effect_low", "high": "effect_high"}
+    asked, pairs = found.dependence.rename(columns=named), found.comparisons.rename(columns=named)
     return {
-        "Means over subsets": found.summary,
-        "Effects of the divergence and of the accuracy before quantization": found.dependence.drop(
-            columns=hidden
-        ),
-        "Paired comparisons": found.comparisons,
+        "Means over subsets": found.summary[[*cell, *lost, "n"]],
+        "Effects of the divergence and of the accuracy before quantization": asked[
+            ["score", "variable", "beside", *effect, *cell]
+        ],
+        "Paired comparisons": pairs[["question", "first", "second", *effect, *cell, "score"]],
     }
 
 

@@ -51,6 +51,21 @@ def sentences(analysis: Analysis, params: Report) -> list[str]:
     return [*told, *_costs(analysis, about)]
 
 
+def verdicts(analysis: Analysis, params: Report) -> list[tuple[str, str]]:
+    """For each question a verdict of one line, and its details: ``sentences`` first, then ``exploratory``."""
+    asked = [f"**{question}** {text}" for question, text in exploratory(analysis, params).items()]
+    return [_folded(sentence) for sentence in [*sentences(analysis, params), *asked]]
+
+
+def _folded(sentence: str) -> tuple[str, str]:
+    """The bold part of a sentence and the rest; the first number too where the bold part is no answer."""
+    bold, rest = sentence.removeprefix("**").split("**", 1)
+    if bold.endswith("."):
+        return f"**{bold}**", rest.strip()
+    first, bracket, others = rest.partition(")")
+    return f"**{bold}**{first}{bracket}", others.strip(" ,;.")
+
+
 def _costs(analysis: Analysis, about: dict[str, Any]) -> Iterator[str]:
     """What the primary question's method gains on round-to-nearest, and what it loses, by bits."""
     method = about["params"].primary.method

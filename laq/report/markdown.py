@@ -53,6 +53,19 @@ def answers_text(analysis: Analysis, params: Report, *, asked_before: bool = Tru
     ).strip()
 
 
+def note(analysis: Analysis, params: Report, *, asked_before: bool) -> str:
+    """What the intervals speak of, and what was asked before the study ran."""
+    text = templates(_TEMPLATES).get_template("answers.md")
+    shared = analysis.table[analysis.table.calibration == "all"]
+    return text.render(
+        sentences=[],
+        exploratory={},
+        confidence=f"{100 * params.confidence:g}",
+        asked_before=asked_before,
+        one_draw=len(shared) and shared.seed.nunique() < 2,
+    ).strip()
+
+
 def findings(summary: pd.DataFrame) -> str:
     """A line per bit-width: the points that the best method loses, beside those of round-to-nearest."""
     quantized = main_rows(summary[summary.variant == "quantized"])

@@ -1,7 +1,6 @@
 """The table that charts show: a row per cell of a study, with the intervals and fits that belong to it."""
 
-from collections.abc import Iterator
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 import pandas as pd
@@ -49,8 +48,8 @@ def plotted(cells: pd.DataFrame, comparisons: pd.DataFrame, dependence: pd.DataF
             **{name: shown[name] for name in ("variant", "method", "bits", "calibration", "subset", "kind")},
         }
     )
-    rows = rows.merge(_means(comparisons), how="left", on=GROUP)
-    fitted = [_fitted(group, slope) for group, slope in _with_slopes(rows, dependence)]
+    rows = rows.merge(effects(comparisons, dependence), how="left", on=GROUP)
+    fitted = [_fitted(group) for _, group in rows.groupby(GROUP, sort=False)]
     table = pd.concat(fitted) if fitted else rows.reindex(columns=COLUMNS)
     order = ["network", "bits_place", "method_place", "subset"]
     return table[COLUMNS].sort_values(order, ascending=[False, True, True, True], kind="stable").round(4)
@@ -62,31 +61,29 @@ def in_order(quantized: pd.DataFrame) -> list[str]:
     return sorted(map(str, bits), key=lambda width: not width.isdecimal())
 
 
-def _means(comparisons: pd.DataFrame) -> pd.DataFrame:
-    """The interval of each cell's mean loss, by ``GROUP``."""
+def effects(comparisons: pd.DataFrame, dependence: pd.DataFrame) -> pd.DataFrame:
+    """A row per cell, by ``GROUP``: the interval of its mean loss, and the points lost more for each halving.
+
+    ``mean_low`` and ``mean_high`` are the interval, ``slope``, ``slope_low`` and ``slope_high`` the effect of
+    half the divergence; they are missing where nothing is known.
+    """
     lost = comparisons[(comparisons.question == LOSS) & (comparisons.score == _LOST)]
-    lost = lost.assign(variant=lost["first"])
-    return lost[[*GROUP, "low", "high"]].rename(columns={"low": "mean_low", "high": "mean_high"})
-
-
-def _with_slopes(
-    rows: pd.DataFrame, dependence: pd.DataFrame
-) -> Iterator[tuple[pd.DataFrame, "pd.Series[float] | None"]]:
-    """The rows of each cell, and the points lost more for each halving: effect, low and high, or nothing."""
+    lost = lost.assign(variant=lost["first"])[[*GROUP, "low", "high"]]
     asked = (dependence.score == _LOST) & (dependence.variable == NEARNESS) & (dependence.beside == "")
-    slopes = dependence[asked].drop_duplicates(GROUP).set_index(GROUP)[["effect", "low", "high"]]
-    key: Any
-    for key, group in rows.groupby(GROUP, sort=False):
-        yield group, slopes.loc[key] if key in slopes.index else None
+    slopes = dependence[asked].drop_duplicates(GROUP)[[*GROUP, "effect", "low", "high"]]
+    means = lost.rename(columns={"low": "mean_low", "high": "mean_high"})
+    named = {"effect": "slope", "low": "slope_low", "high": "slope_high"}
+    return means.merge(slopes.rename(columns=named), how="outer", on=GROUP, sort=False)
 
 
-def _fitted(group: pd.DataFrame, slope: "pd.Series[float] | None") -> pd.DataFrame:
+def _fitted(group: pd.DataFrame) -> pd.DataFrame:
     """The rows of a cell with the fit, whose line goes through the mean of the subsets of each size."""
-    if slope is None or slope.isna().any() or (group.nats <= 0).any():
+    slope = group.iloc[0]
+    if pd.isna(slope.slope_low) or (group.nats <= 0).any():
         return group.assign(fit=np.nan, fit_low=np.nan, fit_high=np.nan)
     halvings = -np.log2(group.nats)
     sizes = group.classes
     middle = group.lost_points.groupby(sizes).transform("mean")
     away = halvings - halvings.groupby(sizes).transform("mean")
-    ends = np.sort([middle + away * slope.low, middle + away * slope.high], axis=0)
-    return group.assign(fit=middle + away * slope.effect, fit_low=ends[0], fit_high=ends[1])
+    ends = np.sort([middle + away * slope.slope_low, middle + away * slope.slope_high], axis=0)
+    return group.assign(fit=middle + away * slope.slope, fit_low=ends[0], fit_high=ends[1])

@@ -3,23 +3,33 @@
 This folder holds the parts of the page: its template (``page.html``), its style and its scripts.
 """
 
+import gzip
+from base64 import b64encode
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
+import altair as alt
 import pandas as pd
 from markdown_it import MarkdownIt
 
+from laq.charts.divergence_matrix import divergence_matrix, in_order
+from laq.charts.files import as_dict, vega
+from laq.charts.lost_by_divergence import lost_by_divergence
+from laq.charts.lost_by_size import lost_by_size
+from laq.charts.points_lost import points_lost
+from laq.charts.theme import theme
 from laq.dataset.registry import DATASETS
 from laq.files import replacing_file
 from laq.report.page.columns import columns_of
-from laq.report.page.data import Floats, page_data
+from laq.report.page.data import Floats, page_data, safe_json
 from laq.report.rendering import templates
 from laq.subsets.subset import Subset
 
-_SCRIPTS: Final = ("state.js", "plot.js", "panel.js", "map.js", "page.js")
+ROWS: Final = alt.NamedData("rows")  # which the scripts fill in
+_SCRIPTS: Final = ("state.js", "page.js")
 
 
 @dataclass(frozen=True)
@@ -34,8 +44,9 @@ class PageContents:
         class_names: The names of the classes, in the order of their numbers.
         tables: Tables to read and sort, by their headings. Two columns ``x_mean`` and ``x_std`` are shown
             as one column, mean ± standard deviation.
-        text: The findings as Markdown.
-        answers: The answers to the study's questions as Markdown; empty if there are none.
+        verdicts: For each question a verdict and its details, as Markdown; empty if there are none.
+        note: What the intervals speak of, as Markdown.
+        effects: What is known of each cell's losses (``plotted.effects``).
     """
 
     title: str
@@ -44,8 +55,9 @@ class PageContents:
     matrix: Floats
     class_names: Sequence[str]
     tables: Mapping[str, pd.DataFrame]
-    text: str
-    answers: str
+    verdicts: Sequence[tuple[str, str]]
+    note: str
+    effects: pd.DataFrame
 
 
 def write_page(path: Path, contents: PageContents) -> None:
@@ -67,15 +79,41 @@ def write_page(path: Path, contents: PageContents) -> None:
         subsets=contents.table.subset.nunique(),
         sizes=sizes,
         measurements=len(contents.table),
-        findings=prose.render(contents.text),
-        answers=prose.render(contents.answers),
+        verdicts=[(prose.renderInline(told), prose.render(more)) for told, more in contents.verdicts],
+        note=prose.render(contents.note),
+        intervals=" with their intervals" if contents.effects.mean_low.notna().any() else "",
         tables={title: list(columns_of(table)) for title, table in contents.tables.items()},
         style=_part("page.css"),
         script="\n".join(_part(name) for name in _SCRIPTS),
-        data=page_data(contents.table, contents.subsets, contents.matrix, contents.class_names),
+        data=page_data(
+            contents.table, contents.effects, contents.subsets, contents.matrix, contents.class_names
+        ),
+        charts=safe_json(_charts(contents)),
+        vega=_packed(vega()),
     )
     with replacing_file(path) as partial:
         partial.write_text(f"{text}\n", encoding="utf-8", newline="\n")
+
+
+def _charts(contents: PageContents) -> dict[str, Any]:
+    """The specifications, whose rows the page fills in, and the themes."""
+    methods, order = set(contents.table.method), in_order(contents.matrix)
+    wide = {
+        "points_lost": points_lost(ROWS, methods),
+        "lost_by_divergence": lost_by_divergence(ROWS),
+        "lost_by_size": lost_by_size(ROWS, methods),
+    }
+    matrix = divergence_matrix(ROWS, [contents.class_names[number] for number in order])
+    return {
+        **{name: as_dict(chart.properties(width="container"), themed=False) for name, chart in wide.items()},
+        "divergence_matrix": as_dict(matrix, themed=False),
+        "themes": {"light": theme(), "dark": theme(dark=True)},
+    }
+
+
+def _packed(text: str) -> str:
+    """The text as browsers unpack it: compressed, and that in base 64."""
+    return b64encode(gzip.compress(text.encode(), mtime=0)).decode()
 
 
 def _part(name: str) -> str:

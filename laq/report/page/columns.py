@@ -30,28 +30,41 @@ class Column:
 
 
 def columns_of(table: pd.DataFrame) -> Iterator[Column]:
-    """The columns of ``table``; ``x_mean`` and ``x_std`` become one column, mean ± standard deviation."""
+    """The columns of ``table``: ``x_mean`` ± ``x_std`` become one, and ``x`` (``x_low`` to ``x_high``)."""
     for name in map(str, table.columns):
         stem = name.removesuffix("_mean")
         if name.endswith("_std") and f"{name.removesuffix('_std')}_mean" in table:
+            continue
+        if name.endswith(("_low", "_high")) and name.rpartition("_")[0] in table:
             continue
         spread = table.get(f"{stem}_std") if stem != name else None
         head = HEADS.get(stem if spread is not None else name) or name.replace("_", " ")
         if pd.api.types.is_numeric_dtype(table[name]):
             values = ["" if pd.isna(value) else value for value in table[name].tolist()]
-            yield Column(head, _numbers(table[name], spread), values)
+            yield Column(head, _numbers(table[name], spread, _ends(table, name)), values)
         else:
             texts = table[name].map(lambda value: "" if pd.isna(value) else HEADS.get(str(value), str(value)))
             yield Column(head, texts.tolist())
 
 
-def _numbers(values: "pd.Series[float]", deviations: "pd.Series[float] | None") -> list[str]:
+def _ends(table: pd.DataFrame, name: str) -> pd.DataFrame | None:
+    """The interval of a column, if the table has it."""
+    names = [f"{name}_low", f"{name}_high"]
+    return table[names] if set(names) <= set(table) else None
+
+
+def _numbers(
+    values: "pd.Series[float]", deviations: "pd.Series[float] | None", ends: pd.DataFrame | None = None
+) -> list[str]:
     """The numbers as texts; the largest decides the digits after the point, whole numbers have none."""
     known = values.dropna().astype(np.float64)
     largest = known.abs().max()
     whole = bool((known == known.round()).all())
     digits = 0 if whole or largest >= 1000 else 2 if largest > 1 else 4
-    shown = values.map(lambda value: "" if pd.isna(value) else f"{value:.{digits}f}")
+    shown = values.map(lambda value: "" if pd.isna(value) else f"{value:z.{digits}f}")
     if deviations is not None:
         shown += deviations.map(lambda value: "" if pd.isna(value) else f" ± {value:.{digits}f}")
+    if ends is not None:
+        texts = ends.map(lambda value: f"{value:z.{digits}f}").agg(" to ".join, axis=1)
+        shown += (" (" + texts + ")").where(ends.notna().all(axis=1), "")
     return [text.replace("-", "−") for text in shown]

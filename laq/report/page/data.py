@@ -4,7 +4,9 @@ The fields are::
 
 classes: names, by number;  order: of the classes in the map;  matrix: nats, C x C
 subsets: {name, kind, classes, divergence}, columns of equal length
-settings: [{bits, method, variant, calibration, base}], base the number of the float setting
+settings: [{bits, method, variant, calibration, base, kib, mean, slope}]: base is the number of the float
+    setting, mean the interval of the points lost, slope the points lost more for each halving of the
+    divergence and its interval; null where nothing is known
 scores: {top1_sub_percent: [setting][subset], ...}, means over seeds; null where nothing was measured
 choices: {bits: [[value, label], ...], ...};  start: the number of the setting that is shown first
 """
@@ -48,9 +50,13 @@ _LABELS: Final[Mapping[str, Mapping[str, str]]] = {
 
 
 def page_data(
-    table: pd.DataFrame, subsets: Sequence[Subset], matrix: Floats, class_names: Sequence[str]
+    table: pd.DataFrame,
+    effects: pd.DataFrame,
+    subsets: Sequence[Subset],
+    matrix: Floats,
+    class_names: Sequence[str],
 ) -> str:
-    """The JSON of a study's ``table`` with drops, its subsets and the divergences.
+    """The JSON of a study's ``table`` with drops, its ``plotted.effects``, its subsets and the divergences.
 
     The text is safe inside an HTML element, whatever names it contains. Subsets without rows in the table
     are left out.
@@ -74,8 +80,13 @@ def page_data(
             "classes": [list(subset.classes) for subset in shown],
             "divergence": [float(f"{subset.median_divergence:.6g}") for subset in shown],
         },
-        **_measured(table, [subset.name for subset in shown]),
+        **_measured(table, effects, [subset.name for subset in shown]),
     }
+    return safe_json(content)
+
+
+def safe_json(content: Any) -> str:
+    """``content`` as JSON that is safe inside an HTML element, whatever names it contains."""
     text = json.dumps(content, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
     for sign in "<>&\u2028\u2029":
         text = text.replace(sign, f"\\u{ord(sign):04x}")
@@ -97,10 +108,11 @@ def read_matrix(page: Path) -> tuple[Floats, list[str]]:
         raise LaqError(f"{page}: holds no data of a study; restore it from git") from error
 
 
-def _measured(table: pd.DataFrame, names: list[str]) -> dict[str, Any]:
+def _measured(table: pd.DataFrame, effects: pd.DataFrame, names: list[str]) -> dict[str, Any]:
     """The settings, and the scores of each for the subsets in the order of ``names``."""
     fields = list(Setting._fields)
     rows = table.assign(
+        quantized=table.variant,
         variant=table.variant.replace(BASE_OF),
         calibration=table.calibration.where(table.method != "float", NO_IMAGES),
     )
@@ -120,10 +132,29 @@ def _measured(table: pd.DataFrame, names: list[str]) -> dict[str, Any]:
     }
     bases = {s.variant: number for number, s in enumerate(settings) if s.method == "float"}
     return {
-        "settings": [{**s._asdict(), "base": bases[s.variant]} for s in settings],
+        "settings": [{**s._asdict(), "base": bases[s.variant], **_about(s, rows, effects)} for s in settings],
         "choices": {f: [[value, labels[f].get(value, value)] for value in values[f]] for f in fields},
         "start": settings.index(_shown_first(settings, rows)),
         "scores": scores,
+    }
+
+
+def _about(setting: Setting, rows: pd.DataFrame, effects: pd.DataFrame) -> dict[str, Any]:
+    """The mean size of a setting's files, and what is known of its losses."""
+    own = (rows[list(Setting._fields)] == list(setting)).all(axis=1)
+    size = rows.size_bytes[own].mean() / 1024 if "size_bytes" in rows else np.nan
+    key = pd.Series({**setting._asdict(), "variant": rows.quantized[own].iloc[0]})
+    found = effects[(effects[key.index] == key).all(axis=1)]
+    known = found.iloc[0] if len(found) else pd.Series(dtype=float)
+
+    def numbers(*names: str) -> list[float] | None:
+        values = [known.get(name, np.nan) for name in names]
+        return None if any(map(pd.isna, values)) else [round(float(value), 4) for value in values]
+
+    return {
+        "kib": None if pd.isna(size) else round(float(size), 2),
+        "mean": numbers("mean_low", "mean_high"),
+        "slope": numbers("slope", "slope_low", "slope_high"),
     }
 
 

@@ -1,4 +1,146 @@
-// Makes tables sortable, then draws everything, at the start and after each change.
+// Shows charts, controls and tables, at the start and after each change.
+
+const VIEWS = {}; // by the names of the charts
+const ROWS = { points_lost: shownRows, lost_by_divergence: cellRows, lost_by_size: shownRows, divergence_matrix: pairs };
+const DARK = matchMedia("(prefers-color-scheme: dark)");
+
+async function startVega() {
+  const packed = Uint8Array.from(atob(byId("vega").textContent.trim()), (sign) => sign.charCodeAt(0));
+  const text = await new Response(new Blob([packed]).stream().pipeThrough(new DecompressionStream("gzip"))).text();
+  document.head.append(element("script", {}, text));
+}
+
+async function show(name) { // anew, where what is drawn has other axes or colours
+  const specification = structuredClone(CHARTS[name]);
+  if (name === "divergence_matrix") {
+    const classes = new Set(pairs().map((pair) => pair.class)).size;
+    specification.width = specification.height = { step: Math.max(13, Math.min(32, Math.floor(620 / classes))) };
+  }
+  VIEWS[name]?.finalize();
+  const made = await vegaEmbed(byId(name), specification, {
+    mode: "vega-lite", ast: true, actions: false, logLevel: 1 /* errors */, renderer: "canvas", config: themeFor(byId(name)),
+    patch: (made) => { made.data.find((one) => one.name === "rows").values = ROWS[name](); return made; },
+  });
+  VIEWS[name] = made.view;
+  made.view.addEventListener("click", (_, item) => picked(name, item?.datum));
+}
+
+function themeFor(place) { // narrow screens have room for two methods beside each other
+  const theme = CHARTS.themes[DARK.matches ? "dark" : "light"];
+  return { ...theme, legend: { ...theme.legend, columns: place.clientWidth < 480 ? 2 : 3 } };
+}
+
+function picked(name, row) {
+  if (name === "divergence_matrix") return;
+  const { subset = "", method, bits } = row ?? {};
+  if (method && name !== "lost_by_divergence") Object.assign(state, nearest({ ...state, method, bits }, ["method", "bits"]));
+  state.subset = subset === state.subset ? "" : subset;
+  render();
+}
+
+const drawing = { now: Promise.resolve(), next: null };
+
+function draw() { // one drawing after the other; of those that wait, the last
+  drawing.next ??= drawing.now.then(() => {
+    drawing.next = null;
+    drawing.now = Promise.all(Object.keys(ROWS).map(show));
+    return drawing.now;
+  });
+  return drawing.next;
+}
+
+function render() {
+  writeState();
+  showControls();
+  showPanel(SUBSETS.name.indexOf(state.subset));
+  const cell = cellRows();
+  byId("status").textContent = `${label("variant", state.variant)} network, ${label("method", state.method)}, ` +
+    `${/^\d+$/.test(state.bits) ? `${state.bits} bits` : state.bits}: ${cell.length} subsets lose ` +
+    `${cell.length ? signed(cell.reduce((sum, row) => sum + row.lost_points, 0) / cell.length, 1) : "–"} points on average.` +
+    (filtered() ? " Intervals are of all subsets, so that they are not shown; the line is still of all." : "");
+  return draw();
+}
+
+/* ---- controls ---- */
+
+function fillControls() {
+  for (const field of Object.keys(SETTING)) fill(field, DATA.choices[field].filter(([value]) =>
+    DATA.settings.some((setting) => setting.method !== "float" && setting[field] === value)));
+  const sizes = [...new Set(SUBSETS.classes.map((classes) => classes.length))].sort((a, b) => a - b);
+  fill("size", [["", "any size"], ...sizes.map((size) => [String(size), `${size} classes`])]);
+  fill("subset", [["", "none selected"], ...SUBSETS.name.map((name) => [name, name])]);
+  const box = (name, value, text) => byId(`${name}-boxes`).append(
+    element("label", {}, element("input", { type: "checkbox", name, value }), text));
+  for (const kind of KINDS) box("kind", kind, `${kind} (${SUBSETS.kind.filter((other) => other === kind).length})`);
+  for (const method of METHODS) box("methods", method, label("method", method));
+}
+
+function fill(name, choices) {
+  FORM.elements[name].append(...choices.map(([value, text]) => element("option", { value }, text)));
+}
+
+function showControls() {
+  for (const select of FORM.querySelectorAll("select")) select.value = state[select.name];
+  for (const box of FORM.querySelectorAll("input")) box.checked = state[box.name].includes(box.value);
+}
+
+function changed({ target }) {
+  if (target.type === "checkbox") {
+    state[target.name] = [...FORM.querySelectorAll(`input[name=${target.name}]:checked`)].map((box) => box.value);
+  } else {
+    state[target.name] = target.value;
+    Object.assign(state, nearest(state, [target.name]));
+  }
+  render();
+}
+
+function walk(event) { // by arrow keys from subset to subset, in the order of their divergence
+  const step = { ArrowRight: 1, ArrowLeft: -1 }[event.key];
+  if (!step && event.key !== "Escape") return;
+  event.preventDefault();
+  const names = cellRows().sort((a, b) => a.nats - b.nats).map((row) => row.subset);
+  const at = names.indexOf(state.subset);
+  state.subset = step && names.length ? names[at < 0 ? 0 : (at + step + names.length) % names.length] : "";
+  render();
+}
+
+/* ---- the selected subset ---- */
+
+function showPanel(i) {
+  if (i < 0) {
+    byId("panel").replaceChildren(element("p", { class: "quiet" },
+      "Click or tap a point, or choose a subset above, to see its classes and what it loses here. The address of this page then leads to it."));
+    return;
+  }
+  const classes = SUBSETS.classes[i];
+  byId("panel").replaceChildren(
+    element("h3", {}, SUBSETS.name[i]),
+    element("p", { class: "quiet" }, `${SUBSETS.kind[i]} classes, ${classes.length} of ${DATA.classes.length}; ` +
+      `median divergence ${Number(SUBSETS.divergence[i].toPrecision(3))} nats`),
+    element("ul", { class: "chips" }, ...classes.map((c) => element("li", {}, DATA.classes[c]))),
+    element("div", { class: "wide", tabindex: 0 }, lossesOf(i)));
+}
+
+function lossesOf(i) { // by all methods, at all bits
+  const alike = DATA.settings.filter((setting) => setting.method !== "float" && setting.variant === state.variant &&
+    ["none", state.calibration].includes(setting.calibration));
+  const [bits, methods] = ["bits", "method"].map((field) => DATA.choices[field].filter(
+    ([value]) => alike.some((setting) => setting[field] === value)));
+  const cell = (method, width) => {
+    const at = alike.find((setting) => setting.method === method && setting.bits === width);
+    const value = at && DATA.scores.drop_sub_points[DATA.settings.indexOf(at)][i];
+    const shown = value == null ? "–" : signed(value, 1);
+    return element("td", { class: "number" }, at && isSame(at) ? element("mark", {}, shown) : shown);
+  };
+  const base = DATA.settings.find((setting) => setting.method === "float" && setting.variant === state.variant);
+  const before = DATA.scores.top1_sub_percent[DATA.settings.indexOf(base)][i];
+  return element("table", {},
+    element("caption", {}, `Points lost of ${before === null ? "–" : signed(before, 1)} % top-1 in float`),
+    element("thead", {}, element("tr", {}, element("th", {}, "bits"), ...bits.map(([width]) => element("th", { class: "number" }, width)))),
+    element("tbody", {}, ...methods.map(([method, name]) => element("tr", {}, element("th", {}, name), ...bits.map(([width]) => cell(method, width))))));
+}
+
+/* ---- tables ---- */
 
 function sortTable(head) {
   const rows = head.closest("table").tBodies[0];
@@ -14,34 +156,29 @@ function compare(a, b, way) { // the empty ones are last both ways
   return way * (a - b || (isNaN(a) || isNaN(b) ? a.localeCompare(b) : 0));
 }
 
-function render() {
-  writeState();
-  showControls();
-  drawPlot();
-  showSubset(null);
+function csvOf(table) {
+  const quoted = (cell) => `"${cell.textContent.replaceAll("−", "-").replaceAll('"', '""')}"`;
+  return [...table.rows].map((row) => [...row.cells].map(quoted).join(",")).join("\r\n");
 }
 
-const hover = (name) => name !== preview && showSubset(name);
+function saveTable(link) { // when it is about to be followed
+  const table = link.closest("section").querySelector("table");
+  link.href = `data:text/csv;charset=utf-8,${encodeURIComponent(csvOf(table))}`;
+}
+
+/* ---- the start ---- */
 
 function listen() {
   FORM.addEventListener("change", changed);
   FORM.addEventListener("submit", (event) => event.preventDefault());
-  PLOT.addEventListener("pointermove", (event) => event.pointerType === "mouse" && hover(pointAt(event)));
-  PLOT.addEventListener("pointerleave", () => hover(null));
-  PLOT.addEventListener("click", (event) => select(pointAt(event)));
-  PLOT.addEventListener("focusin", (event) => hover(event.target.dataset.subset ?? null));
-  PLOT.addEventListener("focusout", () => hover(null));
-  PLOT.addEventListener("keydown", onPlotKey);
-  for (const kind of ["pointermove", "pointerdown"]) MAP.addEventListener(kind, pairAt);
-  MAP.addEventListener("keydown", onMapKey);
+  byId("lost_by_divergence").addEventListener("keydown", walk);
   for (const button of document.querySelectorAll("th button")) button.addEventListener("click", () => sortTable(button.parentElement));
+  for (const link of document.querySelectorAll("a[download]")) link.addEventListener("click", () => saveTable(link));
   window.addEventListener("hashchange", () => { state = readState(); render(); });
-  window.addEventListener("resize", () => { drawPlot(); showSubset(preview); });
-  matchMedia("(prefers-color-scheme: dark)").addEventListener("change", drawMap);
+  DARK.addEventListener("change", draw);
 }
 
-fillControls();
-drawMapImage();
-listen();
 state = readState();
-render();
+fillControls();
+listen();
+const started = startVega().then(render);
