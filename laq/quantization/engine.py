@@ -28,10 +28,11 @@ from laq.quantization.execution.layerwise import Layerwise, Recording
 from laq.quantization.execution.lockstep import Lockstep
 from laq.quantization.execution.offload import Offload
 from laq.quantization.execution.outputs import Output
+from laq.quantization.execution.points import choose_grids, inputs_of, with_points
 from laq.quantization.execution.unwrap import unwrapped
 from laq.quantization.methods.solve import solve
 from laq.quantization.options import QuantizationError, check_patterns
-from laq.quantization.recipe import NotQuantized, QuantizedLayer, QuantizedNetwork, Recipe
+from laq.quantization.recipe import InputKind, NotQuantized, QuantizedLayer, QuantizedNetwork, Recipe
 from laq.quantization.threads import Pool, worker_pool
 
 _SHARED: Final = ("batch_size", "ignore", "fuse", "memory_gib")  # options that a pass depends on
@@ -97,13 +98,21 @@ def _quantize_copies(
     """Quantize a copy of ``analog`` by each recipe; that itself changes in that batch norms are folded."""
     shared, first, seen = recipes[0], next(batches), dict[Any, Batch]()
     folded = fold_batch_norms(analog, first) if shared.fuse else ()
+    on_floats, inputs = tuple[str, ...](), tuple[InputKind, ...]()
+    if shared.activations is not None:
+        analog, on_floats = with_points(analog, first)
+        inputs = inputs_of(first)
     view = _view(analog, first)
     layers = _to_quantize(analog, view.structure, recipes)
     quantized = tuple(copied(analog) for _ in recipes)
     with worker_pool() as pool, Offload(shared.memory / 2) as offload:
-        execution = view.execution(Networks(analog, quantized, output), pool, offload)
-        stops = execution.stops(layers, _noted(chain([first], batches), seen))
+        networks = Networks(analog, quantized, output)
+        execution = view.execution(networks, pool, offload)
         try:
+            execution.keep(_noted(chain([first], batches), seen))
+            if shared.activations is not None:
+                choose_grids(networks, recipes, execution.images(), pool)
+            stops = execution.stops(layers)
             done = [_quantize_layer(execution, stop, recipes) for stop in stops]
         except QuantizationError:
             raise
@@ -113,7 +122,7 @@ def _quantize_copies(
             raise
     others = _others(view.structure, shared.ignore)
     made = (
-        QuantizedNetwork(network, (), 0.0, recipe, folded, "", others)
+        QuantizedNetwork(network, (), 0.0, recipe, folded, "", others, on_floats, inputs)
         for network, recipe in zip(quantized, recipes, strict=True)
     )
     return [_with_errors(result, k, done, execution) for k, result in enumerate(made)]
@@ -186,6 +195,10 @@ def _view(network: nn.Module, batch: Batch) -> _View:
 
 
 def _check_alike(recipes: Sequence[Recipe]) -> None:
+    if len({recipe.activations is None for recipe in recipes}) > 1:
+        raise QuantizationError(
+            "activations: recipes of one pass must all have bits for these, or none of them"
+        )
     for option in _SHARED:
         values = [getattr(recipe, option) for recipe in recipes]
         if any(value != values[0] for value in values):

@@ -15,6 +15,7 @@ AlphabetKind = Literal["symmetric", "twos_complement", "midrise", "predecessor"]
 Granularity = Literal["channel", "layer"]
 RadiusRule = Literal["auto", "mse", "error"]
 Radius = float | RadiusRule
+RangeRule = Literal["minmax", "percentile", "mse"]
 LOWEST: Final = 2  # bits
 HIGHEST: Final = 24  # float32 cannot hold finer codes
 
@@ -128,8 +129,19 @@ def _bits(value: Any) -> int | dict[str, int]:
     return {layer: int(BITS(bits)) for layer, bits in value.items()}
 
 
+def _activations(value: Any) -> int | dict[str, int] | None:
+    if value is None:
+        return None
+    if not isinstance(value, Mapping):
+        return int(ACTIVATION_BITS(value))
+    if not value or not all(isinstance(pattern, str) for pattern in value):
+        raise TypeError
+    return {pattern: int(ACTIVATION_BITS(bits)) for pattern, bits in value.items()}
+
+
 BOOLEAN: Final = Option(_boolean, "true or false", {"type": "boolean"})
 BITS: Final = whole_number(LOWEST, HIGHEST)
+ACTIVATION_BITS: Final = whole_number(2, 8)  # which a byte holds
 SHARE: Final = number(above=0, most=1)
 # The options of a recipe by name, but for the method and the method's own, which are in its registry.
 OPTIONS: Final[Mapping[str, Option]] = {
@@ -148,6 +160,18 @@ OPTIONS: Final[Mapping[str, Option]] = {
     "fuse": BOOLEAN,
     "bias_correction": BOOLEAN,
     "memory_gib": number(least=0),
+    "activations": Option(
+        _activations,
+        f"none, {ACTIVATION_BITS.allowed}, or a map of patterns of names to such",
+        {
+            "anyOf": [
+                {"type": "null"},
+                ACTIVATION_BITS.schema,
+                {"type": "object", "additionalProperties": ACTIVATION_BITS.schema},
+            ]
+        },
+    ),
+    "activation_range": one_of(*get_args(RangeRule)),
     "seed": whole_number(0, 2**32 - 1),
 }
 
@@ -171,12 +195,12 @@ def nearest_name(name: str, known: Sequence[str]) -> str:
     return f"; did you mean {names[near[0]]}?" if near else ""
 
 
-def check_patterns(option: str, patterns: Iterable[str], names: Sequence[str]) -> None:
-    """See that every pattern of an option matches the name of some layer.
+def check_patterns(option: str, patterns: Iterable[str], names: Sequence[str], what: str = "layer") -> None:
+    """See that every pattern of an option matches some name; ``what`` has these names.
 
     Raises:
         QuantizationError: one does not.
     """
     for pattern in patterns:
         if not any(fnmatchcase(name, pattern) for name in names):
-            raise QuantizationError(f"{option}: {pattern!r} matches no layer; layers: {', '.join(names)}")
+            raise QuantizationError(f"{option}: {pattern!r} matches no {what}; {what}s: {', '.join(names)}")

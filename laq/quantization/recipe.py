@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
+from fnmatch import fnmatchcase
 from typing import Any, Final, Self
 
 from torch import Tensor, nn
@@ -14,6 +15,7 @@ from laq.quantization.options import (
     Granularity,
     QuantizationError,
     Radius,
+    RangeRule,
     check,
 )
 
@@ -41,6 +43,9 @@ class Recipe:
         bias_correction: shift the biases so that a layer's mean outputs stay what they were.
         memory_gib: half of it is for activations, before they go to a temporary folder, and half for a
             layer's covariances, or patches and residuals, where the method can do with less.
+        activations: bits of all activations, or of each by patterns of the names of the points where they are
+            rounded, of which the first that matches counts; None leaves them floats. Batch norms are folded.
+        activation_range: how to choose the range of an activation, a name in ``activations.ranges.RANGES``.
         seed: draws the patches and the stochastic roundings.
         options: the method's own, by name; what is left out has its default. GPFQ and its kin have
             ``form`` (``residual`` or ``covariance``; ``auto`` is the cheaper one), the sparse ones also
@@ -62,12 +67,16 @@ class Recipe:
     fuse: bool = False
     bias_correction: bool = False
     memory_gib: float = 4.0
+    activations: int | dict[str, int] | None = None
+    activation_range: RangeRule = "mse"
     seed: int = 0
     options: Mapping[str, Any] = field(default_factory=dict, hash=False)
 
     def __post_init__(self) -> None:
         for name in OPTIONS:
             object.__setattr__(self, name, check(name, getattr(self, name)))
+        if self.activations is not None:
+            object.__setattr__(self, "fuse", True)
         method = check("method", self.method, find_method)
         object.__setattr__(self, "options", check("options", self.options, method.check))
 
@@ -93,6 +102,12 @@ class Recipe:
     def memory(self) -> float:
         """``memory_gib`` in bytes."""
         return self.memory_gib * 2**30
+
+    def activation_bits(self, point: str) -> int | None:
+        """The bits of the activations that are rounded at a point; None if these stay floats."""
+        if not isinstance(self.activations, dict):
+            return self.activations
+        return next((bits for pattern, bits in self.activations.items() if fnmatchcase(point, pattern)), None)
 
     def alphabet_spec(self, layer: str) -> AlphabetSpec:
         """The alphabet of one layer."""
@@ -150,6 +165,15 @@ class NotQuantized:
 
 
 @dataclass(frozen=True)
+class InputKind:
+    """What one input of a network is: its keyword, if it has one, the shape of one image's, and its type."""
+
+    keyword: str
+    shape: tuple[int, ...]
+    dtype: str
+
+
+@dataclass(frozen=True)
 class QuantizedNetwork:
     """A quantized copy of a network, its layers in the order of execution, and its outputs' error.
 
@@ -158,6 +182,9 @@ class QuantizedNetwork:
         folded: batch norms that were folded into convolutions; identities stand in their places.
         calibration: SHA-256 of the calibration inputs' bytes, in hexadecimal.
         not_quantized: what else holds weights, and why it keeps them.
+        on_floats: what computes on floats between activations that are rounded, by the names of the graph's
+            nodes: no integer runtime has a form of it.
+        inputs: what the network is called with, if its activations are rounded.
     """
 
     network: nn.Module
@@ -167,6 +194,8 @@ class QuantizedNetwork:
     folded: tuple[str, ...] = ()
     calibration: str = ""
     not_quantized: tuple[NotQuantized, ...] = ()
+    on_floats: tuple[str, ...] = ()
+    inputs: tuple[InputKind, ...] = ()
 
     @property
     def weights(self) -> int:

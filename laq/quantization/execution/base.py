@@ -126,8 +126,18 @@ class Execution(ABC):
         self.errors: dict[str, Errors] = {}
         self.chunks = 0
 
+    def keep(self, batches: Iterable[Batch]) -> None:
+        """Keep the images, in chunks, for what follows."""
+        for batch in batches:
+            self.offload.put((self.chunks, INPUTS), {"batch": (batch.args, batch.kwargs)})
+            self.chunks += 1
+
+    def images(self) -> Iterator[Batch]:
+        """The images that are kept, chunk by chunk."""
+        return map(self._batch, range(self.chunks))
+
     @abstractmethod
-    def stops(self, layers: Sequence[Layer], batches: Iterable[Batch]) -> Iterator[Stop]:
+    def stops(self, layers: Sequence[Layer]) -> Iterator[Stop]:
         """The layers in the order in which their weights are first read, each with its inputs.
 
         The quantized networks must have the layer's weights before the next stop is asked for.
@@ -140,13 +150,6 @@ class Execution(ABC):
         Raises:
             QuantizationError: nothing is added, and there is no place for it.
         """
-
-    def _keep(self, batches: Iterable[Batch]) -> range:
-        """Keep the images; returns the chunks' numbers."""
-        for batch in batches:
-            self.offload.put((self.chunks, INPUTS), {"batch": (batch.args, batch.kwargs)})
-            self.chunks += 1
-        return range(self.chunks)
 
     def _batch(self, chunk: int, *, last: bool = False) -> Batch:
         """The images of a chunk; ``last`` tells that they are not needed again."""

@@ -12,6 +12,7 @@ from torch import Tensor, fx, nn
 from torch.fx.node import map_arg
 from torch.utils import _pytree as pytree
 
+from laq.quantization.activations.rounding import RoundActivations
 from laq.quantization.calibration.batch import Batch
 from laq.quantization.execution.layers import (
     Layer,
@@ -105,6 +106,8 @@ class _Tracer(fx.Tracer):
         return super().create_proxy(kind, target, *args, **kwargs)
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        if isinstance(m, RoundActivations):
+            return True
         entered = isinstance(m, _ENTERED) or type(m).__module__.startswith("torch.nn.utils.parametriz")
         return not entered and super().is_leaf_module(m, module_qualified_name)
 
@@ -164,7 +167,8 @@ def _trace_fx(network: nn.Module, batch: Batch) -> Graph | str:
 def _twin(module: nn.Module, done: dict[int, nn.Module]) -> nn.Module:
     """The same modules over the same tensors: tracing may leave attributes behind."""
     if id(module) not in done:
-        twin = done[id(module)] = module.__new__(type(module))
+        # A graph's module makes a class of its own whenever it is made.
+        twin = done[id(module)] = object.__new__(type(module))
         vars(twin).update(vars(module))
         for place in ("_parameters", "_buffers"):
             twin.__dict__[place] = dict(vars(module)[place])
@@ -331,7 +335,7 @@ class Reading:
         if node.op == "call_module":
             parameters = self._modules[str(node.target)].parameters()
             yield from filter(None, map(self._parameters.name_of, parameters))
-        elif not _is_metadata(node):
+        elif not is_metadata(node):
             yield from filter(None, map(self._named.get, node.all_input_nodes))
 
     def _called(self, node: fx.Node) -> str:
@@ -340,7 +344,8 @@ class Reading:
         return str(getattr(node.target, "__name__", node.target)).partition(".")[0]
 
 
-def _is_metadata(node: fx.Node) -> bool:
+def is_metadata(node: fx.Node) -> bool:
+    """Whether a node reads of a tensor what tells nothing of its values, such as its shape."""
     if node.op == "call_method":
         return node.target in _METADATA_CALLS
     return node.target is getattr and node.args[1] in _METADATA

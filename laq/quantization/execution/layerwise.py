@@ -1,6 +1,6 @@
 """For networks without a graph: all networks run from their inputs for every layer."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from types import FunctionType
@@ -161,9 +161,9 @@ class Layerwise(Execution):
         self._analog_biases: list[Tensor | None] = []  # what its calls add in the analog network
         self._biases: dict[str, str] = {}  # by layer, what takes the place of these in all networks
 
-    def stops(self, layers: Sequence[Layer], batches: Iterable[Batch]) -> Iterator[Stop]:
+    def stops(self, layers: Sequence[Layer]) -> Iterator[Stop]:
         """Run every chunk up to the last call of each layer in turn."""
-        chunks = self._keep(batches)
+        chunks = range(self.chunks)
         for layer in layers:
             shapes = list(self.pool.map(partial(self._reach, layer), chunks))
             yield Stop(layer, given_by_network(len(self.networks.quantized), shapes, layer, self._pair))

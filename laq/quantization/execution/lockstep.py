@@ -6,14 +6,13 @@ first and the last of them run ahead, with the weight as it was, for the inputs 
 """
 
 import copy
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from itertools import product
 
 import torch
 from torch import Tensor
 
-from laq.quantization.calibration.batch import Batch
 from laq.quantization.execution.base import (
     OUTPUTS,
     Errors,
@@ -45,10 +44,10 @@ class Lockstep(Execution):
         self.graph, self.reading = traced
         self.program: Program
 
-    def stops(self, layers: Sequence[Layer], batches: Iterable[Batch]) -> Iterator[Stop]:
+    def stops(self, layers: Sequence[Layer]) -> Iterator[Stop]:
         """Advance every chunk by a segment, stop at the layers whose weights are read at its end."""
         self.program = Program(self.graph, self.reading, layers)
-        chunks = self._keep(batches)
+        chunks = range(self.chunks)
         for segment in self.program.segments:
             shapes: list[Shapes] = []
             for found, inputs in self.pool.map(partial(self._advance, segment), chunks):

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Final
 from pydantic import PlainValidator, TypeAdapter, ValidationError
 from pydantic_core import from_json
 
-from laq.quantization.recipe import NotQuantized, QuantizationError, Recipe
+from laq.quantization.recipe import InputKind, NotQuantized, QuantizationError, Recipe
 
 # Format 1 knows Conv2d and Linear modules with a step per row, in the type of their weights.
 FORMAT: Final = 2
@@ -20,6 +20,8 @@ _RECIPE_1: Final = (
     "batch_size", "ignore", "fuse", "bias_correction", "form", "memory_gib", "seed",
 )  # fmt: skip
 _OFFSETS: Final = (0.0, 0.5)
+_LEFT_OUT_EMPTY: Final = ("not_quantized", "on_floats", "inputs")
+_OF_ACTIVATIONS: Final = ("activations", "activation_range")
 _SINCE_FORMAT_2: Final = ("parameter", "operation", "dtype")
 
 
@@ -79,6 +81,7 @@ class Header:
         calibration: SHA-256 of the calibration inputs' bytes.
         notes: whatever the writer added, such as the classes that the network is for.
         not_quantized: what else holds weights, and why it keeps them.
+        on_floats, inputs: as those of ``QuantizedNetwork``; with ``inputs``, activations are rounded.
     """
 
     format: int
@@ -92,6 +95,8 @@ class Header:
     cut: Cut | None
     notes: dict[str, Any]
     not_quantized: tuple[NotQuantized, ...] = ()
+    on_floats: tuple[str, ...] = ()
+    inputs: tuple[InputKind, ...] = ()
 
     def __post_init__(self) -> None:
         _require("format", self.format, fits=1 <= self.format <= FORMAT)
@@ -118,8 +123,12 @@ def write_header(header: Header) -> str:
         QuantizationError: JSON cannot hold the notes.
     """
     content = asdict(header)
-    if not header.not_quantized:
-        del content["not_quantized"]
+    for name in _LEFT_OUT_EMPTY:
+        if not content[name]:
+            del content[name]
+    if header.recipe.activations is None:
+        for name in _OF_ACTIVATIONS:
+            del content["recipe"][name]
     if header.format == 1:
         content["layers"] = [
             {key: value for key, value in layer.items() if key not in _SINCE_FORMAT_2}

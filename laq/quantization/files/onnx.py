@@ -2,16 +2,19 @@
 
 import importlib
 import inspect
-from collections.abc import Mapping
-from typing import Any, Final, NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any, Final, Literal, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Size, Tensor, nn
 
+from laq.quantization.activations.rounding import in_files
+from laq.quantization.execution.points import points_of
 from laq.quantization.execution.unwrap import unwrapped
 from laq.quantization.files.codes import pack_steps
+from laq.quantization.files.onnx_integers import round_biases
 from laq.quantization.files.packing import PathLike, write_whole
 from laq.quantization.recipe import QuantizationError, QuantizedLayer, QuantizedNetwork
 
@@ -19,6 +22,10 @@ from laq.quantization.recipe import QuantizationError, QuantizedLayer, Quantized
 OPSET: Final = 21
 OPSET_OF_BFLOAT16: Final = 22  # the first one whose Conv takes it
 _BITS: Final = (4, 8, 16)
+_LARGEST: Final = 64  # of which two times 255 are in 16 bits
+
+
+Storage = Literal["auto", "int4", "int8"]
 
 
 class _Tools(NamedTuple):
@@ -28,7 +35,12 @@ class _Tools(NamedTuple):
 
 
 def export_onnx(
-    path: PathLike, network: QuantizedNetwork | nn.Module, example: Tensor | tuple[Tensor, ...]
+    path: PathLike,
+    network: QuantizedNetwork | nn.Module,
+    example: Tensor | tuple[Tensor, ...],
+    storage: Storage = "auto",
+    *,
+    vnni: bool = False,
 ) -> int:
     """Write ``network`` as ONNX, input ``pixels`` and output ``logits``; returns the size in bytes.
 
@@ -37,25 +49,40 @@ def export_onnx(
     a mid-rise alphabet the integers are 2 c + 1, in half steps, which takes one bit more. Not every
     runtime computes in every type: onnxruntime's CPU has no convolutions in float64 and in bfloat16.
 
+    Where activations are rounded, a QuantizeLinear and a DequantizeLinear stand at each point, and biases are
+    INT32 in the step of their products: onnxruntime makes integer operators of what is between. On x86
+    processors without VNNI these add pairs of products in 16 bits, in which 8-bit weights can overflow.
+
     Args:
         path: the file, written whole or not at all.
         network: in evaluation mode; a plain module is written in its own type.
         example: an input of any batch size (b, ...); the file takes every batch size. Several inputs are
             a tuple, and have the names of the forward's parameters.
+        storage: of codes with 4 bits and fewer: ``int4`` for a small file, ``int8`` for the integer
+            operators of runtimes, which take no other; ``auto`` is ``int8`` where activations are rounded.
+        vnni: whether the file is for processors that add products in 32 bits: x86 with VNNI, ARM.
 
     Raises:
-        QuantizationError: onnx or onnxscript is missing, or the network cannot be exported.
+        QuantizationError: onnx or onnxscript is missing, or the network cannot be exported; activations are
+            rounded, ``vnni`` is false and weights have more than 7 bits.
     """
     tools = _tools()
     result = network if isinstance(network, QuantizedNetwork) else None
     module = result.network if result else network
     assert isinstance(module, nn.Module)
     module = unwrapped(module)
+    rounded = any(point.grid for point in points_of(module).values())
+    layers = result.layers if result else ()
+    if rounded and not vnni:
+        _check_overflow(layers)
     model = _trace(module, example if isinstance(example, tuple) else (example,))
-    for layer in result.layers if result else ():
-        _insert_codes(model.graph, layer, _names(module, layer.parameter), tools.ir)
+    least = 8 if storage == "int8" or (storage == "auto" and rounded) else 4
+    for layer in layers:
+        _insert_codes(model.graph, layer, _names(module, layer.parameter), (tools.ir, least))
     tools.optimizer.optimize_ir(model, should_fold=_may_fold)
     tools.passes.ClearMetadataAndDocStringPass()(model)
+    if rounded:
+        round_biases(model.graph, tools.ir)
     content: bytes = tools.ir.to_proto(model).SerializeToString()
     write_whole(path, content)
     return len(content)
@@ -76,17 +103,18 @@ def _trace(module: nn.Module, example: tuple[Tensor, ...]) -> Any:
     in_bfloat16 = any(parameter.dtype == torch.bfloat16 for parameter in module.parameters())
     names = list(inspect.signature(module.forward).parameters)
     try:
-        program = torch.onnx.export(
-            module,
-            tuple(torch.cat([t[:1]] * 2) for t in example),  # a batch of one would be taken as fixed
-            input_names=["pixels"] if len(example) == 1 else names[: len(example)],
-            output_names=["logits"],
-            opset_version=OPSET_OF_BFLOAT16 if in_bfloat16 else OPSET,
-            dynamo=True,
-            dynamic_shapes=tuple({0: torch.export.Dim("batch")} for _ in example),
-            verbose=False,
-            optimize=False,
-        )
+        with in_files():
+            program = torch.onnx.export(
+                module,
+                tuple(torch.cat([t[:1]] * 2) for t in example),  # a batch of one would be taken as fixed
+                input_names=["pixels"] if len(example) == 1 else names[: len(example)],
+                output_names=["logits"],
+                opset_version=OPSET_OF_BFLOAT16 if in_bfloat16 else OPSET,
+                dynamo=True,
+                dynamic_shapes=tuple({0: torch.export.Dim("batch")} for _ in example),
+                verbose=False,
+                optimize=False,
+            )
     except torch.onnx.OnnxExporterError as error:
         reason = str(error.__cause__ or error).strip().partition("\n")[0]  # torch wraps it in advice
         raise QuantizationError(f"ONNX export: torch cannot export the network ({reason})") from error
@@ -105,13 +133,30 @@ def _names(module: nn.Module, parameter: str) -> list[str]:
     return [name for name, other in module.named_parameters(remove_duplicate=False) if other is tensor]
 
 
-def _insert_codes(graph: Any, layer: QuantizedLayer, names: list[str], ir: Any) -> None:
+def _check_overflow(layers: Sequence[QuantizedLayer]) -> None:
+    for layer in layers:
+        if _largest(layer) > _LARGEST:
+            raise QuantizationError(
+                f"ONNX export: layer {layer.name} has {layer.bits} bits, with which sums of products "
+                "overflow 16 bits on x86 processors without VNNI; quantize with at most 7 bits, or give "
+                "vnni=True if the file is for others"
+            )
+
+
+def _largest(layer: QuantizedLayer) -> int:
+    """The largest integer that a file may hold for a layer's codes."""
+    halves = 1 if layer.alphabet.offset == 0 else 2
+    return max(abs(halves * code + (halves - 1)) for code in (layer.alphabet.low, layer.alphabet.high))
+
+
+def _insert_codes(graph: Any, layer: QuantizedLayer, names: list[str], how: tuple[Any, int]) -> None:
     """Put the layer's codes, and nodes that make floats of them, in place of its float weights."""
+    ir, least = how
     weights = next((graph.initializers[name] for name in names if name in graph.initializers), None)
     if weights is None:
         raise QuantizationError(f"ONNX export: layer {layer.name} has no weights in torch's export")
     halves = 1 if layer.alphabet.offset == 0 else 2
-    bits = _integer_bits(layer, halves)
+    bits = _integer_bits(layer, halves, least)
     if bits is None:
         return
     integers = (halves * layer.codes.cpu() + (halves - 1)).numpy().astype(f"int{max(bits, 8)}")
@@ -190,7 +235,10 @@ def _decode_in_blocks(nodes: _Nodes, integers: NDArray[Any], dtype: Any, steps: 
     return nodes.add("Reshape", [nodes.add("Mul", [floats, step], step.dtype), shape], step.dtype)
 
 
-def _integer_bits(layer: QuantizedLayer, halves: int) -> int | None:
-    """Of the smallest ONNX type that holds the alphabet."""
+def _integer_bits(layer: QuantizedLayer, halves: int, least: int) -> int | None:
+    """Of the smallest ONNX type of at ``least`` so many bits that holds the alphabet."""
     low, high = (halves * code + (halves - 1) for code in (layer.alphabet.low, layer.alphabet.high))
-    return next((bits for bits in _BITS if -(2 ** (bits - 1)) <= low and high < 2 ** (bits - 1)), None)
+    return next(
+        (bits for bits in _BITS if bits >= least and -(2 ** (bits - 1)) <= low and high < 2 ** (bits - 1)),
+        None,
+    )

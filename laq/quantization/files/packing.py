@@ -2,8 +2,9 @@
 
 A file is safetensors and holds no code. For each quantized layer, ``codes:LAYER`` are bit planes, uint8
 (bits, ⌈weights / 8⌉), and ``step:LAYER`` are its steps, each once (``pack_steps``). Everything else has
-its own name and type; a parameter with several names has the first of them. A header says how to read
-them (``Header``).
+its own name and type; a parameter with several names has the first of them. Where activations are rounded,
+``activations:step``, ``:zero_point`` and ``:highest`` hold a number for each point, in the order of the
+graph. A header says how to read it all (``Header``).
 """
 
 import copy
@@ -20,7 +21,9 @@ import torch
 from safetensors import safe_open
 from torch import Size, Tensor, nn
 
+from laq.quantization.activations.ranges import Grid
 from laq.quantization.alphabet import Alphabet
+from laq.quantization.execution.points import POINTS, empty_batch, points_of, with_points
 from laq.quantization.execution.unwrap import unwrapped
 from laq.quantization.files.architecture import (
     OTHER_NETWORK,
@@ -54,6 +57,7 @@ _KEY: Final = "laq"
 _CODES: Final = "codes:"
 _STEP: Final = "step:"
 _LONGEST: Final = 600  # characters of a message: names in damaged files may be of any length
+_GRIDS: Final = ("activations:step", "activations:zero_point", "activations:highest")
 _STEP_TYPES: Final = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 PathLike = str | os.PathLike[str]
 
@@ -129,6 +133,8 @@ def pack(
             raise QuantizationError(f"layer {layer.name}: the network has no parameter {layer.parameter}")
         tensors[_CODES + layer.name] = pack_codes(layer.codes, layer.alphabet)
         tensors[_STEP + layer.name] = pack_steps(layer.alphabet.step, layer.codes.shape)
+    if result.inputs:
+        tensors = _with_grids(tensors, network)
     header = Header(
         format=1 if _fits_format_1(result, network) else FORMAT,
         laq=version("laq"),
@@ -141,6 +147,8 @@ def pack(
         cut=cut,
         notes=dict(notes or {}),
         not_quantized=result.not_quantized,
+        on_floats=result.on_floats,
+        inputs=result.inputs,
     )
     return tensors, {_KEY: write_header(header)}
 
@@ -153,6 +161,9 @@ def unpack(tensors: Mapping[str, Tensor], header: Header, network: nn.Module) ->
     """
     network = copy_to_fill(network)
     fit(network, header, tensors)
+    if header.inputs:
+        network, _ = with_points(network, empty_batch(header.inputs))
+        tensors = _without_grids(tensors, network)
     expected = state_of(network)
     own = {prefix + entry.name for entry in header.layers for prefix in (_CODES, _STEP)}
     found = {name: tensor for name, tensor in tensors.items() if name not in own}
@@ -176,7 +187,41 @@ def unpack(tensors: Mapping[str, Tensor], header: Header, network: nn.Module) ->
         folded=header.folded,
         calibration=header.calibration,
         not_quantized=header.not_quantized,
+        on_floats=header.on_floats,
+        inputs=header.inputs,
     )
+
+
+def _with_grids(tensors: Mapping[str, Tensor], network: nn.Module) -> dict[str, Tensor]:
+    """The tensors, with those of all points in three: a name for each would take more than the numbers."""
+    points = points_of(network).values()
+    grids = (
+        torch.stack([p.step for p in points]),
+        torch.stack([p.zero_point for p in points]).to(torch.uint8),
+        torch.stack([p.highest for p in points]).to(torch.uint8),
+    )
+    kept = {name: tensor for name, tensor in tensors.items() if not name.startswith(f"{POINTS}.")}
+    return kept | dict(zip(_GRIDS, grids, strict=True))
+
+
+def _without_grids(tensors: Mapping[str, Tensor], network: nn.Module) -> dict[str, Tensor]:
+    """The inverse of ``_with_grids``.
+
+    Raises:
+        QuantizationError: the grids are damaged, or are not as many as the network has points.
+    """
+    points = list(points_of(network).values())
+    grids = [tensors.get(name, torch.empty(0)) for name in _GRIDS]
+    wanted = (torch.float32, torch.uint8, torch.uint8)
+    if any(g.shape != (len(points),) or g.dtype != kind for g, kind in zip(grids, wanted, strict=True)):
+        raise QuantizationError(f"the {len(points)} grids of activations are damaged; write the file again")
+    for point, step, zero_point, highest in zip(points, *(grid.tolist() for grid in grids), strict=True):
+        if highest:
+            point.set_grid(Grid(step, zero_point, highest))
+        if not point.is_whole():
+            raise QuantizationError(f"{_GRIDS[0]}: found a grid that is damaged; write the file again")
+    state = {name: t for name, t in state_of(network).items() if name.startswith(f"{POINTS}.")}
+    return {name: t for name, t in tensors.items() if name not in _GRIDS} | state
 
 
 def keep_rows(result: QuantizedNetwork, cut: Cut) -> QuantizedNetwork:

@@ -1,0 +1,316 @@
+"""Activations of few bits: rounded where integer runtimes round them, in torch as in onnxruntime."""
+
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+import torch.nn.functional as F  # noqa: N812 (torch's own convention)
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from laq.quantization import (
+    QuantizationError,
+    Recipe,
+    export_onnx,
+    load_quantized,
+    quantize,
+    quantize_each,
+    save,
+)
+from laq.quantization.activations.ranges import RANGES, Grid, Histogram
+from laq.quantization.calibration.batch import Batch
+from laq.quantization.execution.points import points_of, with_points
+from laq.quantization.files.header import Cut
+from laq.quantization.files.packing import keep_rows
+from tests.conftest import Branching
+from tests.quantization.test_engine import one_layer
+
+
+class Block(nn.Module):
+    """What networks are made of: a batch norm, a residual sum, pools, groups, a concatenation."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(3, 8, 3, padding=1, bias=False)
+        self.norm = nn.BatchNorm2d(8)
+        self.second = nn.Conv2d(8, 8, 3, padding=1, groups=4)
+        self.third = nn.Conv2d(8, 4, 1)
+        self.drop = nn.Dropout()
+        self.fc = nn.Linear(12, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = F.relu(self.norm(self.first(x)))
+        y = F.relu(y + self.second(y))
+        y = F.max_pool2d(y, 2)
+        y = torch.cat([y, self.third(y)], 1)
+        return self.fc(self.drop(F.adaptive_avg_pool2d(y, 1).flatten(1)))
+
+
+@pytest.fixture
+def block() -> nn.Module:
+    generator = torch.Generator().manual_seed(3)
+    network = Block()
+    for tensor in network.state_dict().values():
+        if tensor.is_floating_point():
+            tensor.copy_(0.3 * torch.randn(tensor.shape, generator=generator))
+    network.norm.running_var.fill_(0.5)
+    return network.eval()
+
+
+def pictures(count: int = 24) -> Tensor:
+    return torch.randn(count, 3, 8, 8, generator=torch.Generator().manual_seed(5))
+
+
+def samples(kind: str) -> Tensor:
+    generator = torch.Generator().manual_seed(7)
+    values = torch.randn(20_000, generator=generator)
+    return {"normal": values, "after a relu": values.relu(), "tails": values**3, "constant": 0 * values}[kind]
+
+
+@pytest.mark.parametrize("kind", ["normal", "after a relu", "tails", "constant"])
+def test_histograms_of_parts_add_up_and_tell_values_to_a_hundredth(kind: str) -> None:
+    X = samples(kind)
+    whole = Histogram.of(X)
+    one, other = (Histogram.of(part) for part in (X[:7000].half().float(), X[7000:]))
+    assert torch.equal(Histogram.of(X[:7000]).plus(other).counts, whole.counts)
+    assert other.plus(one).counts.equal(one.plus(other).counts)
+    assert (whole.low, whole.high) == (X.min(), X.max())
+    values, counts = whole.values()
+    assert counts.sum() == len(X)
+    found = values.repeat_interleave(counts.long())
+    torch.testing.assert_close(found, X.sort().values, rtol=0.008, atol=1e-38)
+
+
+@pytest.mark.parametrize("bits", [2, 4, 8])
+@pytest.mark.parametrize("kind", ["normal", "after a relu", "tails", "constant"])
+def test_the_range_of_least_error_has_it_and_every_range_holds_zero(kind: str, bits: int) -> None:
+    X = samples(kind)
+    grids = {name: rule(Histogram.of(X), bits) for name, rule in RANGES.items()}
+    errors = {name: (grid.round(X) - X).square().mean().item() for name, grid in grids.items()}
+    assert errors["mse"] <= 1.03 * min(errors.values())
+    for grid in grids.values():
+        assert grid.highest == 2**bits - 1
+        assert 0 <= grid.zero_point <= grid.highest
+        assert grid.round(torch.zeros(1)).item() == 0
+        assert len(grid.round(X).unique()) <= 2**bits
+    if kind == "after a relu":
+        assert {grid.zero_point for grid in grids.values()} == {0}
+
+
+def test_the_range_by_percentiles_is_numpys_but_for_the_bins() -> None:
+    X = samples("normal")
+    grid = RANGES["percentile"](Histogram.of(X), 8)
+    low, high = np.quantile(X.numpy(), [1e-4, 1 - 1e-4])
+    assert grid.step == pytest.approx((high - low) / 255, rel=0.03)
+    assert grid.zero_point == pytest.approx(-low / grid.step, rel=0.03)
+
+
+def test_rounding_takes_the_nearest_value_of_the_grid() -> None:
+    grid, X = Grid(0.25, 3, 15), torch.linspace(-2, 4, 600)
+    values = 0.25 * (torch.arange(16) - 3)
+    nearest = values[(X[:, None] - values).abs().argmin(1)]
+    apart = ((X / 0.25) % 1 - 0.5).abs() > 1e-3  # where none is as near as another
+    torch.testing.assert_close(grid.round(X)[apart], nearest[apart])
+    assert grid.round(X.double()).dtype == torch.float64
+
+
+def test_points_are_the_inputs_and_outputs_of_what_is_computed_in_integers(block: nn.Module) -> None:
+    result = quantize(block, pictures(), Recipe(bits=6, activations=8))
+    assert list(points_of(result.network)) == [
+        "x", "relu", "conv2d_1", "relu_1", "conv2d_2", "cat", "adaptive_avg_pool2d",
+    ]  # fmt: skip
+    assert result.folded == ("norm",)
+    assert result.on_floats == ()
+    # Without grids, the graph computes what the network does.
+    graph, _ = with_points(block, Batch((pictures(),)))
+    assert torch.equal(graph(pictures()), block(pictures()))
+
+
+def test_what_has_no_integer_form_is_named_and_rounded_before_and_behind() -> None:
+    network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.SiLU(), nn.Conv2d(4, 4, 3), nn.Flatten(), nn.Linear(64, 2))
+    result = quantize(network, pictures(), Recipe(bits=6, activations=8))
+    assert list(points_of(result.network)) == ["input_1", "conv2d", "_1", "conv2d_1"]
+    assert result.on_floats == ("_1",)
+
+
+def test_few_bits_cost_more_than_many_and_none_cost_nothing(block: nn.Module) -> None:
+    fine = {"bits": 12, "method": "rtn", "fuse": True}
+    errors = [
+        quantize(block, pictures(), Recipe(**fine, activations=bits)).relative_error  # type: ignore[arg-type]
+        for bits in (None, 8, 6, 4, 2)
+    ]
+    assert errors == sorted(errors)
+    assert errors[0] < 0.01
+    assert errors[-1] > 0.1
+    of_all = quantize(block, pictures(), Recipe(**fine, activations={"*": 4}))  # type: ignore[arg-type]
+    assert of_all.relative_error == errors[3]
+    some = quantize(block, pictures(), Recipe(**fine, activations={"relu*": 4, "conv2d_1": 2}))  # type: ignore[arg-type]
+    grids = {name: point.grid and point.grid.highest for name, point in points_of(some.network).items()}
+    assert grids == dict.fromkeys(grids) | {"relu": 15, "relu_1": 15, "conv2d_1": 3}
+
+
+def test_weights_are_chosen_for_inputs_as_they_are_after_rounding() -> None:
+    """GPFQ by its textbook loop, layer after layer, with rounded activations of the quantized network."""
+    generator = torch.Generator().manual_seed(1)
+    network = nn.Sequential(nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 4)).double().eval()
+    for parameter in network.parameters():
+        parameter.data = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
+    X = torch.randn(60, 6, generator=generator, dtype=torch.float64)
+    result = quantize(network, X, Recipe(bits=3, method="gpfq", activations=3))
+    first, second = network[0], network[2]
+    of_inputs, of_hidden = (point.grid for point in points_of(result.network).values())
+    assert of_inputs is not None
+    assert of_hidden is not None
+    X_q = of_inputs.round(X)
+    hidden = F.relu(first(X))
+    first.weight.data = one_layer(first, [X], [X_q], "gpfq")
+    second.weight.data = one_layer(second, [hidden], [of_hidden.round(F.relu(first(X_q)))], "gpfq")
+    torch.testing.assert_close(result.network.get_parameter("0.weight"), first.weight)
+    torch.testing.assert_close(result.network.get_parameter("2.weight"), second.weight)
+
+
+@pytest.mark.parametrize("bits", [8, {"relu*": 3, "*": 7}, {"cat": 5}])
+def test_a_packed_file_gives_the_same_network_back(block: nn.Module, bits: Any, tmp_path: Path) -> None:
+    result = quantize(block, pictures(), Recipe(bits=5, activations=bits))
+    save(tmp_path / "packed", result)
+    again = load_quantized(tmp_path / "packed", Block())
+    assert torch.equal(again.network(pictures()), result.network(pictures()))
+    assert again.recipe == result.recipe
+    assert again.inputs == result.inputs
+    save(tmp_path / "again", again)
+    assert (tmp_path / "again").read_bytes() == (tmp_path / "packed").read_bytes()
+    cut = keep_rows(result, Cut("fc", (1, 4)))
+    save(tmp_path / "cut", result, cut=Cut("fc", (1, 4)))
+    few = load_quantized(tmp_path / "cut", Block()).network(pictures())
+    assert torch.equal(few, cut.network(pictures()))
+    torch.testing.assert_close(few, result.network(pictures())[:, [1, 4]])
+
+
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [
+        ("step", lambda t: t[:-1]),
+        ("step", lambda t: -t),
+        ("step", lambda t: t * float("nan")),
+        ("zero_point", lambda t: t.int()),
+        ("highest", lambda t: t // 200),
+    ],
+)
+def test_damaged_grids_are_told_in_a_line(block: nn.Module, tmp_path: Path, name: str, change: Any) -> None:
+    save(tmp_path / "packed", quantize(block, pictures(), Recipe(bits=5, activations=8)))
+    tensors = load_file(tmp_path / "packed")
+    key = f"activations:{name}"
+    from safetensors import safe_open
+
+    with safe_open(tmp_path / "packed", "pt") as file:
+        metadata = file.metadata()
+    save_file({**tensors, key: change(tensors[key]).contiguous()}, tmp_path / "damaged", metadata)
+    with pytest.raises(QuantizationError, match="damaged; write the file again") as caught:
+        load_quantized(tmp_path / "damaged", Block())
+    assert "\n" not in str(caught.value)
+
+
+def optimized(path: Path) -> Counter[str]:
+    """How often onnxruntime runs which operators of a file."""
+    options = onnxruntime.SessionOptions()
+    options.optimized_model_filepath = f"{path}.optimized"
+    options.log_severity_level = 3
+    onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    return Counter(node.op_type for node in onnx.load(f"{path}.optimized").graph.node)
+
+
+@pytest.mark.parametrize("bits", [7, 4])
+def test_onnxruntime_computes_in_integers_what_torch_computes(
+    block: nn.Module, bits: int, tmp_path: Path
+) -> None:
+    result = quantize(block, pictures(), Recipe(bits=bits, activations=8))
+    export_onnx(tmp_path / "file.onnx", result, pictures())
+    operators = optimized(tmp_path / "file.onnx")
+    assert operators["QLinearConv"] == 3
+    assert operators["QLinearAdd"] == 1
+    assert not operators.keys() & {"Conv", "Add", "Concat", "Relu"}
+    session = onnxruntime.InferenceSession(tmp_path / "file.onnx", providers=["CPUExecutionProvider"])
+    (found,) = session.run(["logits"], {"pixels": pictures().numpy()})
+    truth = result.network(pictures()).detach()
+    # A sum that lies between two values of a grid may be rounded to the other one.
+    step = max(point.grid.step for point in points_of(result.network).values() if point.grid)
+    assert (torch.from_numpy(found) - truth).abs().max() < step
+    assert (torch.from_numpy(found).argmax(1) == truth.argmax(1)).float().mean() > 0.9
+
+
+def test_biases_are_integers_in_the_step_of_the_products(block: nn.Module, tmp_path: Path) -> None:
+    result = quantize(block, pictures(), Recipe(bits=7, activations=8))
+    export_onnx(tmp_path / "file.onnx", result, pictures())
+    graph = onnx.load(tmp_path / "file.onnx").graph
+    held = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in graph.initializer}
+    decoded = {
+        node.output[0]: [held.get(name) for name in node.input]
+        for node in graph.node
+        if node.op_type == "DequantizeLinear"
+    }
+    convolutions = [node for node in graph.node if node.op_type == "Conv"]
+    assert len(convolutions) == 3
+    for node, layer in zip(convolutions, result.layers, strict=False):
+        (_, X_step, _), (codes, W_step), (bias, step) = (decoded[name] for name in node.input)
+        assert (codes.dtype, bias.dtype) == (np.int8, np.int32)
+        assert np.array_equal(codes, layer.codes.numpy())
+        np.testing.assert_allclose(step, X_step * W_step, rtol=1e-6)
+        truth = result.network.get_parameter(f"{layer.name}.bias").detach().numpy()
+        assert (np.abs(bias * step - truth) <= step / 2 * 1.001).all()
+
+
+def test_weights_that_overflow_without_vnni_are_refused_but_for_others(
+    block: nn.Module, tmp_path: Path
+) -> None:
+    result = quantize(block, pictures(), Recipe(bits=8, activations=8))
+    with pytest.raises(QuantizationError, match=r"layer first has 8 bits, .* quantize with at most 7 bits"):
+        export_onnx(tmp_path / "file.onnx", result, pictures())
+    assert not list(tmp_path.iterdir())
+    export_onnx(tmp_path / "file.onnx", result, pictures(), vnni=True)
+    assert optimized(tmp_path / "file.onnx")["QLinearConv"] == 3
+
+
+def test_codes_of_four_bits_are_small_or_fast(block: nn.Module, tmp_path: Path) -> None:
+    result = quantize(block, pictures(), Recipe(bits=4, activations=8))
+    sizes = [export_onnx(tmp_path / f"{s}.onnx", result, pictures(), s) for s in ("int4", "int8", "auto")]  # type: ignore[arg-type]
+    assert sizes[0] < sizes[1] == sizes[2]
+    assert optimized(tmp_path / "int8.onnx")["QLinearConv"] == 3
+
+
+def test_recipes_of_one_pass_may_differ_in_bits_of_activations(block: nn.Module) -> None:
+    recipes = [Recipe(bits=5, activations=8), Recipe(bits=3, activations={"*": 4}, activation_range="minmax")]
+    for recipe, result in zip(recipes, quantize_each(block, pictures(), recipes), strict=True):
+        alone = quantize(block, pictures(), recipe)
+        assert torch.equal(result.network(pictures()), alone.network(pictures()))
+    with pytest.raises(QuantizationError, match="activations: recipes of one pass must all have bits"):
+        quantize_each(block, pictures(), [Recipe(fuse=True), Recipe(activations=8)])
+
+
+@pytest.mark.parametrize(
+    ("options", "line"),
+    [
+        ({"activations": 9}, "activations: found 9; must be none, a whole number from 2 to 8, or a map"),
+        ({"activations": {"*": 1}}, "activations: found {'*': 1}; must be none"),
+        ({"activations": {}}, "activations: found {}; must be none"),
+        (
+            {"activation_range": "mes"},
+            "activation_range: found 'mes'; must be minmax, percentile, mse; did you mean mse?",
+        ),
+    ],
+)
+def test_options_that_are_not_allowed_are_told(options: dict[str, Any], line: str) -> None:
+    with pytest.raises(QuantizationError) as caught:
+        Recipe(**options)
+    assert str(caught.value).startswith(line)
+
+
+def test_a_network_without_a_graph_is_told(block: nn.Module) -> None:
+    with pytest.raises(QuantizationError, match=r"fuse: the network has no graph"):
+        quantize(Branching(), torch.ones(4, 3), Recipe(activations=8))
+    with pytest.raises(QuantizationError, match="activations: 'conv.x' matches no point; points: x, relu, "):
+        quantize(block, pictures(), Recipe(activations={"conv.x": 8}))
