@@ -1,0 +1,276 @@
+"""How accurate and how fast are networks whose weights and activations are integers, in onnxruntime?
+
+In the project's folder, after `laq dataset` and `laq network` of the study cifar100 (`study: cifar100` in
+params.yaml)::
+
+    PYTHONPATH=. python benchmarks/integers.py accuracy --every 2
+    PYTHONPATH=. python benchmarks/integers.py speed
+    PYTHONPATH=. python benchmarks/integers.py table > results/integers.md
+
+Accuracy is what onnxruntime predicts with each file. Beside ours stand onnxruntime's own static quantization,
+as it is and with weights of 7 bits (`reduce_range`), all from the same calibration images. Speed is the ratio
+to the float network's time, both measured in turn. Each measurement goes to a file as soon as it is made, so
+that a killed run continues where it stopped.
+"""
+
+import json
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, Final
+
+import click
+import numpy as np
+import onnxruntime
+import pandas as pd
+import torch
+from numpy.typing import NDArray
+from onnxruntime.quantization import CalibrationDataReader, QuantFormat, quantize_static
+from onnxruntime.quantization.shape_inference import quant_pre_process
+from records import Record, commit_of, read_records
+from torch import Tensor, nn
+
+from laq.architectures import make_body
+from laq.dataset.images import read_images
+from laq.git import commit
+from laq.machine import processor
+from laq.network import load_network
+from laq.paths import DATASET
+from laq.progress import progress
+from laq.quantization import Recipe, export_onnx, quantize
+from laq.report.rendering import markdown_table
+from laq.subsets.subset import Subset, read_subsets
+
+SUBSETS: Final = Path("results/cifar100_seeds/subsets.json")
+IMAGES: Final = 128  # for calibration
+_RESULTS: Final = Path("benchmarks/results/integers.jsonl")
+# Bits of weights and of activations; None are floats.
+OURS: Final[dict[str, tuple[int | None, int | None]]] = {
+    "float": (None, None),
+    "laq W7A8": (7, 8),
+    "laq W4": (4, None),
+    "laq W4A8": (4, 8),
+    "laq W4A4": (4, 4),
+}
+PEERS: Final[dict[str, dict[str, bool]]] = {
+    "onnxruntime W8A8": {},
+    "onnxruntime W7A8": {"reduce_range": True},
+}
+CASES: Final = {
+    "ResNet-20, 32 px": ("resnet20", 32),
+    "ResNet-18, 112 px": ("torchvision:resnet18", 112),
+    "MobileNetV2, 112 px": ("torchvision:mobilenet_v2", 112),
+    "EfficientNet-Lite0, 224 px": ("efficientnet_lite0", 224),
+}
+ROUNDS: Final = 60
+_TEXT: Final = """\
+# Integer networks in onnxruntime
+
+Measured by `benchmarks/integers.py`, whose first lines say how; commit {commit}, onnxruntime {runtime}.
+W7A8 are weights of 7 and activations of 8 bits; ours are chosen by GPFQ.
+"""
+_ACCURACY: Final = """\
+## Accuracy
+
+ResNet-20 on CIFAR-100, {subsets} subsets of 10 classes with 1,000 test images each, {images} calibration
+images of the subset's classes, as onnxruntime computes it. Float: {float:.2f} % restricted top-1 on average.
+Points lost are paired by subset, with a normal 95 % interval of their mean over subsets.
+
+{table}
+"""
+_SPEED: Final = """\
+## Speed
+
+One image at a time, {processor}; how many times as fast as the float network in the same runtime: the
+median of {rounds} rounds, in which all files run in turn, and the quartiles. Weights are random but for
+EfficientNet's, which changes no time.
+
+{table}
+"""
+Pixels = NDArray[np.float32]
+_results = click.option("--results", type=click.Path(dir_okay=False, path_type=Path), default=_RESULTS)
+
+
+@click.group()
+def main() -> None:
+    """Measure integer networks, and print what was found."""
+
+
+@main.command()
+@click.option("--every", type=click.IntRange(1), default=1, show_default=True, help="Take every n-th subset.")
+@_results
+def accuracy(results: Path, every: int) -> None:
+    """Measure restricted top-1 on the test images of each subset."""
+    network = load_network()
+    train, test = (read_images(DATASET, split) for split in ("train", "test"))
+    known = {(r["subset"], r["file"]) for r in read_records(results) if "top1" in r}
+    subsets = [subset for subset in read_subsets(SUBSETS) if len(subset.classes) == 10][::every]
+    for subset in progress(subsets, "accuracy", unit="subset"):
+        missing = [name for name in (*OURS, *PEERS) if (subset.name, name) not in known]
+        drawn = train.select(subset.classes).sample(IMAGES, torch.Generator().manual_seed(0))
+        own = test.select(subset.classes)
+        X, X_test = (network.preprocess(images) for images in (drawn.images, own.images))
+        for name, path in files(network.body, X, missing):
+            top1 = 100 * float((predicted(path, X_test, subset) == own.labels.numpy()).mean())
+            write(results, {"subset": subset.name, "kind": subset.kind, "file": name, "top1": top1})
+
+
+@main.command()
+@click.option("--threads", type=click.IntRange(1), multiple=True, default=[1, 2], show_default=True)
+@_results
+def speed(results: Path, threads: Sequence[int]) -> None:
+    """Measure milliseconds for an image, the float network's and another's in turn."""
+    generator = torch.Generator().manual_seed(0)
+    known = {(r["case"], r["threads"]) for r in read_records(results) if "case" in r}
+    for case, (architecture, side) in CASES.items():
+        wanted = [count for count in threads if (case, count) not in known]
+        X = torch.randn(32, 3, side, side, generator=generator)
+        body = make_body(architecture, {}, 1000).eval() if wanted else nn.Identity()
+        made = files(body, X, ["float", "laq W7A8", *PEERS]) if wanted else iter(())
+        with TemporaryDirectory() as folder:
+            kept = {
+                name: path.rename(Path(folder) / f"{number}.onnx") for number, (name, path) in enumerate(made)
+            }
+            for count in wanted:
+                for name, ratios in times(kept, X[:1].numpy(), count).items():
+                    write(results, {"case": case, "threads": count, "file": name, **ratios})
+
+
+@main.command()
+@_results
+def table(results: Path) -> None:
+    """Print the tables as Markdown."""
+    records = read_records(results)
+    if not records:
+        raise click.ClickException(f"{results}: no measurements; accuracy and speed take them")
+    click.echo(rendered(pd.DataFrame(records), records))
+
+
+def files(body: nn.Module, X: Tensor, wanted: Sequence[str]) -> Iterator[tuple[str, Path]]:
+    """ONNX files of a network, calibrated on images X (n, 3, h, w); they are there until the end."""
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / "float.onnx"
+        if wanted:
+            export_onnx(path, body, X[:2])
+        for name in wanted:
+            yield name, made(name, body, X, path)
+
+
+def made(name: str, body: nn.Module, X: Tensor, in_float: Path) -> Path:
+    """The file of this name."""
+    path = in_float.with_name(f"{name}.onnx")
+    if name in PEERS:
+        prepared = in_float.with_name("prepared.onnx")
+        quant_pre_process(in_float, prepared)
+        quantize_static(prepared, path, Reader(X.numpy()), QuantFormat.QDQ, per_channel=True, **PEERS[name])
+        return path
+    bits, activations = OURS[name]
+    if bits is None:
+        export_onnx(path, body, X[:2])
+    else:
+        recipe = Recipe(bits=bits, method="gpfq", activations=activations, fuse=True)
+        export_onnx(path, quantize(body, X, recipe), X[:2])
+    return path
+
+
+class Reader(CalibrationDataReader):  # type: ignore[misc]
+    """Calibration images as onnxruntime reads them: a batch of 16 at a time."""
+
+    def __init__(self, X: Pixels) -> None:
+        self._batches = iter(np.split(X, max(1, len(X) // 16)))
+
+    def get_next(self) -> dict[str, Pixels] | None:
+        """The next batch; None after the last."""
+        batch = next(self._batches, None)
+        return None if batch is None else {"pixels": batch}
+
+
+def session(path: Path, threads: int) -> onnxruntime.InferenceSession:
+    """The file in onnxruntime on the CPU."""
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads, options.log_severity_level = threads, 3
+    return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+
+
+def predicted(path: Path, X: Tensor, subset: Subset) -> NDArray[np.int64]:
+    """The class, among those of the subset, that the file says of each image."""
+    running = session(path, 1)
+    logits = np.concatenate([running.run(None, {"pixels": part.numpy()})[0] for part in X.split(100)])
+    classes = np.array(subset.classes)
+    chosen: NDArray[np.int64] = classes[logits[:, classes].argmax(1)]
+    return chosen
+
+
+def times(paths: dict[str, Path], X: Pixels, threads: int) -> dict[str, dict[str, Any]]:
+    """Milliseconds of each file, and the float network's time divided by its own: quartiles over rounds."""
+    sessions = {name: session(path, threads) for name, path in paths.items()}
+    rounds = [{name: seconds(running.run, X) for name, running in sessions.items()} for _ in range(ROUNDS)]
+    taken = pd.DataFrame(rounds[5:])  # the first ones warm up
+    ratios = taken.rdiv(taken["float"], axis=0).quantile([0.25, 0.5, 0.75])
+    return {
+        name: {"ms": 1000 * taken[name].median(), "ratio": ratios[name].tolist(), "processor": processor()}
+        for name in paths
+    }
+
+
+def seconds(run: Callable[..., Any], X: Pixels) -> float:
+    """What one run takes."""
+    begin = time.perf_counter()
+    run(None, {"pixels": X})
+    return time.perf_counter() - begin
+
+
+def write(results: Path, record: Record) -> None:
+    """Add a record to the file."""
+    results.parent.mkdir(parents=True, exist_ok=True)
+    with results.open("a", encoding="utf-8") as lines:
+        lines.write(json.dumps({**record, **commit()}) + "\n")
+
+
+def rendered(found: pd.DataFrame, records: Sequence[Record]) -> str:
+    """The page."""
+    commits = ", ".join(sorted({commit_of(record) for record in records}))
+    parts = [_TEXT.format(commit=commits, runtime=onnxruntime.__version__)]
+    if "top1" in found:
+        parts.append(accuracies(found.dropna(subset="top1")))
+    if "case" in found:
+        parts.append(speeds(found.dropna(subset="case")))
+    return "\n".join(parts).rstrip()
+
+
+def accuracies(found: pd.DataFrame) -> str:
+    """Points of restricted top-1 lost against float, paired by subset."""
+    wide = found.pivot_table(index="subset", columns="file", values="top1").dropna()
+    lost = wide.rsub(wide["float"], axis=0)
+    order = [name for name in (*OURS, *PEERS) if name in wide and name != "float"]
+    interval = 1.96 * lost.std() / np.sqrt(len(wide))
+    rows = pd.DataFrame(
+        {
+            "file": order,
+            "points lost": [f"{lost[name].mean():.2f} ± {interval[name]:.2f}" for name in order],
+            "worst subset": [f"{lost[name].max():.1f}" for name in order],
+        }
+    )
+    given = {"subsets": len(wide), "images": IMAGES, "float": wide["float"].mean()}
+    return _ACCURACY.format(**given, table=markdown_table(rows))
+
+
+def speeds(found: pd.DataFrame) -> str:
+    """How many times as fast as the float network."""
+    rows = [
+        {
+            "network": row.case,
+            "threads": int(row.threads),
+            "file": row.file,
+            "ms": f"{row.ms:.2f}",
+            "times as fast": f"{row.ratio[1]:.2f} ({row.ratio[0]:.2f} to {row.ratio[2]:.2f})",
+        }
+        for row in found.itertuples()
+    ]
+    named = ", ".join(found.processor.unique())
+    return _SPEED.format(processor=named, rounds=ROUNDS - 5, table=markdown_table(pd.DataFrame(rows)))
+
+
+if __name__ == "__main__":
+    main()
