@@ -7,9 +7,9 @@ params.yaml)::
     PYTHONPATH=. python benchmarks/integers.py speed
     PYTHONPATH=. python benchmarks/integers.py table > results/integers.md
 
-Accuracy is what onnxruntime predicts with each file. Beside ours stands onnxruntime's own static quantization:
-with unsigned activations, likewise with weights of 7 bits (`reduce_range`), and with signed ones, its default;
-all from the same calibration images. Speed is the ratio
+Accuracy is what onnxruntime predicts with each file. Beside ours stands onnxruntime's own static
+quantization: with unsigned activations, likewise with weights of 7 bits (`reduce_range`), and with signed
+ones, its default; all from the same calibration images. Speed is the ratio
 to the float network's time, both measured in turn. Each measurement goes to a file as soon as it is made, so
 that a killed run continues where it stopped.
 """

@@ -17,6 +17,7 @@ from laq.quantization.options import (
     AlphabetKind,
     Granularity,
     Radius,
+    RangeRule,
 )
 from laq.sections.base import Checked, Positive, Section, Seed, Several
 
@@ -131,6 +132,8 @@ class Study(Grid):
     percentile: Annotated[float, Checked(OPTIONS["percentile"])]
     fuse: Annotated[bool, Checked(OPTIONS["fuse"])]
     bias_correction: Annotated[bool, Checked(OPTIONS["bias_correction"])]
+    activations: Annotated[int | dict[str, int] | None, Checked(OPTIONS["activations"])] = None
+    activation_range: Annotated[RangeRule, Checked(OPTIONS["activation_range"])] = "mse"
     calibration_images: Positive
     retain_rate: Annotated[float, Checked(OPTIONS["retain_rate"])]
     batch_size: Annotated[int, Checked(OPTIONS["batch_size"])]

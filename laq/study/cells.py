@@ -79,7 +79,10 @@ def _quantized(subset: Subset, base: Base, grid: Grid, params: Study) -> Iterato
         known = {"bits": bits} if isinstance(bits, int) else {"bits": Recipe.bits}
         recipe = Recipe(**{**shared, **known, "method": method, "options": params.options.get(method, {})})
         learns = (
-            METHODS[method].learns_from != "nothing" or recipe.radius == "error" or recipe.bias_correction
+            METHODS[method].learns_from != "nothing"
+            or recipe.radius == "error"
+            or recipe.bias_correction
+            or recipe.activations is not None
         )
         if not (learns or is_label_aware(bits)):
             # Without calibration images, all calibrations and seeds give the same network.

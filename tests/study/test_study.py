@@ -55,9 +55,10 @@ def test_methods_that_learn_from_images_are_planned_for_each_calibration_and_see
     calibrated = [f"gpfq-3bit.{images}-{seed}" for images in ("subset", "all") for seed in (0, 7)]
     assert list(cells)[:6] == ["original.float", *(f"quantized.{c}" for c in ["rtn-3bit", *calibrated])]
     assert [cells[f"quantized.{c}"].seed for c in calibrated] == [0, 7, 0, 7]
-    # Unless rounding learns too.
-    learning = [cell.name for cell in plan([SUBSET], many.model_copy(update={"radius": "error"}))]
-    assert "random-1.quantized.rtn-3bit.all-7" in learning
+    # Unless rounding learns too: a radius, or the ranges of activations.
+    for learned in ({"radius": "error"}, {"activations": 8}):
+        cells_of_both = [cell.name for cell in plan([SUBSET], many.model_copy(update=learned))]
+        assert "random-1.quantized.rtn-3bit.all-7" in cells_of_both
 
 
 def test_further_grids_add_cells_and_repeat_none() -> None:
