@@ -47,8 +47,8 @@ TRAINING = (
     "schedule, seed, weight_decay"
 )
 STUDY = (
-    "unknown key; known here: alphabet, also, bases, batch_size, bias_correction, bits, calibration_images, "
-    "calibrations, fuse, granularity, ignore, keep_networks, methods, options, percentile, radius, "
+    "unknown key; known here: activation_range, activations, alphabet, also, bases, batch_size, "
+    "bias_correction, bits, calibration_images, calibrations, fuse, granularity, ignore, keep_networks, methods, options, percentile, radius, "
     "retain_rate, seeds"
 )
 SECTIONS = (

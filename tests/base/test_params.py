@@ -29,7 +29,7 @@ def test_both_committed_studies_are_valid(tmp_path: Path) -> None:
 
 
 MISTAKES: list[tuple[tuple[str, ...], Any, str]] = [
-    (("study", "bitz"), 3, "glyphs.study.bitz: unknown key; known here: alphabet, also, bases,"),
+    (("study", "bitz"), 3, "glyphs.study.bitz: unknown key; known here: activation_range, activations, alphabet,"),
     (("studdy",), {}, "glyphs.studdy: unknown key; known here: advise, compare, dataset,"),
     (("network", "training", "lr"), 1, "glyphs.network.training.lr: unknown key; known here: batch_size,"),
     (("study", "bits"), "3", "glyphs.study.bits: found '3'; must be a list"),

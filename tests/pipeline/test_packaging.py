@@ -16,7 +16,13 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["
 # The last one is a module that a registry names: served networks of torchvision are built by it.
 CORE = ("laq.quantization", "laq.serving", "laq.architectures.torchvision_models")
 # Modules that are not called as their packages are.
-MODULES = {"pillow": "PIL", "pyyaml": "yaml", "scikit-learn": "sklearn", "umap-learn": "umap"}
+MODULES = {
+    "vl-convert-python": "vl_convert",
+    "pillow": "PIL",
+    "pyyaml": "yaml",
+    "scikit-learn": "sklearn",
+    "umap-learn": "umap",
+}
 MODULES |= {"markdown-it-py": "markdown_it", "ruamel.yaml": "ruamel"}
 
 

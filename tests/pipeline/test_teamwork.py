@@ -133,7 +133,7 @@ def test_a_second_clone_pulls_does_nothing_and_has_the_same_report(clone: Path, 
     run(second, "dvc", "pull")
     assert "up to date" in run(second, "dvc", "status")
     assert stages_run(run(second, "dvc", "repro")) == []
-    for name in ("report.md", "metrics.json", "accuracy_vs_bits.png"):
+    for name in ("report.md", "metrics.json", "points_lost.png"):
         assert (second / "data/report" / name).read_bytes() == (first / "data/report" / name).read_bytes()
     # DVC has restored the results, so this store has never seen their runs.
     assert f"Sent {STUDY_RUNS} of {STUDY_RUNS} runs to " in laq(second, "track")

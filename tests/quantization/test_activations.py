@@ -22,7 +22,7 @@ from laq.quantization import (
     quantize_each,
     save,
 )
-from laq.quantization.activations.ranges import RANGES, Grid, Histogram
+from laq.quantization.activations.ranges import RANGES, ActivationGrid, Histogram
 from laq.quantization.calibration.batch import Batch
 from laq.quantization.execution.points import points_of, with_points
 from laq.quantization.files.header import Cut
@@ -111,7 +111,7 @@ def test_the_range_by_percentiles_is_numpys_but_for_the_bins() -> None:
 
 
 def test_rounding_takes_the_nearest_value_of_the_grid() -> None:
-    grid, X = Grid(0.25, 3, 15), torch.linspace(-2, 4, 600)
+    grid, X = ActivationGrid(0.25, 3, 15), torch.linspace(-2, 4, 600)
     values = 0.25 * (torch.arange(16) - 3)
     nearest = values[(X[:, None] - values).abs().argmin(1)]
     apart = ((X / 0.25) % 1 - 0.5).abs() > 1e-3  # where none is as near as another

@@ -51,7 +51,7 @@ class Histogram:
 
 
 @dataclass(frozen=True)
-class Grid:
+class ActivationGrid:
     """The values that a rounded activation may have: ``step`` times 0 to ``highest``, less ``zero_point``."""
 
     step: float
@@ -59,7 +59,7 @@ class Grid:
     highest: int
 
     @classmethod
-    def over(cls, low: float, high: float, bits: int) -> "Grid":
+    def over(cls, low: float, high: float, bits: int) -> "ActivationGrid":
         """The grid over a range, which is made to hold 0: a value that paddings and ReLUs have often."""
         low, high = min(low, 0.0), max(high, 0.0)
         highest = 2**bits - 1
@@ -74,30 +74,30 @@ class Grid:
         return rounded.to(X.dtype)
 
 
-def minmax(seen: Histogram, bits: int) -> Grid:
+def minmax(seen: Histogram, bits: int) -> ActivationGrid:
     """All that was seen is within the range."""
-    return Grid.over(seen.low, seen.high, bits)
+    return ActivationGrid.over(seen.low, seen.high, bits)
 
 
-def percentile(seen: Histogram, bits: int) -> Grid:
+def percentile(seen: Histogram, bits: int) -> ActivationGrid:
     """The range leaves out one value in ten thousand at each end."""
     values, counts = seen.values()
     shares = counts.cumsum(0) / counts.sum()
     low = values[int((shares <= _TAIL).sum())]
     high = values[min(int((shares < 1 - _TAIL).sum()), len(values) - 1)]
-    return Grid.over(low.item(), high.item(), bits)
+    return ActivationGrid.over(low.item(), high.item(), bits)
 
 
-def mse(seen: Histogram, bits: int) -> Grid:
+def mse(seen: Histogram, bits: int) -> ActivationGrid:
     """The range has the least mean squared error of rounding, among fractions of the largest one."""
     values, counts = seen.values()
     fractions = torch.linspace(1, _SMALLEST, _CANDIDATES).tolist()
-    grids = [Grid.over(f * seen.low, f * seen.high, bits) for f in fractions]
+    grids = [ActivationGrid.over(f * seen.low, f * seen.high, bits) for f in fractions]
     errors = [((grid.round(values) - values).double().square() @ counts).item() for grid in grids]
     return grids[errors.index(min(errors))]
 
 
-RANGES: Final[Mapping[str, Callable[[Histogram, int], Grid]]] = {
+RANGES: Final[Mapping[str, Callable[[Histogram, int], ActivationGrid]]] = {
     "minmax": minmax,
     "percentile": percentile,
     "mse": mse,

@@ -10,7 +10,7 @@ from typing import Final
 import torch
 from torch import Tensor, nn
 
-from laq.quantization.activations.ranges import Grid, Histogram
+from laq.quantization.activations.ranges import ActivationGrid, Histogram
 
 _MOST: Final = 255  # the largest code of a byte
 Seen = dict["RoundActivations", Histogram]
@@ -36,9 +36,9 @@ class RoundActivations(nn.Module):
         self.register_buffer("step", torch.ones(()))
         self.register_buffer("zero_point", torch.zeros((), dtype=torch.int32))
         self.register_buffer("highest", torch.zeros((), dtype=torch.int32))
-        self.grid: Grid | None = None
+        self.grid: ActivationGrid | None = None
 
-    def set_grid(self, grid: Grid) -> None:
+    def set_grid(self, grid: ActivationGrid) -> None:
         """Round to ``grid`` from now on."""
         self.step.fill_(grid.step)
         self.zero_point.fill_(grid.zero_point)

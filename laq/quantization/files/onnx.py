@@ -1,4 +1,14 @@
-"""Quantized networks as ONNX files, with integer codes, that other runtimes run."""
+"""Quantized networks as ONNX files, with integer codes, that other runtimes run.
+
+Quantized weights are INT4, INT8 or INT16, whatever holds the alphabet, and become floats of the network's
+type by a DequantizeLinear with a scale per output channel; above 16 bits they are floats. In a mid-rise
+alphabet the integers are 2 c + 1, in half steps, which takes one bit more. Not every runtime computes in
+every type: onnxruntime's CPU has no convolutions in float64 and in bfloat16.
+
+Where activations are rounded, a QuantizeLinear and a DequantizeLinear stand at each point, and biases are
+INT32 in the step of their products: onnxruntime makes integer operators of what is between. On x86
+processors without VNNI these add pairs of products in 16 bits, in which 8-bit weights can overflow.
+"""
 
 import importlib
 import inspect
@@ -44,15 +54,6 @@ def export_onnx(
 ) -> int:
     """Write ``network`` as ONNX, input ``pixels`` and output ``logits``; returns the size in bytes.
 
-    Quantized weights are INT4, INT8 or INT16, whatever holds the alphabet, and become floats of the
-    network's type by a DequantizeLinear with a scale per output channel; above 16 bits they are floats. In
-    a mid-rise alphabet the integers are 2 c + 1, in half steps, which takes one bit more. Not every
-    runtime computes in every type: onnxruntime's CPU has no convolutions in float64 and in bfloat16.
-
-    Where activations are rounded, a QuantizeLinear and a DequantizeLinear stand at each point, and biases are
-    INT32 in the step of their products: onnxruntime makes integer operators of what is between. On x86
-    processors without VNNI these add pairs of products in 16 bits, in which 8-bit weights can overflow.
-
     Args:
         path: the file, written whole or not at all.
         network: in evaluation mode; a plain module is written in its own type.
@@ -75,17 +76,23 @@ def export_onnx(
     layers = result.layers if result else ()
     if rounded and not vnni:
         _check_overflow(layers)
-    model = _trace(module, example if isinstance(example, tuple) else (example,))
     least = 8 if storage == "int8" or (storage == "auto" and rounded) else 4
+    model = _trace(module, example if isinstance(example, tuple) else (example,))
     for layer in layers:
         _insert_codes(model.graph, layer, _names(module, layer.parameter), (tools.ir, least))
+    content = _written(model, tools, rounded=rounded)
+    write_whole(path, content)
+    return len(content)
+
+
+def _written(model: Any, tools: _Tools, *, rounded: bool) -> bytes:
+    """The bytes of the model, with what does not depend on the inputs computed beforehand."""
     tools.optimizer.optimize_ir(model, should_fold=_may_fold)
     tools.passes.ClearMetadataAndDocStringPass()(model)
     if rounded:
         round_biases(model.graph, tools.ir)
     content: bytes = tools.ir.to_proto(model).SerializeToString()
-    write_whole(path, content)
-    return len(content)
+    return content
 
 
 def _tools() -> _Tools:

@@ -21,7 +21,7 @@ import torch
 from safetensors import safe_open
 from torch import Size, Tensor, nn
 
-from laq.quantization.activations.ranges import Grid
+from laq.quantization.activations.ranges import ActivationGrid
 from laq.quantization.alphabet import Alphabet
 from laq.quantization.execution.points import POINTS, empty_batch, points_of, with_points
 from laq.quantization.execution.unwrap import unwrapped
@@ -135,7 +135,14 @@ def pack(
         tensors[_STEP + layer.name] = pack_steps(layer.alphabet.step, layer.codes.shape)
     if result.inputs:
         tensors = _with_grids(tensors, network)
-    header = Header(
+    return tensors, {_KEY: write_header(_header_of(result, network, notes, cut))}
+
+
+def _header_of(
+    result: QuantizedNetwork, network: nn.Module, notes: Mapping[str, Any] | None, cut: Cut | None
+) -> Header:
+    """What a file says of a result, whose ``network`` is out of its wrappers."""
+    return Header(
         format=1 if _fits_format_1(result, network) else FORMAT,
         laq=version("laq"),
         torch=str(torch.__version__),
@@ -150,7 +157,6 @@ def pack(
         on_floats=result.on_floats,
         inputs=result.inputs,
     )
-    return tensors, {_KEY: write_header(header)}
 
 
 def unpack(tensors: Mapping[str, Tensor], header: Header, network: nn.Module) -> QuantizedNetwork:
@@ -217,7 +223,7 @@ def _without_grids(tensors: Mapping[str, Tensor], network: nn.Module) -> dict[st
         raise QuantizationError(f"the {len(points)} grids of activations are damaged; write the file again")
     for point, step, zero_point, highest in zip(points, *(grid.tolist() for grid in grids), strict=True):
         if highest:
-            point.set_grid(Grid(step, zero_point, highest))
+            point.set_grid(ActivationGrid(step, zero_point, highest))
         if not point.is_whole():
             raise QuantizationError(f"{_GRIDS[0]}: found a grid that is damaged; write the file again")
     state = {name: t for name, t in state_of(network).items() if name.startswith(f"{POINTS}.")}
