@@ -1,7 +1,8 @@
-"""Where MLflow's store is, and how its address is shown."""
+"""Where MLflow's store is, how its address is shown, and where results wait for it."""
 
 import os
 import re
+from pathlib import Path
 
 from laq.files import project_root
 
@@ -9,6 +10,11 @@ from laq.files import project_root
 def tracking_uri() -> str:
     """The store that ``MLFLOW_TRACKING_URI`` names, or sqlite at the project's root."""
     return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{project_root() / 'mlflow.db'}"
+
+
+def outbox() -> Path:
+    """The folder of results that wait until a store has them, each a file named by its root's key."""
+    return project_root() / ".laq" / "outbox"
 
 
 def without_password(text: str) -> str:

@@ -2,9 +2,8 @@
 
 from collections.abc import Iterator, Sequence
 
-from laq.addresses import tracking_uri, without_password
+from laq.addresses import outbox, tracking_uri, without_password
 from laq.errors import LaqError
-from laq.files import project_root
 from laq.params import Params, study_names
 from laq.paths import REPORT
 from laq.provenance import Condition, conditions, find_stale
@@ -29,7 +28,7 @@ def _study(params: Params) -> Iterator[str]:
     beside = f"; {FILE} also has {', '.join(others)} (`dvc exp run -S study={others[0]}`)" if others else ""
     yield f"study  {params.name}, on {params.dataset.name}{beside}"
     yield f"store  {without_password(tracking_uri())}"
-    waiting = len(list((project_root() / ".laq" / "outbox").glob("*.json")))
+    waiting = len(list(outbox().glob("*.json")))
     if waiting:
         yield f"       {waiting} results wait to be sent; `laq track` sends them"
 

@@ -18,10 +18,6 @@ HEIGHT: Final = 300
 _FONT: Final = "Liberation Sans, Arial, Helvetica, sans-serif"  # the first comes with the package that draws
 _TEXT: Final = 16
 _LONGEST: Final = 24  # characters of a class's name
-KINDS: Final = {
-    "similar": "#d55e00", "dissimilar": "#0072b2", "random": "#7f7f7f", "even": "#009e73",
-    "band": "#cc79a7", "given": "#e69f00", "log": "#56b4e9",
-}  # fmt: skip
 # What the rows of one network are grouped by; templates of DVC have a revision, too.
 NETWORK: Final = ["network", "rev"]
 # Points are losses: equal steps up to about one, and equal ratios beyond, as those at 2 bits are a hundred

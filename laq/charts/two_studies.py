@@ -6,7 +6,7 @@ from typing import Any, Final
 import altair as alt
 
 from laq.charts import methods as looks
-from laq.charts.theme import HEIGHT, WIDTH, Chart, Data, as_data, titled
+from laq.charts.theme import HEIGHT, WIDTH, Chart, Data, as_data, by_network, titled
 
 _COLOURS: Final = ("#0072b2", "#d55e00")
 
@@ -29,11 +29,8 @@ def two_studies(rows: Data, studies: Sequence[str], methods: Iterable[str], titl
         place="dense_rank()", groupby=["network"],
         sort=[alt.SortField("method_place"), alt.SortField("study")],
     )  # fmt: skip
-    panels = grouped.facet(
-        row=alt.Row("network:N", title=None, sort="descending", header=alt.Header(orient="top"))
-    )
     about = "Means over subsets and their standard deviations; broken lines are the networks in float."
-    return panels.properties(title=titled(title, about))
+    return by_network(grouped).properties(title=titled(title, about))
 
 
 def _layers(studies: Sequence[str], methods: Iterable[str]) -> Chart:

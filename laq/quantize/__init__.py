@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import pandas as pd
 
+from laq.addresses import outbox
 from laq.errors import LaqError
 from laq.files import digest
 from laq.parallel import Workers
@@ -22,7 +23,6 @@ from laq.track.measures import curves, floats
 from laq.track.own_run import own_run
 from laq.track.results import Results, Row, measured
 from laq.track.runs import RunSpec
-from laq.track.store import outbox
 from laq.track.study_runs import result_runs, root_tags, settings_of
 
 

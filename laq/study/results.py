@@ -35,7 +35,7 @@ ALWAYS: Final = (  # measured of every network
 
 
 @dataclass(frozen=True)
-class _MeasuredLayer:
+class MeasuredLayer:
     """The measurements of a quantized layer."""
 
     layer: str
@@ -110,12 +110,10 @@ def _of_float(network: Classifier) -> dict[str, Any]:
     }
 
 
-def _write_quantized(folder: Path, result: QuantizedNetwork, subset: Subset) -> dict[str, Any]:
-    """Write the quantized weights and the layers' measurements; returns those of the whole network."""
-    classes = [name for _, name in sorted(zip(subset.classes, subset.class_names, strict=True))]
-    size = save(folder / WEIGHTS, result, {"classes": classes})
-    layers = [
-        _MeasuredLayer(
+def measured_layers(result: QuantizedNetwork) -> list[MeasuredLayer]:
+    """The measurements of a network's layers, in the order of execution."""
+    return [
+        MeasuredLayer(
             layer=layer.name,
             bits=layer.bits,
             levels=layer.levels,
@@ -125,6 +123,13 @@ def _write_quantized(folder: Path, result: QuantizedNetwork, subset: Subset) -> 
         )
         for layer in result.layers
     ]
+
+
+def _write_quantized(folder: Path, result: QuantizedNetwork, subset: Subset) -> dict[str, Any]:
+    """Write the quantized weights and the layers' measurements; returns those of the whole network."""
+    classes = [name for _, name in sorted(zip(subset.classes, subset.class_names, strict=True))]
+    size = save(folder / WEIGHTS, result, {"classes": classes})
+    layers = measured_layers(result)
     write_json(folder / LAYERS, [asdict(layer) for layer in layers])
     # The column exists only in tables of networks that keep some weights in float.
     kept = "; ".join(f"{o.name} ({o.weights} weights): {o.reason}" for o in result.not_quantized)
@@ -187,7 +192,7 @@ def layer_rows(cell: Cell, folder: Path) -> list[dict[str, Any]]:
         LaqError: the file is damaged.
     """
     path = folder / LAYERS
-    layers = _read(path, list[_MeasuredLayer]) if path.exists() else []
+    layers = _read(path, list[MeasuredLayer]) if path.exists() else []
     return [{"cell": cell.name, **asdict(layer)} for layer in layers]
 
 

@@ -13,6 +13,7 @@ from mlflow.entities import Metric
 
 from laq.paths import WEIGHTS
 from laq.quantization import QuantizedNetwork, float32_bytes, save
+from laq.study.results import measured_layers
 from laq.track.study_runs import LONGEST_PARAM
 
 _PER_LAYER: Final = ("bits", "relative_error", "sparsity_percent")
@@ -39,7 +40,7 @@ def log(result: QuantizedNetwork, name: str = "") -> None:
     with tempfile.TemporaryDirectory() as folder:
         size = save(Path(folder) / WEIGHTS, result)
         mlflow.log_artifact(f"{folder}/{WEIGHTS}", name or None)
-    layers = _layers(result)
+    layers = pd.DataFrame(map(asdict, measured_layers(result)))
     mlflow.log_table(layers, f"{prefix}{_LAYERS}")
     mlflow.log_params({f"{prefix}{key}": str(v)[:LONGEST_PARAM] for key, v in asdict(result.recipe).items()})
     mlflow.log_metrics(
@@ -53,21 +54,6 @@ def log(result: QuantizedNetwork, name: str = "") -> None:
     )
     # One request: a database file takes long over single ones.
     MlflowClient().log_batch(run.info.run_id, metrics=list(_by_layer(layers, prefix, run.info.start_time)))
-
-
-def _layers(result: QuantizedNetwork) -> pd.DataFrame:
-    """The layers' measurements, a row each, in the order of execution."""
-    return pd.DataFrame(
-        {
-            "layer": layer.name,
-            "bits": layer.bits,
-            "levels": layer.levels,
-            "weights": layer.codes.numel(),
-            "sparsity_percent": 100 * layer.sparsity,
-            "relative_error": layer.relative_error,
-        }
-        for layer in result.layers
-    )
 
 
 def _by_layer(layers: pd.DataFrame, prefix: str, when: int) -> Iterator[Metric]:

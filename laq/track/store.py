@@ -21,7 +21,7 @@ from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 from sqlalchemy.exc import SQLAlchemyError
 from tenacity import retry, retry_if_exception, stop_after_attempt, wait_random
 
-from laq.addresses import tracking_uri, without_password
+from laq.addresses import outbox, tracking_uri, without_password
 from laq.errors import LaqError
 from laq.files import project_root
 from laq.track.registry import register_champions
@@ -54,11 +54,6 @@ class Sent:
     def page(self) -> str:
         """The page of the root below a server's address."""
         return f"/#/experiments/{self.experiment_id}/runs/{next(iter(self.ids.values()))}"
-
-
-def outbox() -> Path:
-    """The folder of results that wait until a store has them, each a file named by its root's key."""
-    return project_root() / ".laq" / "outbox"
 
 
 class Store:

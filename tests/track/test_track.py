@@ -27,6 +27,7 @@ from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 
 from laq import network as network_room
+from laq.addresses import outbox
 from laq.cli import main
 from laq.dataset import ImageSet
 from laq.errors import LaqError
@@ -37,7 +38,7 @@ from laq.report.tables import summarise, with_drops
 from laq.track.measures import curves, floats
 from laq.track.registry import CHAMPION
 from laq.track.runs import Input, ModelSpec, ResultRuns, RunSpec
-from laq.track.store import Store, outbox
+from laq.track.store import Store
 from laq.track.studies import TrackedStudies
 from laq.track.study_runs import subset_runs
 from laq.track.views import links

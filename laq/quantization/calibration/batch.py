@@ -54,3 +54,8 @@ class Digest:
         if len(self._hashes) == 1:
             return self._hashes[0].hexdigest()
         return sha256(b"".join(digest.digest() for digest in self._hashes)).hexdigest()
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    """The name of a type of numbers without that of torch, such as ``float32``."""
+    return str(dtype).removeprefix("torch.")

@@ -27,7 +27,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from laq.quantization.calibration.batch import Batch, Digest
+from laq.quantization.calibration.batch import Batch, Digest, dtype_name
 from laq.quantization.calibration.trial import check_runs, device_of, fits_first_layer
 from laq.quantization.recipe import QuantizationError
 
@@ -128,7 +128,7 @@ def _holds_batches(images: tuple[Any, ...], signature: _Signature) -> bool:
     """Whether a tuple is one of batches, and not one of inputs."""
     if not all(isinstance(value, _ARRAYS) for value in images):
         return True
-    kinds = {(str(value.dtype).removeprefix("torch."), tuple(value.shape[1:])) for value in images}
+    kinds = {(dtype_name(value.dtype), tuple(value.shape[1:])) for value in images}
     return len(kinds) <= 1 and len(signature.positional) <= 1
 
 

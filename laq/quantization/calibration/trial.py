@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from laq.quantization.calibration.batch import Batch
+from laq.quantization.calibration.batch import Batch, dtype_name
 from laq.quantization.recipe import QuantizationError
 
 # The number of dimensions that a convolution moves over.
@@ -58,7 +58,7 @@ def check_runs(network: nn.Module, batch: Batch) -> None:
     if problems := _problems(image, calls.call or _first_layer(network), failed=reason is not None):
         raise QuantizationError(f"calibration images: {'; '.join(problems)}")
     if reason is not None:
-        found = " and ".join(f"{_name(t.dtype)} {tuple(t.shape)}" for t in batch.values)
+        found = " and ".join(f"{dtype_name(t.dtype)} {tuple(t.shape)}" for t in batch.values)
         raise QuantizationError(
             f"calibration images: the network cannot be run on {found} ({reason}); "
             "give what the network is called with"
@@ -126,8 +126,9 @@ def _problems(image: Tensor, layer: _Layer | None, *, failed: bool) -> list[str]
     problems = [] if shape is None else [shape]
     if failed and given.dtype != layer.dtype:
         problems.append(
-            f"{_name(image.dtype)} images, while the network's first layer computes in {_name(layer.dtype)}; "
-            f"convert them as you do to call it, as by images.to(torch.{_name(layer.dtype)})"
+            f"{dtype_name(image.dtype)} images, while the network's first layer computes in "
+            f"{dtype_name(layer.dtype)}; "
+            f"convert them as you do to call it, as by images.to(torch.{dtype_name(layer.dtype)})"
         )
     return problems
 
@@ -158,7 +159,3 @@ def _shape_problem(image: Tensor, given: Tensor, layer: _Layer, *, failed: bool)
 def _channels_first(rank: int, at: int) -> list[int]:
     """The order of dimensions that brings the last one to place ``at``."""
     return [*range(at), rank - 1, *range(at, rank - 1)]
-
-
-def _name(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")

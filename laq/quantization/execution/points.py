@@ -11,7 +11,7 @@ from torch import fx, nn
 
 from laq.quantization.activations.ranges import RANGES, Histogram
 from laq.quantization.activations.rounding import RoundActivations, collecting
-from laq.quantization.calibration.batch import Batch
+from laq.quantization.calibration.batch import Batch, dtype_name
 from laq.quantization.execution.base import Networks
 from laq.quantization.execution.graph import Graph, is_metadata, trace
 from laq.quantization.execution.layers import attribute
@@ -84,8 +84,7 @@ def inputs_of(batch: Batch) -> tuple[InputKind, ...]:
     """What a batch's inputs are."""
     named = [*(("", value) for value in batch.args), *batch.kwargs.items()]
     return tuple(
-        InputKind(keyword, tuple(value.shape[1:]), str(value.dtype).removeprefix("torch."))
-        for keyword, value in named
+        InputKind(keyword, tuple(value.shape[1:]), dtype_name(value.dtype)) for keyword, value in named
     )
 
 

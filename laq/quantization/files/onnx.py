@@ -12,7 +12,7 @@ processors without VNNI these add pairs of products in 16 bits, in which 8-bit w
 
 import importlib
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, Final, Literal, NamedTuple
 
 import numpy as np
@@ -25,6 +25,7 @@ from laq.quantization.execution.points import points_of
 from laq.quantization.execution.unwrap import unwrapped
 from laq.quantization.files.codes import pack_steps
 from laq.quantization.files.onnx_integers import round_biases
+from laq.quantization.files.onnx_nodes import Nodes
 from laq.quantization.files.packing import PathLike, write_whole
 from laq.quantization.recipe import QuantizationError, QuantizedLayer, QuantizedNetwork
 
@@ -142,7 +143,7 @@ def _names(module: nn.Module, parameter: str) -> list[str]:
 
 def _check_overflow(layers: Sequence[QuantizedLayer]) -> None:
     for layer in layers:
-        if _largest(layer) > _LARGEST:
+        if max(map(abs, _integers(layer))) > _LARGEST:
             raise QuantizationError(
                 f"ONNX export: layer {layer.name} has {layer.bits} bits, with which sums of products "
                 "overflow 16 bits on x86 processors without VNNI; quantize with at most 7 bits, or give "
@@ -150,10 +151,15 @@ def _check_overflow(layers: Sequence[QuantizedLayer]) -> None:
             )
 
 
-def _largest(layer: QuantizedLayer) -> int:
-    """The largest integer that a file may hold for a layer's codes."""
-    halves = 1 if layer.alphabet.offset == 0 else 2
-    return max(abs(halves * code + (halves - 1)) for code in (layer.alphabet.low, layer.alphabet.high))
+def _integers(layer: QuantizedLayer) -> tuple[int, int]:
+    """The least and the largest integer that a file may hold for a layer's codes."""
+    halves = _halves(layer)
+    return halves * layer.alphabet.low + (halves - 1), halves * layer.alphabet.high + (halves - 1)
+
+
+def _halves(layer: QuantizedLayer) -> int:
+    """How many of the steps that integers count make a step of the alphabet."""
+    return 1 if layer.alphabet.offset == 0 else 2
 
 
 def _insert_codes(graph: Any, layer: QuantizedLayer, names: list[str], how: tuple[Any, int]) -> None:
@@ -162,15 +168,14 @@ def _insert_codes(graph: Any, layer: QuantizedLayer, names: list[str], how: tupl
     weights = next((graph.initializers[name] for name in names if name in graph.initializers), None)
     if weights is None:
         raise QuantizationError(f"ONNX export: layer {layer.name} has no weights in torch's export")
-    halves = 1 if layer.alphabet.offset == 0 else 2
-    bits = _integer_bits(layer, halves, least)
+    halves, bits = _halves(layer), _integer_bits(layer, least)
     if bits is None:
         return
     integers = (halves * layer.codes.cpu() + (halves - 1)).numpy().astype(f"int{max(bits, 8)}")
     steps = pack_steps(layer.alphabet.step, layer.codes.shape)
     # A division by 2 is exact.
     steps = (steps if steps.dtype == torch.float64 else steps.float()) / halves
-    nodes = _Nodes(graph, layer.name, ir)
+    nodes = Nodes(graph, layer.name, ir)
     decode = _decode_along_axis if _axis(steps, layer.codes.shape) is not None else _decode_in_blocks
     floats = decode(nodes, integers, ir.DataType[f"INT{bits}"], steps)
     if floats.dtype != weights.dtype:
@@ -179,31 +184,6 @@ def _insert_codes(graph: Any, layer: QuantizedLayer, names: list[str], how: tupl
     graph.insert_before(graph[0], nodes.made)
     weights.replace_all_uses_with(floats)
     del graph.initializers[weights.name]
-
-
-class _Nodes:
-    """Nodes of one layer and the constants that they take, which go to the graph at once."""
-
-    def __init__(self, graph: Any, layer: str, ir: Any) -> None:
-        self.graph, self.layer, self.ir = graph, layer, ir
-        self.made: list[Any] = []
-
-    def constant(self, name: str, content: NDArray[Any], dtype: Any = None) -> Any:
-        """A new constant, of the array's own type if ``dtype`` is left out."""
-        tensor = self.ir.tensor(content, dtype, f"{self.layer}.{name}")
-        type_ = self.ir.TensorType(tensor.dtype)
-        value = self.ir.Value(name=tensor.name, shape=tensor.shape, type=type_, const_value=tensor)
-        self.graph.register_initializer(value)
-        return value
-
-    def add(
-        self, operator: str, inputs: list[Any], dtype: Any, attributes: Mapping[str, Any] | None = None
-    ) -> Any:
-        """The output, of type ``dtype``, of a new node."""
-        name = f"{self.layer}.{operator.lower()}"
-        output = self.ir.Value(name=name, type=self.ir.TensorType(dtype))
-        self.made.append(self.ir.node(operator, inputs, attributes, outputs=[output]))
-        return output
 
 
 def _axis(steps: Tensor, shape: Size) -> int | None:
@@ -215,7 +195,7 @@ def _axis(steps: Tensor, shape: Size) -> int | None:
     return along[0] if len(along) == 1 and sizes[along[0]] in {1, shape[along[0]]} else None
 
 
-def _decode_along_axis(nodes: _Nodes, integers: NDArray[Any], dtype: Any, steps: Tensor) -> Any:
+def _decode_along_axis(nodes: Nodes, integers: NDArray[Any], dtype: Any, steps: Tensor) -> Any:
     """Codes to float32 with a scale for each place along one dimension."""
     axis = _axis(steps, Size(integers.shape))
     assert axis is not None
@@ -227,7 +207,7 @@ def _decode_along_axis(nodes: _Nodes, integers: NDArray[Any], dtype: Any, steps:
     return nodes.add("DequantizeLinear", inputs, nodes.ir.DataType.FLOAT, {"axis": axis})
 
 
-def _decode_in_blocks(nodes: _Nodes, integers: NDArray[Any], dtype: Any, steps: Tensor) -> Any:
+def _decode_in_blocks(nodes: Nodes, integers: NDArray[Any], dtype: Any, steps: Tensor) -> Any:
     """Codes to floats, then times steps, each of which stands for a block of them, as ``pack_steps`` says."""
     sizes = [*steps.shape, *(1 for _ in integers.shape[steps.ndim :])]
     blocks = [part for k, n in zip(sizes, integers.shape, strict=True) for part in (k, n // k)]
@@ -242,9 +222,9 @@ def _decode_in_blocks(nodes: _Nodes, integers: NDArray[Any], dtype: Any, steps: 
     return nodes.add("Reshape", [nodes.add("Mul", [floats, step], step.dtype), shape], step.dtype)
 
 
-def _integer_bits(layer: QuantizedLayer, halves: int, least: int) -> int | None:
+def _integer_bits(layer: QuantizedLayer, least: int) -> int | None:
     """Of the smallest ONNX type of at ``least`` so many bits that holds the alphabet."""
-    low, high = (halves * code + (halves - 1) for code in (layer.alphabet.low, layer.alphabet.high))
+    low, high = _integers(layer)
     return next(
         (bits for bits in _BITS if bits >= least and -(2 ** (bits - 1)) <= low and high < 2 ** (bits - 1)),
         None,

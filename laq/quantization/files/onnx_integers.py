@@ -6,6 +6,8 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from laq.quantization.files.onnx_nodes import Nodes
+
 _PRODUCTS: Final = ("Conv", "ConvTranspose", "Gemm")
 _MOST: Final = 2**31 - 1
 
@@ -22,18 +24,18 @@ def round_biases(graph: Any, ir: Any) -> None:
         codes = np.rint(values / steps.astype(np.float64))
         if np.abs(codes).max(initial=0) > _MOST:
             continue
-        name = bias.name
         scale = np.broadcast_to(steps, values.shape).astype(np.float32)
+        nodes = Nodes(graph, bias.name, ir)
         constants = [
-            _constant(graph, ir, f"{name}.codes", codes.astype(np.int32)),
-            _constant(graph, ir, f"{name}.step", np.ascontiguousarray(scale)),
+            nodes.constant("codes", codes.astype(np.int32)),
+            nodes.constant("step", np.ascontiguousarray(scale)),
         ]
-        output = ir.Value(name=f"{name}.rounded", type=ir.TensorType(bias.dtype), shape=bias.shape)
-        decode = ir.node("DequantizeLinear", constants, {"axis": 0}, outputs=[output])
-        graph.insert_before(node, decode)
+        output = nodes.add("DequantizeLinear", constants, bias.dtype, {"axis": 0})
+        output.shape = bias.shape
+        graph.insert_before(node, nodes.made)
         node.replace_input_with(2, output)
         if not bias.uses():
-            del graph.initializers[name]
+            del graph.initializers[bias.name]
 
 
 def _products(graph: Any) -> Iterator[Any]:
@@ -53,10 +55,3 @@ def _step(value: Any) -> NDArray[np.float32]:
     """The step of what a DequantizeLinear decodes: one, or one for each output."""
     step: NDArray[np.float32] = value.producer().inputs[1].const_value.numpy()
     return step
-
-
-def _constant(graph: Any, ir: Any, name: str, content: NDArray[Any]) -> Any:
-    tensor = ir.tensor(content, None, name)
-    value = ir.Value(name=name, shape=tensor.shape, type=ir.TensorType(tensor.dtype), const_value=tensor)
-    graph.register_initializer(value)
-    return value

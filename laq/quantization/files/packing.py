@@ -23,6 +23,7 @@ from torch import Size, Tensor, nn
 
 from laq.quantization.activations.ranges import ActivationGrid
 from laq.quantization.alphabet import Alphabet
+from laq.quantization.calibration.batch import dtype_name
 from laq.quantization.execution.points import POINTS, empty_batch, points_of, with_points
 from laq.quantization.execution.unwrap import unwrapped
 from laq.quantization.files.architecture import (
@@ -289,7 +290,7 @@ def _fits_format_1(result: QuantizedNetwork, network: nn.Module) -> bool:
 
 def _layer_header(layer: QuantizedLayer, network: nn.Module) -> LayerHeader:
     a, shape = layer.alphabet, tuple(layer.codes.shape)
-    dtype = _name(network.get_parameter(layer.parameter).dtype)
+    dtype = dtype_name(network.get_parameter(layer.parameter).dtype)
     return LayerHeader(
         name=layer.name,
         bits=layer.bits,
@@ -315,7 +316,7 @@ def _kind_of_layer(entry: LayerHeader, tensors: Mapping[str, Tensor]) -> str:
     step = tensors.get(_STEP + entry.name)
     if step is None or step.dtype not in _STEP_TYPES:
         raise _damaged(entry)
-    return f"{entry.dtype or _name(step.dtype)} {entry.shape}"
+    return f"{entry.dtype or dtype_name(step.dtype)} {entry.shape}"
 
 
 def _read_layer(entry: LayerHeader, tensors: Mapping[str, Tensor]) -> QuantizedLayer:
@@ -368,11 +369,7 @@ def _check_match(expected: Mapping[str, str], found: Mapping[str, str]) -> None:
 
 
 def _kind(tensor: Tensor) -> str:
-    return f"{_name(tensor.dtype)} {tuple(tensor.shape)}"
-
-
-def _name(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
+    return f"{dtype_name(tensor.dtype)} {tuple(tensor.shape)}"
 
 
 def _read(path: PathLike, *, whole: bool) -> tuple[Mapping[str, str] | None, dict[str, Tensor]]:
