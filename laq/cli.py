@@ -1,9 +1,10 @@
 """The command line: a command per stage, and those that use and share results; nothing but calls."""
 
+import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from threading import Event
@@ -25,9 +26,9 @@ from laq.provenance import (
     read_stages,
     recording,
 )
-from laq.quantization.options import nearest_name, number, whole_number
+from laq.quantization.options import ACTIVATION_BITS, nearest_name, number, whole_number
 from laq.sections.commands import ALL, Compare
-from laq.terminal import BitsType, Commands, MethodType, NumberType, show_markdown
+from laq.terminal import BitsType, Commands, MethodType, NumberType, show_markdown, show_rows
 
 # Each command imports its own room: importing them all takes seconds that `--help` should not.
 # ruff: noqa: PLC0415
@@ -364,6 +365,107 @@ def advise(jobs: int | None, scheduler: str, **asked: Any) -> None:
     click.echo(advice.text)
     if advice.refusal:
         raise LaqError(advice.refusal)
+
+
+@main.command(
+    group="Use",
+    reads="data/, which is made first where it is missing; the section export",
+    writes="an ONNX file",
+    example="laq export --subset similar-1 --out small.onnx",
+)
+@click.option("--classes", default="", metavar="NAME,NAME,...", help="Classes, by their names or numbers.")
+@click.option("--subset", default="", metavar="NAME", help="Or else the name of one of the study's subsets.")
+@click.option(
+    "--bits",
+    type=BitsType(),
+    help="Bits per weight: 2 to 24, or a text as in params.yaml such as auto:3.  "
+    "[default: export.bits in params.yaml]",
+)
+@click.option("--method", type=MethodType(), help="Which method.  [default: export.method in params.yaml]")
+@click.option(
+    "--activations",
+    type=NumberType(ACTIVATION_BITS),
+    metavar="BITS",
+    help="Bits of activations: 2 to 8.  [default: export.activations in params.yaml]",
+)
+@click.option(
+    "--storage",
+    type=click.Choice(["auto", "int8", "int4"]),
+    help="Of weights with 4 bits and fewer: fast or small.  [default: export.storage in params.yaml]",
+)
+@click.option(
+    "--vnni",
+    is_flag=True,
+    default=None,
+    help="Keep weights of 8 bits, for processors that add products in 32 bits: x86 with VNNI, ARM.  "
+    "[default: export.vnni in params.yaml]",
+)
+@click.option(
+    "--out",
+    type=click.Path(dir_okay=False, path_type=Path),
+    default=Path("data/export/network.onnx"),
+    show_default=True,
+    metavar="FILE.onnx",
+    help="The file to write.",
+)
+@click.option(
+    "--threads",
+    type=NumberType(whole_number(1)),
+    default=1,
+    show_default=True,
+    help="Of the runtime, for its time.",
+)
+def export(*, classes: str, subset: str, out: Path, threads: int, **asked: Any) -> None:
+    """Write a network for some classes as an ONNX file that onnxruntime computes in integers.
+
+    Says how large, how accurate and how fast it is. What the pipeline has not made yet, or would make
+    otherwise now, is made first. `laq run` tells with the file what is on a picture.
+    """
+    from laq import export as room
+    from laq.subsets.asked import asked_subset, check_asked
+
+    params = load_params()
+    check_asked(classes, subset)
+    if subset and (wrong := params.subsets.unknown(subset)):
+        raise LaqError(f"--subset: {wrong}")
+    given = {name: value for name, value in asked.items() if value is not None}
+    _make("subsets" if subset else "network", params)
+    chosen = params.export.model_copy(update=given)
+    text = room.run(params, asked_subset(classes, subset), chosen, out, threads)
+    click.echo(text)
+    if "MLFLOW_RUN_ID" in os.environ:  # of what `mlflow run` has started, which gets the file
+        from laq.track.own_run import annotate
+        from laq.track.store import Store
+
+        annotate(Store(), text, {"laq.level": "export"}, [out])
+
+
+@main.command(
+    "run",
+    group="Use",
+    reads="the file that `laq export` wrote, and pictures; no project",
+    writes="nothing",
+    example="laq run small.onnx photo.jpg",
+)
+@click.argument("file", type=click.Path(path_type=Path), metavar="FILE.onnx")
+@click.argument("pictures", type=click.Path(path_type=Path), nargs=-1, required=True, metavar="PICTURE...")
+@click.option("--json", "as_json", is_flag=True, help="Print the probabilities of all classes as JSON.")
+def run_file(file: Path, pictures: tuple[Path, ...], *, as_json: bool) -> None:
+    """Say which class each picture is, by an ONNX file that `laq export` wrote."""
+    from laq import run as room
+
+    answers = room.OnnxClassifier(file).predict(pictures)
+    if as_json:
+        named = ({"picture": str(path), "class": next(iter(p)), "probabilities": p} for path, p in answers)
+        click.echo(json.dumps(list(named), indent=2, ensure_ascii=False))
+    else:
+        show_rows(("picture", "class", "next", ""), (_row(*answer) for answer in answers))
+
+
+def _row(picture: Path, probabilities: Mapping[str, float]) -> list[str]:
+    """The picture, its class, and the two next classes, with their probabilities."""
+    top = list(probabilities.items())[:3]
+    return [str(picture), *(f"{name} {100 * share:.1f} %" for name, share in top)]
 
 
 @main.command(

@@ -25,7 +25,7 @@ from laq.dataset.registry import Dataset, Needs
 from laq.errors import LaqError
 from laq.quantization.options import nearest_name
 from laq.sections.base import FILE, Section
-from laq.sections.commands import ALL, Advise, Compare, Quantize, Verify
+from laq.sections.commands import ALL, Advise, Compare, Export, Quantize, Verify
 from laq.sections.divergence import Divergence
 from laq.sections.embeddings import Embeddings
 from laq.sections.mistakes import lines
@@ -56,6 +56,7 @@ class Block(Section):
     report: Report
     track: Track
     quantize: Quantize
+    export: Export = Export()
     compare: Compare
     advise: Advise
     verify: Verify

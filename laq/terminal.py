@@ -3,6 +3,7 @@
 import inspect
 import os
 import sys
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from typing import Any, Final
 
@@ -95,6 +96,22 @@ def show_markdown(text: str) -> None:
     from rich.markdown import Markdown  # noqa: PLC0415
 
     Console(no_color="NO_COLOR" in os.environ).print(Markdown(text))
+
+
+def show_rows(titles: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+    """Print rows: tabs between their cells, or a table where standard output is a terminal."""
+    if not sys.stdout.isatty():
+        for row in rows:
+            click.echo("\t".join(row))
+        return
+    from rich.console import Console  # noqa: PLC0415 (which `--help` need not import)
+    from rich.table import Table  # noqa: PLC0415
+    from rich.text import Text  # noqa: PLC0415
+
+    table = Table(*titles, box=None)
+    for row in rows:
+        table.add_row(*map(Text, row))
+    Console(no_color="NO_COLOR" in os.environ).print(table)
 
 
 class BitsType(click.ParamType["int | str"]):

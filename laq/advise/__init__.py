@@ -8,7 +8,7 @@ from laq.advise.candidates import Candidates, measure
 from laq.advise.choice import Wanted, judged
 from laq.advise.export import SubsetExport
 from laq.advise.figures import chart
-from laq.advise.question import ASKED, Question
+from laq.advise.question import Question
 from laq.advise.report import Reported, reported
 from laq.advise.text import Findings, answer, for_terminal, markdown
 from laq.charts.files import write
@@ -19,6 +19,7 @@ from laq.network.weights import read_design
 from laq.parallel import Workers
 from laq.params import Params
 from laq.paths import DATASET, NETWORK, WEIGHTS
+from laq.subsets.asked import ASKED
 from laq.track.own_run import annotate, own_run
 from laq.track.store import Store
 

@@ -9,9 +9,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from laq.architectures import Classifier, build, classifier_head
+from laq.architectures import Classifier, build
 from laq.dataset.images import ImageSet
-from laq.errors import LaqError
+from laq.export.cut import cut_of
 from laq.files import write_json
 from laq.network.evaluation import predict, restrict
 from laq.network.weights import load_network, read_design
@@ -49,19 +49,8 @@ class SubsetExport:
 
     @cached_property
     def _cut(self) -> Cut:
-        """The classifier's name, and its rows that stay.
-
-        Raises:
-            LaqError: the network's last Linear layer is not its classifier.
-        """
-        head = classifier_head(self._network)
-        if head.out_features != self.design.classes:
-            raise LaqError(
-                f"advise: {self.design.architecture} cannot be cut to classes: its last Linear layer has "
-                f"{head.out_features} outputs, the network {self.design.classes}"
-            )
-        name = next(name for name, module in self._network.named_modules() if module is head)
-        return Cut(name, self.numbers)
+        """The classifier's name, and its rows that stay."""
+        return cut_of(self._network, self.numbers)
 
     def write(self, path: Path, packed: Path) -> tuple[Recipe, int]:
         """Cut the network in the file ``packed`` and write it; returns its recipe and the bytes written."""

@@ -1,11 +1,13 @@
-"""The sections of commands that are no stages: ``quantize``, ``compare``, ``advise`` and ``verify``."""
+"""The sections of commands that are no stages, such as ``quantize`` and ``advise``."""
 
 from collections.abc import Mapping
 from typing import Annotated, Any, Final, Literal
 
 from pydantic import Field
 
-from laq.sections.base import Count, Section, Seed, Text
+from laq.quantization.methods.registry import DEFAULT
+from laq.quantization.options import OPTIONS
+from laq.sections.base import Checked, Count, Section, Seed, Text
 from laq.sections.study import Base, Bits, Grid, MethodName
 
 ALL: Final = "all"  # subsets
@@ -17,6 +19,20 @@ class Quantize(Section):
     subset: Text
     bits: Bits
     method: MethodName
+
+
+class Export(Section):
+    """What the command ``export`` does unless it is told otherwise.
+
+    Left out: 8 bits, which become 7 where ``vnni`` does not say that the file is only for processors that add
+    products in 32 bits. ``storage`` is that of weights with 4 bits and fewer.
+    """
+
+    bits: Bits = 8
+    method: MethodName = DEFAULT
+    activations: Annotated[int | dict[str, int] | None, Checked(OPTIONS["activations"])] = 8
+    storage: Literal["auto", "int8", "int4"] = "auto"
+    vnni: bool = False
 
 
 class Compare(Section):

@@ -28,7 +28,9 @@ _LAYER: Final = ("layer", "bits", "levels", "weights", "sparsity_percent", "rela
 def settings_of(params: Params) -> dict[str, Any]:
     """The parameters that a result depends on: those of the stages before ``track``."""
     return params.model_dump(
-        mode="json", exclude={"name", "track", "quantize", "compare", "advise", "verify"}, exclude_none=True
+        mode="json",
+        exclude={"name", "track", "quantize", "export", "compare", "advise", "verify"},
+        exclude_none=True,
     )
 
 

@@ -52,8 +52,8 @@ STUDY = (
     "retain_rate, seeds"
 )
 SECTIONS = (
-    "unknown key; known here: advise, compare, dataset, divergence, embeddings, finetune, network, quantize, "
-    "report, study, subsets, track, verify"
+    "unknown key; known here: advise, compare, dataset, divergence, embeddings, export, finetune, network, "
+    "quantize, report, study, subsets, track, verify"
 )
 ABSENT = object()
 

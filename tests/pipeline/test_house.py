@@ -20,15 +20,15 @@ from tests.conftest import ROOT
 # A room imports those before it.
 ORDER = [
     "errors", "progress", "git", "files", "addresses", "beside", "states", "paths", "machine", "imports",
-    "provenance", "cache", "parallel", "quantization", "charts", "sections", "pictures", "architectures",
+    "provenance", "cache", "parallel", "quantization", "charts", "sections", "pictures", "run", "architectures",
     "serving", "dataset", "network", "embeddings",
-    "divergence", "subsets", "finetune", "study", "report", "params", "predecessor", "track", "quantize", "compare",
-    "advise", "verify", "init", "status", "terminal", "cli", "__main__", "environment",
+    "divergence", "subsets", "finetune", "study", "report", "params", "predecessor", "track", "quantize", "export",
+    "compare", "advise", "verify", "init", "status", "terminal", "cli", "__main__", "environment",
 ]  # fmt: skip
 # Options of whoever runs a command, not of what comes out: no launcher passes them on, variables do.
 WHO_WORKS = {"jobs", "scheduler"}
 # Commands with options, which are a section of params.yaml too.
-WITHOUT_A_STAGE = ["quantize", "compare", "advise", "verify"]
+WITHOUT_A_STAGE = ["quantize", "export", "compare", "advise", "verify"]
 MODULES = sorted((ROOT / "laq").rglob("*.py"))
 
 
@@ -177,6 +177,26 @@ def test_what_is_asked_of_advise_has_one_name_and_left_out_it_means_the_same() -
     assert asked[0].wanted(usual) == asked[1].wanted(usual)
 
 
+def test_what_is_asked_of_export_has_one_name_and_one_default() -> None:
+    entry, params = read("MLproject")["entry_points"]["export"], read("params.yaml")
+    offered = {key: spec["default"] for key, spec in entry["parameters"].items()}
+    usual = dict(offered)
+    options = {str(option.name): option for option in main.commands["export"].params}
+    assert [usual.pop(key) for key in ("classes", "subset", "out")] == [
+        str(options[key].default) for key in ("classes", "subset", "out")
+    ]
+    # A flag and threads are no parameters of a launcher.
+    assert set(options) == {*offered, "vnni", "threads"}
+    for block in STUDIES:
+        assert {key: str(value) for key, value in params[block]["export"].items()} == {
+            **usual,
+            "vnni": "False",
+        }
+    for key in (*usual, "vnni"):
+        assert f"[default: export.{key} in params.yaml]" in " ".join(str(options[key].help).split())
+    assert entry["command"] == "laq export " + " ".join(f"--{key} {{{key}}}" for key in offered)
+
+
 def test_entry_points_without_options_run_the_pipeline_up_to_their_stage() -> None:
     entries = read("MLproject")["entry_points"]
     plain = {name: entry["command"] for name, entry in entries.items() if name not in WITHOUT_A_STAGE}
@@ -187,7 +207,7 @@ def test_entry_points_without_options_run_the_pipeline_up_to_their_stage() -> No
 
 def test_the_isolated_project_offers_the_same() -> None:
     project, isolated = read("MLproject")["entry_points"], read("isolated/MLproject")["entry_points"]
-    assert set(isolated) == {"main", "quantize", "advise"}
+    assert set(isolated) == {"main", "quantize", "export", "advise"}
     for name, entry in isolated.items():
         assert entry["command"] == f"cd .. && {project[name]['command']}"
         assert entry.get("parameters") == project[name].get("parameters")

@@ -14,7 +14,7 @@ from tests.project import environment
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 # The last one is a module that a registry names: served networks of torchvision are built by it.
-CORE = ("laq.quantization", "laq.serving", "laq.architectures.torchvision_models")
+CORE = ("laq.quantization", "laq.serving", "laq.run", "laq.architectures.torchvision_models")
 # Modules that are not called as their packages are.
 MODULES = {
     "vl-convert-python": "vl_convert",

@@ -27,6 +27,7 @@ from laq.quantization.files.codes import pack_steps
 from laq.quantization.files.onnx_integers import round_biases
 from laq.quantization.files.onnx_nodes import Nodes
 from laq.quantization.files.packing import PathLike, write_whole
+from laq.quantization.options import AlphabetKind
 from laq.quantization.recipe import QuantizationError, QuantizedLayer, QuantizedNetwork
 
 # torch's default (20) is the last one whose DequantizeLinear takes neither INT4 nor INT16.
@@ -34,6 +35,7 @@ OPSET: Final = 21
 OPSET_OF_BFLOAT16: Final = 22  # the first one whose Conv takes it
 _BITS: Final = (4, 8, 16)
 _LARGEST: Final = 64  # of which two times 255 are in 16 bits
+_MOST_BITS: Final = 7  # of weights that are no larger
 
 
 Storage = Literal["auto", "int4", "int8"]
@@ -141,13 +143,18 @@ def _names(module: nn.Module, parameter: str) -> list[str]:
     return [name for name, other in module.named_parameters(remove_duplicate=False) if other is tensor]
 
 
+def most_bits(alphabet: AlphabetKind) -> int:
+    """The most bits of weights with which sums of products overflow on no processor."""
+    return _MOST_BITS - (alphabet == "midrise")  # whose integers count half steps
+
+
 def _check_overflow(layers: Sequence[QuantizedLayer]) -> None:
     for layer in layers:
         if max(map(abs, _integers(layer))) > _LARGEST:
             raise QuantizationError(
                 f"ONNX export: layer {layer.name} has {layer.bits} bits, with which sums of products "
-                "overflow 16 bits on x86 processors without VNNI; quantize with at most 7 bits, or give "
-                "vnni=True if the file is for others"
+                "overflow 16 bits on x86 processors without VNNI; quantize with at most "
+                f"{_MOST_BITS + 1 - _halves(layer)} bits, or give vnni=True if the file is for others"
             )
 
 

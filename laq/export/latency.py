@@ -1,0 +1,70 @@
+"""How long files take for a picture in onnxruntime, one beside the other; no file that is kept holds it."""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from laq.machine import processor
+from laq.run.runtime import logits, open_file
+
+ROUNDS: Final = 60
+_WARMING: Final = 5  # of them, which do not count
+_QUARTILES: Final = (0.25, 0.5, 0.75)
+
+
+@dataclass(frozen=True)
+class Latency:
+    """What one picture takes.
+
+    Attributes:
+        milliseconds: the quartiles of the runs: lower, median and upper.
+        speedup: the other file's time divided by this one's, round by round: likewise.
+        runs: how many count.
+        threads: of the runtime.
+        processor: its name.
+    """
+
+    milliseconds: tuple[float, float, float]
+    speedup: tuple[float, float, float]
+    runs: int
+    threads: int
+    processor: str
+
+
+def latency(path: Path, other: Path, image: NDArray[Any], threads: int = 1) -> Latency:
+    """The time of the file at ``path`` beside that of an ``other`` file, on an image (1, …) that both take.
+
+    Raises:
+        LaqError: onnxruntime cannot run one of them.
+    """
+    seconds = in_turns([open_file(file, threads) for file in (path, other)], image)
+    own, others = seconds.T
+    return Latency(
+        milliseconds=_quartiles(1000 * own),
+        speedup=_quartiles(others / own),
+        runs=len(seconds),
+        threads=threads,
+        processor=processor(),
+    )
+
+
+def in_turns(sessions: Sequence[Any], image: NDArray[Any], rounds: int = ROUNDS) -> NDArray[np.float64]:
+    """Seconds (rounds that count, sessions): all run once in every round, on the same busy machine."""
+    taken = [[_seconds(session, image) for session in sessions] for _ in range(rounds)]
+    return np.array(taken[min(_WARMING, rounds - 1) :])
+
+
+def _seconds(session: Any, image: NDArray[Any]) -> float:
+    begin = time.perf_counter()
+    logits(session, image)
+    return time.perf_counter() - begin
+
+
+def _quartiles(values: NDArray[np.float64]) -> tuple[float, float, float]:
+    low, middle, high = np.quantile(values, _QUARTILES).tolist()
+    return low, middle, high

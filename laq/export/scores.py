@@ -1,0 +1,62 @@
+"""How accurate a file is as onnxruntime computes it, beside torch's simulation and the float network."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+
+from laq.dataset.images import ImageSet
+from laq.export.made import MadeNetworks
+from laq.machine import adds_in_32_bits
+from laq.network.evaluation import batch_size, predict
+from laq.run.runtime import logits, open_file
+
+_OVERFLOW: Final = (
+    "this processor adds products of 8 bits in 16 bits, which weights of 8 bits overflow; measure on one "
+    "with VNNI, or leave out --vnni"
+)
+_TIES: Final = (
+    "the runtime's sums of integers and torch's sums of floats lie on different sides of the middle between "
+    "two values of a grid, where one of them rounds up"
+)
+
+
+@dataclass(frozen=True)
+class RuntimeScores:
+    """Top-1 in percent among the subset's classes: of the file, of its simulation and of the float network.
+
+    ``changed`` counts the images to which file and simulation give different classes, ``reason`` says why.
+    """
+
+    images: int
+    file: float
+    simulated: float
+    original: float
+    changed: int
+    reason: str
+
+
+def scores(path: Path, made: MadeNetworks, images: ImageSet, *, vnni: bool) -> RuntimeScores:
+    """The scores of the file at ``path`` on the images of its classes.
+
+    Raises:
+        LaqError: onnxruntime cannot run the file.
+    """
+    labels = made.outputs_of(images.labels).numpy()
+    session, size = open_file(path), batch_size(made.original, images)
+    of_file = np.concatenate([logits(session, part.numpy()) for part in images.batches(size)]).argmax(1)
+    simulated, original = (
+        predict(network, images).argmax(1).numpy() for network in (made.quantized.network, made.original)
+    )
+    file, simulation, floats = (
+        100 * float((answers == labels).mean()) for answers in (of_file, simulated, original)
+    )
+    return RuntimeScores(
+        images=len(images),
+        file=file,
+        simulated=simulation,
+        original=floats,
+        changed=int((of_file != simulated).sum()),
+        reason=_OVERFLOW if vnni and not adds_in_32_bits() else _TIES,
+    )
