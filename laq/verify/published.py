@@ -20,6 +20,7 @@ from laq.subsets.subset import Subset, read_subsets
 SUBSETS: Final = "subsets.json"
 PARAMS: Final = "params.yaml"
 _REMEDY: Final = "name a folder as `laq report --publish FOLDER` wrote it"
+_TRAINED: Final = 3  # subsets whose fine-tuned networks a draw takes first
 _NEEDED: Final = (PROVENANCE, PARAMS, IMAGES, SUBSETS, DESIGN, f"{TABLE}.gz")
 
 
@@ -46,10 +47,20 @@ class Published:
         return f"commit {self.record.get('commit')}, {self.record.get('processor', 'an unnamed processor')}"
 
     def drawn(self, count: int | None, seed: int) -> pd.DataFrame:
-        """``count`` rows of the table drawn by ``seed``, in the table's order; all of them for None."""
+        """``count`` rows of the table drawn by ``seed``, in the table's order; all of them for None.
+
+        Rows of fine-tuned networks have the share that they have of the table. Each subset of theirs is trained
+        again before anything is measured, so they come from as few subsets as hold them, three at least.
+        """
         if count is None or count >= len(self.table):
             return self.table
-        rows = np.random.default_rng(seed).choice(len(self.table), count, replace=False)
+        rng = np.random.default_rng(seed)
+        tuned = self.table.variant.str.startswith("finetuned").to_numpy()
+        drawn = list(rng.permutation([subset.name for subset in self.subsets]))
+        group = np.array([drawn.index(name) // _TRAINED for name in self.table.subset])
+        order = np.lexsort((rng.random(len(tuned)), tuned * group))
+        of_tuned = round(count * tuned.mean())
+        rows = [*order[tuned[order]][:of_tuned], *order[~tuned[order]][: count - of_tuned]]
         return self.table.iloc[np.sort(rows)]
 
 

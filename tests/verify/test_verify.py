@@ -15,6 +15,7 @@ from laq.files import read_json
 from laq.sections.commands import Tolerance
 from laq.verify.comparison import Row
 from laq.verify.published import read_published
+from tests.conftest import ROOT
 from tests.project import laq
 
 TABLE = "measurements.csv.gz"
@@ -69,6 +70,20 @@ def test_cells_are_drawn_by_the_seed(own: Path) -> None:
     first_line = f"out: 2 of {len(found.table)} cells, drawn by seed 1, measured again on"
     assert f"{first_line}\n" in output
     assert all(cell in output for cell in found.drawn(2, 1).cell)
+
+
+def test_few_networks_are_trained_for_a_draw() -> None:
+    found = read_published(ROOT / "results/cifar100")
+    tuned = found.table.variant.str.startswith("finetuned")
+    for seed in range(5):
+        cells = found.drawn(24, seed)
+        trained = cells[cells.variant.str.startswith("finetuned")]
+        assert len(trained) == round(24 * tuned.mean())
+        assert trained.subset.nunique() <= 3
+        assert cells.subset.nunique() > 10
+        assert len(set(cells.cell)) == 24
+    every = found.drawn(len(found.table) - 1, 0)
+    assert len(set(every.cell)) == len(found.table) - 1
 
 
 def test_a_number_that_was_not_measured_is_told(own: Path, published: Path) -> None:
