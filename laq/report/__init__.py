@@ -27,7 +27,8 @@ from laq.report.answers import verdicts
 from laq.report.dependence import NEARNESS
 from laq.report.divergences import SubsetDivergences, read_divergences
 from laq.report.markdown import answers_text, markdown, note
-from laq.report.page import PageContents, write_page
+from laq.report.page import write_page
+from laq.report.page.contents import PageContents
 from laq.report.plotted import effects, plotted
 from laq.report.tables import main_rows
 from laq.sections.base import FILE as PARAMS
@@ -111,7 +112,7 @@ def write_report(folder: Path, source: Source, params: Report) -> Analysis:
     answered = answers_text(found, params, asked_before=source.asked_before)
     (folder / TEXT).write_text(markdown(found, answered), encoding="utf-8")
     contents = PageContents(
-        title=found.title,
+        study=_caption(found, params),
         table=found.table,
         subsets=source.subsets,
         matrix=source.matrix,
@@ -131,10 +132,13 @@ def _plotted(found: Analysis) -> pd.DataFrame:
     return plotted(found.cells, main_rows(found.comparisons), main_rows(found.dependence))
 
 
+def _caption(found: Analysis, params: Report) -> Caption:
+    return Caption(found.title, params.confidence, params.primary.method, str(params.primary.bits))
+
+
 def _draw(folder: Path, found: Analysis, params: Report) -> None:
     """Draw all charts; a study of networks in float alone has none."""
-    rows, asked = _plotted(found), params.primary
-    study = Caption(found.title, params.confidence, asked.method, str(asked.bits))
+    rows, study = _plotted(found), _caption(found, params)
     for name, chart in CHARTS.items() if len(rows) else ():
         write(folder / f"{name}.png", chart.picture(rows, study))
 

@@ -49,8 +49,9 @@ class Published:
     def drawn(self, count: int | None, seed: int) -> pd.DataFrame:
         """``count`` rows of the table drawn by ``seed``, in the table's order; all of them for None.
 
-        Rows of fine-tuned networks have the share that they have of the table. Each subset of theirs is trained
-        again before anything is measured, so they come from as few subsets as hold them, three at least.
+        Rows of fine-tuned networks have the share that they have of the table. Each subset of theirs is
+        trained again before anything is measured, so they come from as few subsets as hold them, three at
+        least.
         """
         if count is None or count >= len(self.table):
             return self.table

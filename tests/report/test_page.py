@@ -12,9 +12,12 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from laq.charts.theme import Caption
 from laq.errors import LaqError
-from laq.report.page import PageContents, write_page
+from laq.report.page import write_page
 from laq.report.page.columns import columns_of
+from laq.report.page.contents import PageContents
+from laq.report.page.data import page_data
 from laq.report.tables import with_drops
 from laq.subsets.subset import Subset, describe
 
@@ -91,9 +94,8 @@ def contents() -> PageContents:
     known = {"variant": "quantized", "method": "gpfq", "bits": "2", "calibration": "subset"}
     slopes = {"mean_low": 1.0, "mean_high": 9.0, "slope": 2.0, "slope_low": 1.0, "slope_high": 3.0}
     effects = pd.DataFrame([known | slopes])
-    return PageContents(
-        "resnet20 on glyphs", table, subsets(), divergences(), NAMES, tables, verdicts, "About p.", effects
-    )
+    study = Caption("resnet20 on glyphs", 0.95, "gpfq", "2")
+    return PageContents(study, table, subsets(), divergences(), NAMES, tables, verdicts, "About p.", effects)
 
 
 @dataclass(frozen=True)
@@ -403,6 +405,16 @@ def test_machines_read_the_numbers(page: str) -> None:
         rows_of({"bits": "4", "method": "rtn"}).drop_sub_points.to_dict(), abs=0.0051
     )
     assert np.array(data["matrix"]) == pytest.approx(divergences(), rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("asked", "shown"),
+    [(("rtn", "4"), ("rtn", "4")), (("gpfq", "2"), ("gpfq", "2")), (("gptq", "7"), ("rtn", "2"))],
+)
+def test_the_primary_question_is_shown_first(asked: tuple[str, str], shown: tuple[str, str]) -> None:
+    data = json.loads(page_data(replace(contents(), study=Caption("", 0.95, *asked))))
+    start = data["settings"][data["start"]]
+    assert (start["method"], start["bits"], start["variant"]) == (*shown, "original")
 
 
 def test_it_can_be_read_without_scripts(page: str) -> None:

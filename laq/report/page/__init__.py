@@ -5,14 +5,11 @@ This folder holds the parts of the page: its template (``page.html``), its style
 
 import gzip
 from base64 import b64encode
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 from typing import Any, Final
 
 import altair as alt
-import pandas as pd
 from markdown_it import MarkdownIt
 
 from laq.charts.divergence_matrix import divergence_matrix, in_order
@@ -24,40 +21,12 @@ from laq.charts.theme import theme
 from laq.dataset.registry import DATASETS
 from laq.files import replacing_file
 from laq.report.page.columns import columns_of
-from laq.report.page.data import Floats, page_data, safe_json
+from laq.report.page.contents import PageContents
+from laq.report.page.data import page_data, safe_json
 from laq.report.rendering import templates
-from laq.subsets.subset import Subset
 
 ROWS: Final = alt.NamedData("rows")  # which the scripts fill in
 _SCRIPTS: Final = ("state.js", "page.js")
-
-
-@dataclass(frozen=True)
-class PageContents:
-    """The contents of the page.
-
-    Attributes:
-        title: The heading.
-        table: The study's table with drops, a row per cell.
-        subsets: The study's subsets; those of the table must be among them.
-        matrix: Divergence (C, C) of the classes in nats.
-        class_names: The names of the classes, in the order of their numbers.
-        tables: Tables to read and sort, by their headings. Two columns ``x_mean`` and ``x_std`` are shown
-            as one column, mean ± standard deviation.
-        verdicts: For each question a verdict and its details, as Markdown; empty if there are none.
-        note: What the intervals speak of, as Markdown.
-        effects: What is known of each cell's losses (``plotted.effects``).
-    """
-
-    title: str
-    table: pd.DataFrame
-    subsets: Sequence[Subset]
-    matrix: Floats
-    class_names: Sequence[str]
-    tables: Mapping[str, pd.DataFrame]
-    verdicts: Sequence[tuple[str, str]]
-    note: str
-    effects: pd.DataFrame
 
 
 def write_page(path: Path, contents: PageContents) -> None:
@@ -73,7 +42,7 @@ def write_page(path: Path, contents: PageContents) -> None:
     source = DATASETS.get(first.dataset)
     page = templates("laq.report.page", ".").get_template("page.html")
     text = page.render(
-        title=contents.title,
+        title=contents.study.title,
         dataset=source.description or source.name if source else first.dataset,
         network=first.network,
         subsets=contents.table.subset.nunique(),
@@ -85,9 +54,7 @@ def write_page(path: Path, contents: PageContents) -> None:
         tables={title: list(columns_of(table)) for title, table in contents.tables.items()},
         style=_part("page.css"),
         script="\n".join(_part(name) for name in _SCRIPTS),
-        data=page_data(
-            contents.table, contents.effects, contents.subsets, contents.matrix, contents.class_names
-        ),
+        data=page_data(contents),
         charts=safe_json(_charts(contents)),
         vega=_packed(vega()),
     )

@@ -8,7 +8,8 @@ settings: [{bits, method, variant, calibration, base, kib, mean, slope}]: base i
     setting, mean the interval of the points lost, slope the points lost more for each halving of the
     divergence and its interval; null where nothing is known
 scores: {top1_sub_percent: [setting][subset], ...}, means over seeds; null where nothing was measured
-choices: {bits: [[value, label], ...], ...};  start: the number of the setting that is shown first
+choices: {bits: [[value, label], ...], ...};  start: the number of the setting that is shown first, the
+    primary question's if it was measured
 """
 
 import json
@@ -19,18 +20,16 @@ from typing import Any, Final, NamedTuple
 
 import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
 
 from laq.charts.divergence_matrix import in_order as in_order_of_classes
+from laq.charts.theme import Caption
 from laq.errors import LaqError
 from laq.files import need
 from laq.quantization.methods.registry import label_of
+from laq.report.page.contents import Floats, PageContents
 from laq.report.plotted import in_order
 from laq.report.tables import BALANCED, BASE_OF, DROPS
 from laq.study.tables import IMAGES_OF, NO_IMAGES
-from laq.subsets.subset import Subset
-
-Floats = NDArray[np.float64]
 
 
 class Setting(NamedTuple):
@@ -49,40 +48,36 @@ _LABELS: Final[Mapping[str, Mapping[str, str]]] = {
 }
 
 
-def page_data(
-    table: pd.DataFrame,
-    effects: pd.DataFrame,
-    subsets: Sequence[Subset],
-    matrix: Floats,
-    class_names: Sequence[str],
-) -> str:
-    """The JSON of a study's ``table`` with drops, its ``plotted.effects``, its subsets and the divergences.
+def page_data(contents: PageContents) -> str:
+    """The JSON of the ``contents``, which is safe inside an HTML element, whatever names it has.
 
-    The text is safe inside an HTML element, whatever names it contains. Subsets without rows in the table
-    are left out.
+    Subsets without rows in the table are left out.
 
     Raises:
         LaqError: the table has a subset that is not among the subsets, or the matrix does not fit the names.
     """
-    measured, classes = set(table.subset), len(class_names)
-    if unknown := measured - {subset.name for subset in subsets}:
-        raise LaqError(f"page: subset {min(unknown)} of the table is not among the {len(subsets)} subsets")
-    if matrix.shape != (classes, classes):
-        raise LaqError(f"page: divergences {matrix.shape} do not fit {classes} class names")
-    shown = [subset for subset in subsets if subset.name in measured]
-    content = {
-        "classes": list(class_names),
-        "order": in_order_of_classes(matrix),
-        "matrix": [[float(f"{value:.4g}") for value in row] for row in matrix],
-        "subsets": {
-            "name": [subset.name for subset in shown],
-            "kind": [subset.kind for subset in shown],
-            "classes": [list(subset.classes) for subset in shown],
-            "divergence": [float(f"{subset.median_divergence:.6g}") for subset in shown],
-        },
-        **_measured(table, effects, [subset.name for subset in shown]),
-    }
-    return safe_json(content)
+    measured, classes = set(contents.table.subset), len(contents.class_names)
+    if unknown := measured - {subset.name for subset in contents.subsets}:
+        raise LaqError(
+            f"page: subset {min(unknown)} of the table is not among the {len(contents.subsets)} subsets"
+        )
+    if contents.matrix.shape != (classes, classes):
+        raise LaqError(f"page: divergences {contents.matrix.shape} do not fit {classes} class names")
+    shown = [subset for subset in contents.subsets if subset.name in measured]
+    return safe_json(
+        {
+            "classes": list(contents.class_names),
+            "order": in_order_of_classes(contents.matrix),
+            "matrix": [[float(f"{value:.4g}") for value in row] for row in contents.matrix],
+            "subsets": {
+                "name": [subset.name for subset in shown],
+                "kind": [subset.kind for subset in shown],
+                "classes": [list(subset.classes) for subset in shown],
+                "divergence": [float(f"{subset.median_divergence:.6g}") for subset in shown],
+            },
+            **_measured(contents, [subset.name for subset in shown]),
+        }
+    )
 
 
 def safe_json(content: Any) -> str:
@@ -108,8 +103,9 @@ def read_matrix(page: Path) -> tuple[Floats, list[str]]:
         raise LaqError(f"{page}: holds no data of a study; restore it from git") from error
 
 
-def _measured(table: pd.DataFrame, effects: pd.DataFrame, names: list[str]) -> dict[str, Any]:
+def _measured(contents: PageContents, names: list[str]) -> dict[str, Any]:
     """The settings, and the scores of each for the subsets in the order of ``names``."""
+    table = contents.table
     fields = list(Setting._fields)
     rows = table.assign(
         quantized=table.variant,
@@ -132,9 +128,11 @@ def _measured(table: pd.DataFrame, effects: pd.DataFrame, names: list[str]) -> d
     }
     bases = {s.variant: number for number, s in enumerate(settings) if s.method == "float"}
     return {
-        "settings": [{**s._asdict(), "base": bases[s.variant], **_about(s, rows, effects)} for s in settings],
+        "settings": [
+            {**s._asdict(), "base": bases[s.variant], **_about(s, rows, contents.effects)} for s in settings
+        ],
         "choices": {f: [[value, labels[f].get(value, value)] for value in values[f]] for f in fields},
-        "start": settings.index(_shown_first(settings, rows)),
+        "start": _shown_first(settings, contents.study),
         "scores": scores,
     }
 
@@ -158,10 +156,8 @@ def _about(setting: Setting, rows: pd.DataFrame, effects: pd.DataFrame) -> dict[
     }
 
 
-def _shown_first(settings: Sequence[Setting], rows: pd.DataFrame) -> Setting:
-    """The most accurate setting at the fewest bits, for the first network."""
-    mean = rows.groupby(list(Setting._fields)).top1_sub_percent.mean()
-    quantized = [setting for setting in settings if setting.method != "float"] or list(settings)
-    first = quantized[0]
-    rivals = [s for s in quantized if (s.bits, s.variant) == (first.bits, first.variant)]
-    return max(rivals, key=lambda setting: float(mean[setting]))
+def _shown_first(settings: Sequence[Setting], study: Caption) -> int:
+    """The number of the primary question's setting; else one at the fewest bits."""
+    asked = [s for s in settings if (s.method, s.bits) == (study.method, study.bits)]
+    quantized = [s for s in settings if s.method != "float"]
+    return settings.index([*asked, *quantized, *settings][0])
