@@ -25,6 +25,7 @@ _OF_THE_DISK: Final = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, err
 # Seconds without work after which a process ends, also one whose parent was killed. For joblib's five minutes
 # it would hold its memory.
 _IDLE: Final = 10
+_ANSWERS_WITHIN: Final = 10.0  # seconds, or no scheduler is there
 _Item = TypeVar("_Item")
 _Result = TypeVar("_Result")
 
@@ -107,7 +108,7 @@ def _client(address: str) -> Iterator[object]:
             f"--scheduler {address} needs the package distributed: pip install 'laq[dask]'"
         ) from error
     try:
-        client = Client(address, timeout="10s")  # type: ignore[no-untyped-call]
+        client = Client(address, timeout=_ANSWERS_WITHIN)  # type: ignore[no-untyped-call]
     except (OSError, ValueError) as error:
         raise LaqError(f"--scheduler {address}: no Dask scheduler answers there ({error})") from error
     with client:

@@ -25,11 +25,6 @@ SHARED = Path(os.environ.get("LAQ_SHARED", ROOT.parent / "shared"))
 CIFAR100 = SHARED / "cifar100" / "cifar-100-python.tar.xz"
 CLOTHING = Path(os.environ.get("LAQ_CLOTHING", SHARED / "clothing" / "clothing-144px.tar"))
 PREDECESSOR = SHARED / "predecessor"
-# One of each structure: studies' networks, and others of torchvision's.
-ARCHITECTURES = (
-    "alexnet", "densenet121", "efficientnet_b0", "googlenet", "mobilenet_v2", "resnet18", "resnet20", "resnet50",
-    "resnet8", "vgg16_bn",
-)  # fmt: skip
 LONGEST = (
     "pipeline/test_pipeline.py", "track/test_servers.py", "pipeline/test_teamwork.py", "serving/test_server.py",
 )  # fmt: skip

@@ -67,7 +67,8 @@ def test_a_killed_process_is_told_in_a_line() -> None:
     assert "\n" not in str(caught.value)
 
 
-def test_no_scheduler_is_told_in_a_line() -> None:
+def test_no_scheduler_is_told_in_a_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("laq.parallel._ANSWERS_WITHIN", 0.5)
     with pytest.raises(LaqError, match="--scheduler tcp://127.0.0.1:9: no Dask scheduler answers") as caught:
         list(run_all(halve, [1], Workers(scheduler="tcp://127.0.0.1:9")))
     assert "\n" not in str(caught.value)

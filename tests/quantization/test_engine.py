@@ -12,7 +12,6 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
-from laq.architectures import NetworkDesign, build
 from laq.quantization import (
     METHODS,
     AlphabetSpec,
@@ -30,25 +29,10 @@ from laq.quantization.calibration.patches import Patches, Sampler
 from laq.quantization.execution.offload import INPUTS, Offload
 from laq.quantization.methods.solve import RoundedWeights, solve
 from laq.quantization.threads import worker_pool
-from tests.conftest import ARCHITECTURES, Branching
+from tests.conftest import Branching
 from tests.quantization.operations import operation_of_module
 from tests.quantization.test_methods import column_loop
-
-# Layers of 38 and 103 million weights, which tell nothing that smaller ones do not.
-LARGEST = {
-    "alexnet": ("body.classifier.1",),
-    "vgg16_bn": ("body.classifier.0",),
-}
-SMALLEST_SIDE = {"alexnet": 64, "vgg16_bn": 32}
-
-
-def classifier(architecture: str, classes: int = 10) -> nn.Module:
-    side = SMALLEST_SIDE.get(architecture, 40)
-    return build(NetworkDesign(architecture, classes, side, (0.5,) * 3, (0.25,) * 3), seed=1)
-
-
-def pixels(count: int = 4) -> Tensor:
-    return torch.randint(256, (count, 3, 32, 32), generator=torch.Generator().manual_seed(3)).float()
+from tests.quantization.zoo import ARCHITECTURES, classifier, pixels
 
 
 class Tricky(nn.Module):
@@ -84,11 +68,9 @@ def test_no_layer_of_the_zoo_is_left_unquantized(architecture: str) -> None:
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_lockstep_equals_layer_by_layer_on_every_zoo_network(architecture: str) -> None:
     network = classifier(architecture)
-    recipe = Recipe(bits=3, retain_rate=0.05, ignore=LARGEST.get(architecture, ()))
+    recipe = Recipe(bits=3, retain_rate=0.05)
     result = quantize(network, pixels(2), recipe)
-    assert {layer.name for layer in result.layers} == set(layer_names(network, pixels(1))) - set(
-        recipe.ignore
-    )
+    assert {layer.name for layer in result.layers} == set(layer_names(network, pixels(1)))
     for layer in result.layers:
         assert layer.codes.min() >= -3
         assert layer.codes.max() <= 3

@@ -16,7 +16,7 @@ from safetensors import safe_open
 from torch import Tensor, nn
 from torchvision.models import squeezenet1_1
 
-from laq.architectures import Classifier, NetworkDesign, build
+from laq.architectures import Classifier, NetworkDesign
 from laq.quantization import (
     Alphabet,
     AlphabetSpec,
@@ -41,21 +41,19 @@ from laq.quantization.files.packing import (
     save,
 )
 from laq.quantization.recipe import NotQuantized
-from tests.conftest import ARCHITECTURES
+from tests.quantization import zoo
+from tests.quantization.zoo import ARCHITECTURES, pixels
 
-SMALLEST_SIDE = {"alexnet": 64, "vgg16": 32, "vgg16_bn": 32}
 KINDS = ("symmetric", "twos_complement", "midrise", "predecessor")
 CIFAR = Recipe(bits=3, method="rtn")
 
 
 def classifier(architecture: str, classes: int = 10) -> Classifier:
-    """With random weights and batch norms that have seen images, so that logits differ."""
-    design = NetworkDesign(
-        architecture, classes, SMALLEST_SIDE.get(architecture, 40), (0.5,) * 3, (0.25,) * 3
-    )
+    """With batch norms that have seen images, so that logits differ."""
     if architecture == "squeezenet":
+        design = NetworkDesign(architecture, classes, 40, (0.5,) * 3, (0.25,) * 3)
         return Classifier(design, squeezenet1_1(num_classes=classes)).eval()
-    return seen(build(design, seed=1))
+    return seen(zoo.classifier(architecture, classes))
 
 
 def seen(network: Classifier) -> Classifier:
@@ -66,10 +64,6 @@ def seen(network: Classifier) -> Classifier:
         with torch.no_grad():
             network.train()(pixels(4))
     return network.eval()
-
-
-def pixels(count: int = 2) -> Tensor:
-    return torch.randint(256, (count, 3, 32, 32), generator=torch.Generator().manual_seed(3)).float()
 
 
 def rounded(network: nn.Module, spec: AlphabetSpec, ignore: tuple[str, ...] = ()) -> QuantizedNetwork:

@@ -19,6 +19,7 @@ import mlflow
 import numpy as np
 import pandas as pd
 import pytest
+import sqlalchemy
 import torch
 from click.testing import CliRunner
 from mlflow import MlflowClient
@@ -538,7 +539,15 @@ def test_a_store_that_another_process_holds_is_told(
     tree = make_tree(weights)
     holder = sqlite3.connect(project / "mlflow.db", isolation_level=None)
     holder.execute("BEGIN EXCLUSIVE")
-    assert "database is locked" in told(lambda: store.send(tree))
+
+    def impatient(_connection: object, _cursor: object, statement: str, values: object, *_: object) -> Any:
+        return statement.replace("busy_timeout = 20000", "busy_timeout = 100"), values  # milliseconds
+
+    sqlalchemy.event.listen(sqlalchemy.Engine, "before_cursor_execute", impatient, retval=True)
+    try:
+        assert "database is locked" in told(lambda: store.send(tree))
+    finally:
+        sqlalchemy.event.remove(sqlalchemy.Engine, "before_cursor_execute", impatient)
     assert "Traceback" not in capfd.readouterr().err
     holder.execute("ROLLBACK")
     holder.close()
