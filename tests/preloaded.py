@@ -102,6 +102,8 @@ def _serve(address: str, owner: socket.socket) -> Callable[[], Any] | None:
     """Fork for every client until the owner is gone; in a fork, this is the program to run."""
     for module in (*IMPORTED, *(module for module, _ in {**PROGRAMS, **MODULES}.values())):
         import_module(module)
+    # Every stage asks for the versions of packages, whose list is read once for all.
+    import_module("laq.imports").package_versions("laq.study.measure")
     gc.freeze()  # forks share these objects, and look through none of them when they end
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
     with socket.socket(socket.AF_UNIX) as listener:

@@ -52,7 +52,7 @@ def _ellipses(outlines: Sequence[Floats], names: Sequence[str]) -> Chart:
         for corner, (x, y) in enumerate(outline)
     ]
     x, y = _axes()
-    lines = alt.Chart(alt.InlineData(values=corners)).mark_line(strokeWidth=1, opacity=0.6)
+    lines = alt.Chart(alt.InlineData(values=corners)).mark_line(strokeWidth=1, strokeOpacity=0.6)
     colour = alt.Color("class:N", scale=alt.Scale(scheme="tableau20"), legend=None)
     return lines.encode(x=x, y=y, order="corner:O", detail="class:N", color=colour)
 

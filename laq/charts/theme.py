@@ -7,7 +7,11 @@ from typing import Any, Final, TypeAlias
 
 import altair as alt
 import pandas as pd
+from altair.utils import schemapi
 
+# Otherwise each axis and scale is checked against the whole schema as it is made, which takes a second for a
+# list of a hundred classes. What is drawn is read by Vega anyway.
+schemapi.DEBUG_MODE = False
 Data: TypeAlias = pd.DataFrame | alt.InlineData | alt.NamedData
 # A chart of altair's of any kind: its methods return what its own types do not tell.
 Chart: TypeAlias = Any
