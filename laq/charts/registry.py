@@ -6,7 +6,7 @@ from typing import Final
 
 import pandas as pd
 
-from laq.charts import lost_by_divergence, lost_by_size, points_lost
+from laq.charts import flips, lost_by_divergence, lost_by_size, points_lost
 from laq.charts.theme import Caption, Chart
 
 
@@ -17,10 +17,12 @@ class StudyChart:
     Attributes:
         picture: the chart of such a table.
         template: the chart of DVC's revisions, whose rows DVC fills in.
+        shows: the column of the table that it is drawn from; a study that lacks it has no such picture.
     """
 
     picture: Callable[[pd.DataFrame, Caption], Chart]
     template: Callable[[], Chart]
+    shows: str = "lost_points"
 
 
 # By the names of their files.
@@ -28,4 +30,5 @@ CHARTS: Final[Mapping[str, StudyChart]] = {
     "points_lost": StudyChart(points_lost.picture, points_lost.template),
     "lost_by_divergence": StudyChart(lost_by_divergence.picture, lost_by_divergence.template),
     "lost_by_size": StudyChart(lost_by_size.picture, lost_by_size.template),
+    "flips": StudyChart(flips.picture, flips.template, "flips_lost_percent"),
 }

@@ -139,8 +139,9 @@ def _caption(found: Analysis, params: Report) -> Caption:
 def _draw(folder: Path, found: Analysis, params: Report) -> None:
     """Draw all charts; a study of networks in float alone has none."""
     rows, study = _plotted(found), _caption(found, params)
-    for name, chart in CHARTS.items() if len(rows) else ():
-        write(folder / f"{name}.png", chart.picture(rows, study))
+    for name, chart in CHARTS.items():
+        if rows[chart.shows].notna().any():
+            write(folder / f"{name}.png", chart.picture(rows, study))
 
 
 def _page_tables(found: Analysis) -> dict[str, pd.DataFrame]:

@@ -12,10 +12,12 @@ from laq.report.tables import BASE_OF, DROPS, GROUP, main_rows
 
 _LOST: Final = DROPS["top1_sub_percent"]
 NETWORKS: Final = {"original": "original network", "finetuned": "fine-tuned on the subset first"}
+# Shares of the test images, of the table of outcomes; older published studies lack them.
+FLIPS: Final = ("flips_lost_percent", "flips_gained_percent")
 COLUMNS: Final = [
     "network", "method", "method_place", "bits", "bits_place", "calibration", "subset", "kind", "classes",
     "nats", "float_percent", "percent", "lost_points", "mean_low", "mean_high", "fit", "fit_low", "fit_high",
-    "kib",
+    "kib", *FLIPS,
 ]  # fmt: skip
 
 
@@ -45,6 +47,7 @@ def plotted(cells: pd.DataFrame, comparisons: pd.DataFrame, dependence: pd.DataF
             "percent": shown.top1_sub_percent,
             "lost_points": shown[_LOST],
             "kib": shown.size_bytes / 1024 if "size_bytes" in shown else np.nan,
+            **{name: shown.get(name, np.nan) for name in FLIPS},
             **{name: shown[name] for name in ("variant", "method", "bits", "calibration", "subset", "kind")},
         }
     )

@@ -14,6 +14,7 @@ from PIL import Image
 from laq.charts import divergence_matrix
 from laq.charts.class_map import class_map
 from laq.charts.files import as_dict, write
+from laq.charts.flips import flips
 from laq.charts.methods import colour, shape
 from laq.charts.points_lost import points_lost
 from laq.charts.registry import CHARTS
@@ -44,7 +45,9 @@ def tables() -> dict[str, pd.DataFrame]:
 
 @pytest.fixture(scope="module")
 def rows(tables: dict[str, pd.DataFrame]) -> pd.DataFrame:
-    return plotted(**tables)
+    found = plotted(**tables)
+    gained = np.random.default_rng(0).uniform(0, 2, len(found))
+    return found.assign(flips_gained_percent=gained, flips_lost_percent=gained + found.lost_points)
 
 
 def test_the_table_has_every_cell_once_with_the_interval_of_its_mean(
@@ -117,6 +120,21 @@ def test_each_chart_is_a_picture_of_the_same_bytes_each_time(
     assert paths[0].read_bytes() == paths[1].read_bytes()
 
 
+def test_images_lost_and_gained_are_bars_on_either_side_and_their_difference_a_line(
+    rows: pd.DataFrame,
+) -> None:
+    shown = rows[rows.network == "original network"]
+    drawn = vl_convert.vegalite_to_scenegraph(as_dict(flips(shown, set(shown.method))), vl_version="6.4")
+    cells = shown.groupby(["method", "bits"]).ngroups
+    bars = [mark for mark in marks(drawn["scenegraph"], "rect") if "fill" in mark and mark.get("height")]
+    gained = [mark for mark in bars if mark.get("fillOpacity") == 0.5]
+    lines = [mark for mark in bars if mark["fill"] == "#1b1f23"]
+    lost = [mark for mark in bars if mark not in gained and mark not in lines]
+    assert [len(some) for some in (lost, gained, lines)] == [cells] * 3
+    (zero,) = {mark["y"] for mark in gained}
+    assert all(mark["y"] + mark["height"] == pytest.approx(zero) for mark in lost)
+
+
 def test_every_subset_is_a_point_on_the_side_of_its_method(rows: pd.DataFrame) -> None:
     shown = rows[rows.network == "original network"]
     drawn = vl_convert.vegalite_to_scenegraph(
@@ -151,7 +169,7 @@ def test_templates_are_of_this_table_alone_and_take_texts(name: str, rows: pd.Da
     )
     drawn = vl_convert.vegalite_to_scenegraph(filled, vl_version="6.4")
     assert "main" in {mark["text"] for mark in marks(drawn["scenegraph"], "text")}
-    assert len(list(marks(drawn["scenegraph"], "symbol"))) > 4
+    assert len([*marks(drawn["scenegraph"], "symbol"), *marks(drawn["scenegraph"], "rect")]) > 4
 
 
 def test_the_map_and_the_matrix_name_every_class(tmp_path: Path) -> None:
