@@ -15,8 +15,8 @@ that a killed run continues where it stopped.
 """
 
 import json
-import time
-from collections.abc import Callable, Iterator, Sequence
+import shutil
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Final
@@ -34,6 +34,7 @@ from torch import Tensor, nn
 
 from laq.architectures import make_body
 from laq.dataset.images import read_images
+from laq.export.latency import ROUNDS, WARMING, in_turns
 from laq.git import commit
 from laq.machine import processor
 from laq.network import load_network
@@ -41,6 +42,7 @@ from laq.paths import DATASET
 from laq.progress import progress
 from laq.quantization import Recipe, export_onnx, quantize
 from laq.report.rendering import markdown_table
+from laq.run.runtime import logits, open_file
 from laq.subsets.subset import Subset, read_subsets
 
 SUBSETS: Final = Path("results/cifar100_seeds/subsets.json")
@@ -66,7 +68,6 @@ CASES: Final = {
     "MobileNetV2, 112 px": ("torchvision:mobilenet_v2", 112),
     "EfficientNet-Lite0, 224 px": ("efficientnet_lite0", 224),
 }
-ROUNDS: Final = 60
 _TEXT: Final = """\
 # Integer networks in onnxruntime
 
@@ -132,8 +133,10 @@ def speed(results: Path, threads: Sequence[int]) -> None:
         body = make_body(architecture, {}, 1000).eval() if wanted else nn.Identity()
         made = files(body, X, ["float", "laq W7A8", *PEERS]) if wanted else iter(())
         with TemporaryDirectory() as folder:
+            # Copies: the float network's file is what the peers' are made of.
             kept = {
-                name: path.rename(Path(folder) / f"{number}.onnx") for number, (name, path) in enumerate(made)
+                name: Path(shutil.copy(path, Path(folder) / f"{number}.onnx"))
+                for number, (name, path) in enumerate(made)
             }
             for count in wanted:
                 for name, ratios in times(kept, X[:1].numpy(), count).items():
@@ -189,39 +192,24 @@ class Reader(CalibrationDataReader):  # type: ignore[misc]
         return None if batch is None else {"pixels": batch}
 
 
-def session(path: Path, threads: int) -> onnxruntime.InferenceSession:
-    """The file in onnxruntime on the CPU."""
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads, options.log_severity_level = threads, 3
-    return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-
-
 def predicted(path: Path, X: Tensor, subset: Subset) -> NDArray[np.int64]:
     """The class, among those of the subset, that the file says of each image."""
-    running = session(path, 1)
-    logits = np.concatenate([running.run(None, {"pixels": part.numpy()})[0] for part in X.split(100)])
+    session = open_file(path)
+    outputs = np.concatenate([logits(session, part.numpy()) for part in X.split(100)])
     classes = np.array(subset.classes)
-    chosen: NDArray[np.int64] = classes[logits[:, classes].argmax(1)]
+    chosen: NDArray[np.int64] = classes[outputs[:, classes].argmax(1)]
     return chosen
 
 
 def times(paths: dict[str, Path], X: Pixels, threads: int) -> dict[str, dict[str, Any]]:
     """Milliseconds of each file, and the float network's time divided by its own: quartiles over rounds."""
-    sessions = {name: session(path, threads) for name, path in paths.items()}
-    rounds = [{name: seconds(running.run, X) for name, running in sessions.items()} for _ in range(ROUNDS)]
-    taken = pd.DataFrame(rounds[5:])  # the first ones warm up
+    sessions = [open_file(path, threads) for path in paths.values()]
+    taken = pd.DataFrame(in_turns(sessions, X), columns=list(paths))
     ratios = taken.rdiv(taken["float"], axis=0).quantile([0.25, 0.5, 0.75])
     return {
         name: {"ms": 1000 * taken[name].median(), "ratio": ratios[name].tolist(), "processor": processor()}
         for name in paths
     }
-
-
-def seconds(run: Callable[..., Any], X: Pixels) -> float:
-    """What one run takes."""
-    begin = time.perf_counter()
-    run(None, {"pixels": X})
-    return time.perf_counter() - begin
 
 
 def write(results: Path, record: Record) -> None:
@@ -272,7 +260,7 @@ def speeds(found: pd.DataFrame) -> str:
         for row in found.itertuples()
     ]
     named = ", ".join(found.processor.unique())
-    return _SPEED.format(processor=named, rounds=ROUNDS - 5, table=markdown_table(pd.DataFrame(rows)))
+    return _SPEED.format(processor=named, rounds=ROUNDS - WARMING, table=markdown_table(pd.DataFrame(rows)))
 
 
 if __name__ == "__main__":

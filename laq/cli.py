@@ -323,7 +323,7 @@ def compare(first: str | None, second: str | None) -> None:
 @main.command(
     group="Use",
     reads="data/, which is made first where it is missing; the section advise",
-    writes="data/advise: the network, packed and as ONNX, with the evidence",
+    writes="data/advise: the network, packed (with --max-ms also as ONNX), and the evidence",
     example="laq advise --subset similar-1 --lose 3",
 )
 @click.option("--classes", default="", metavar="NAME,NAME,...", help="Classes, by their names or numbers.")
@@ -333,6 +333,13 @@ def compare(first: str | None, second: str | None) -> None:
     type=NumberType(number(least=0)),
     metavar="KIB",
     help="The largest file, in KiB.  [default: any; 0: any]",
+)
+@click.option(
+    "--max-ms",
+    type=NumberType(number(least=0)),
+    metavar="MS",
+    help="The longest time for a picture, as an ONNX file on one thread of this machine, which is then "
+    "written, too.  [default: any; 0: any]",
 )
 @click.option(
     "--lose",

@@ -11,6 +11,7 @@ from laq.advise.figures import chart
 from laq.advise.question import Question
 from laq.advise.report import Reported, reported
 from laq.advise.text import Findings, answer, for_terminal, markdown
+from laq.advise.timing import ONNX, too_slow, write_timed
 from laq.charts.files import write
 from laq.dataset.images import read_manifest
 from laq.files import md5, replacing_folder
@@ -43,8 +44,9 @@ def run(params: Params, question: Question, workers: Workers = Workers()) -> Adv
     """Measure all candidates and write ``advice.md``, ``candidates.csv`` and ``pareto.png``.
 
     If a candidate can be promised to keep the accuracy, the smallest such network is written too:
-    ``network.safetensors``, packed and cut to the classes, and ``network.json``. If `mlflow run` started this
-    process, its run gets all files as artifacts.
+    ``network.safetensors``, packed and cut to the classes, and ``network.json``; where a time is asked for,
+    ``network.onnx`` too, or none of them if that is too slow. If `mlflow run` started this process, its run
+    gets all files as artifacts.
 
     Raises:
         LaqError: a class or subset is unknown, or measuring failed.
@@ -52,7 +54,9 @@ def run(params: Params, question: Question, workers: Workers = Workers()) -> Adv
     measured = measure(params, question.subset_of(), workers)
     found = _found(measured, question.wanted(params.advise))
     with replacing_folder(FOLDER) as folder:
-        found = replace(found, report=_deliver(folder, found, measured))
+        timed = write_timed(folder, found, measured, params, question.max_ms)
+        if not (timed and timed.is_slow):
+            found = replace(found, report=_deliver(folder, found, measured))
         text = markdown(found, _provenance(measured, folder))
         (folder / TEXT).write_text(text, encoding="utf-8")
         found.table.round(6).to_csv(folder / TABLE, index=False)
@@ -60,7 +64,12 @@ def run(params: Params, question: Question, workers: Workers = Workers()) -> Adv
     if own_run():
         tags = {"laq.level": "advise", "laq.classes": ", ".join(found.subset.class_names)}
         annotate(Store(), text, tags, sorted(FOLDER.iterdir()))
-    return Advice(for_terminal(found, str(FOLDER)), "" if found.chosen else answer(found))
+    shown = for_terminal(found, str(FOLDER))
+    if timed and timed.is_slow:
+        return Advice(shown, too_slow(found, timed, params))
+    if timed:
+        shown += f"\n{FOLDER / ONNX} takes {timed.time}"
+    return Advice(shown, "" if found.chosen else answer(found))
 
 
 def _found(measured: Candidates, wanted: Wanted) -> Findings:

@@ -67,8 +67,12 @@ def measure(params: Params, subset: Subset, workers: Workers) -> Candidates:
 
 
 def as_study(study: Study, advise: Advise) -> Study:
-    """The study with the bits, methods, bases, calibrations and seeds of ``advise``, keeping weights."""
-    return study.restricted(**{name: getattr(advise, name) for name in Grid.model_fields})
+    """The study with the bits, methods, bases, calibrations and seeds of ``advise``, keeping weights.
+
+    Bits of activations that ``advise`` leaves out are the study's.
+    """
+    factors = {name: getattr(advise, name) for name in Grid.model_fields}
+    return study.restricted(**factors, activations=advise.activations or study.activations)
 
 
 def planned(subset: Subset, study: Study) -> list[Cell]:

@@ -12,11 +12,13 @@ from numpy.typing import NDArray
 from laq.architectures import Classifier, build
 from laq.dataset.images import ImageSet
 from laq.export.cut import cut_of
+from laq.export.file import write_file
 from laq.files import write_json
 from laq.network.evaluation import predict, restrict
 from laq.network.weights import load_network, read_design
 from laq.paths import NETWORK, WEIGHTS
-from laq.quantization import Cut, Recipe, load, load_quantized, save
+from laq.quantization import Cut, Recipe, keep_rows, load, load_quantized, save
+from laq.sections.commands import Export
 from laq.subsets.subset import Subset
 
 ABOUT: Final = "network.json"
@@ -37,6 +39,7 @@ class SubsetExport:
     """
 
     def __init__(self, subset: Subset) -> None:
+        self.subset = subset
         pairs = sorted(zip(subset.classes, subset.class_names, strict=True))
         self.numbers = tuple(number for number, _ in pairs)
         self.names = tuple(name for _, name in pairs)
@@ -56,6 +59,15 @@ class SubsetExport:
         """Cut the network in the file ``packed`` and write it; returns its recipe and the bytes written."""
         result = load_quantized(packed, self._network)
         return result.recipe, save(path, result, {"classes": self.names}, self._cut)
+
+    def write_onnx(self, path: Path, packed: Path, asked: Export) -> None:
+        """Cut the network in the file ``packed`` and write it as an ONNX file that says what it is.
+
+        Raises:
+            LaqError: it cannot be exported as ``asked``, or onnx is missing.
+        """
+        cut = keep_rows(load_quantized(packed, self._network), self._cut)
+        write_file(path, cut, self.subset, asked)
 
     def write_with_description(self, folder: Path, packed: Path, about: dict[str, Any]) -> None:
         """Cut and write the network, and beside it the description that is needed to load it again."""

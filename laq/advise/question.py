@@ -19,6 +19,8 @@ class Question:
         subset: Instead of ``classes``, the name of one of the study's subsets.
         max_kb: The largest file in KiB; 0 or None allows any size.
         lose: The largest loss of restricted top-1 in points, against the original float network.
+        max_ms: The longest that the network may take for a picture, as an ONNX file on one thread of this
+            machine; 0 or None allows any time.
         keep: Instead of ``lose``, the least restricted top-1 in percent. Without either,
             ``advise.lose`` of ``params.yaml`` holds.
 
@@ -29,6 +31,7 @@ class Question:
     classes: str = ""
     subset: str = ""
     max_kb: float | None = None
+    max_ms: float | None = None
     lose: float | None = None
     keep: float | None = None
 

@@ -1,24 +1,19 @@
 """Command ``export``: writes a network for a subset as an ONNX file, and says what it is worth."""
 
 from collections.abc import Iterator
-from dataclasses import asdict
-from importlib.metadata import version
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Final
 
-from laq.dataset.images import ImageSet, read_images, read_manifest
-from laq.errors import LaqError
-from laq.export.latency import Latency, latency
+from laq.dataset.images import read_images
+from laq.export.file import write_file, write_float_file
+from laq.export.latency import latency
 from laq.export.made import MadeNetworks, make
 from laq.export.scores import RuntimeScores, scores
 from laq.files import replacing_file
-from laq.git import commit
 from laq.params import Params
 from laq.paths import DATASET
-from laq.quantization import QuantizationError, export_onnx
 from laq.quantization.files.onnx import most_bits
-from laq.run import About, write_about
 from laq.sections.commands import Export
 from laq.subsets.subset import Subset
 
@@ -35,43 +30,12 @@ def run(params: Params, subset: Subset, asked: Export, out: Path, threads: int) 
     images = read_images(DATASET, "test").select(subset.classes)
     with replacing_file(out) as path, TemporaryDirectory() as folder:
         original = Path(folder) / "float.onnx"
-        try:
-            export_onnx(original, made.original, images.images[:1])
-            export_onnx(path, made.quantized, images.images[:1], asked.storage, vnni=asked.vnni)
-        except QuantizationError as error:
-            raise LaqError(f"export: {error}") from error
-        write_about(path, _about(made, subset, images, asked))
+        write_float_file(original, made.original)
+        write_file(path, made.quantized, subset, asked)
         sizes = path.stat().st_size, original.stat().st_size
         measured = scores(path, made, images, vnni=asked.vnni)
-        taken = latency(path, original, images.images[:1].numpy(), threads)
-    return "\n".join([_size(out, sizes, made, subset), *_bits(made, asked), *_scored(measured), _time(taken)])
-
-
-def _about(made: MadeNetworks, subset: Subset, images: ImageSet, asked: Export) -> About:
-    design, code = made.original.design, commit()
-    changed = " with uncommitted changes" if code["dirty"] else ""
-    return About(
-        classes=tuple(images.class_names[number] for number in made.numbers),
-        preprocessing=images.preprocessing,
-        input_size=design.input_size,
-        mean=design.mean,
-        std=design.std,
-        mean_bits=made.quantized.mean_bits,
-        recipe=asdict(made.quantized.recipe),
-        storage=_storage(asked),
-        vnni=asked.vnni,
-        dataset=read_manifest(DATASET).name,
-        subset=subset.name,
-        commit=f"{code['commit']}{changed}" if code["commit"] else "",
-        version=version("laq"),
-    )
-
-
-def _storage(asked: Export) -> str:
-    """What ``auto`` stands for in ``export_onnx``."""
-    if asked.storage != "auto":
-        return asked.storage
-    return "int4" if asked.activations is None else "int8"
+        taken = latency(path, images.images[:1].numpy(), threads, original)
+    return "\n".join([_size(out, sizes, made, subset), *_bits(made, asked), *_scored(measured), str(taken)])
 
 
 def _size(out: Path, sizes: tuple[int, int], made: MadeNetworks, subset: Subset) -> str:
@@ -107,16 +71,5 @@ def _scored(found: RuntimeScores) -> Iterator[str]:
         f"simulation {found.simulated:.2f} %, the float network {found.original:.2f} %"
     )
     if abs(found.file - found.simulated) > _NOTICED:
-        yield f"  {found.changed} images get another class than in the simulation: {found.reason}"
-
-
-def _time(taken: Latency) -> str:
-    ms, faster = (
-        (f"{middle:.2f} ({low:.2f} to {high:.2f})")
-        for low, middle, high in (taken.milliseconds, taken.speedup)
-    )
-    return (
-        f"{ms} ms for a picture, {faster} times as fast as the float network's file in the same runtime; "
-        f"medians and quartiles of {taken.runs} runs in turns, {taken.threads} "
-        f"thread{'s' if taken.threads > 1 else ''}, {taken.processor}"
-    )
+        images = "1 image gets" if found.changed == 1 else f"{found.changed} images get"
+        yield f"  {images} another class than in the simulation: {found.reason}"

@@ -13,40 +13,47 @@ from laq.machine import processor
 from laq.run.runtime import logits, open_file
 
 ROUNDS: Final = 60
-_WARMING: Final = 5  # of them, which do not count
+WARMING: Final = 5  # of them, which do not count
 _QUARTILES: Final = (0.25, 0.5, 0.75)
 
 
 @dataclass(frozen=True)
 class Latency:
-    """What one picture takes.
+    """What one picture takes; ``str`` says it with the machine.
 
     Attributes:
         milliseconds: the quartiles of the runs: lower, median and upper.
-        speedup: the other file's time divided by this one's, round by round: likewise.
+        speedup: another file's time divided by this one's, round by round: likewise. None if there is none.
         runs: how many count.
         threads: of the runtime.
         processor: its name.
     """
 
     milliseconds: tuple[float, float, float]
-    speedup: tuple[float, float, float]
+    speedup: tuple[float, float, float] | None
     runs: int
     threads: int
     processor: str
 
+    def __str__(self) -> str:
+        faster = f", {_told(self.speedup)} times as fast as the float network's file" if self.speedup else ""
+        return (
+            f"{_told(self.milliseconds)} ms for a picture{faster} (medians and quartiles of {self.runs} runs "
+            f"in onnxruntime; {self.threads} thread{'s' if self.threads > 1 else ''}, {self.processor})"
+        )
 
-def latency(path: Path, other: Path, image: NDArray[Any], threads: int = 1) -> Latency:
-    """The time of the file at ``path`` beside that of an ``other`` file, on an image (1, …) that both take.
+
+def latency(path: Path, image: NDArray[Any], threads: int = 1, beside: Path | None = None) -> Latency:
+    """The time of the file at ``path``, perhaps beside another one's, on an image (1, …) that both take.
 
     Raises:
         LaqError: onnxruntime cannot run one of them.
     """
-    seconds = in_turns([open_file(file, threads) for file in (path, other)], image)
-    own, others = seconds.T
+    seconds = in_turns([open_file(file, threads) for file in (path, beside) if file], image)
+    own, *others = seconds.T
     return Latency(
         milliseconds=_quartiles(1000 * own),
-        speedup=_quartiles(others / own),
+        speedup=_quartiles(others[0] / own) if others else None,
         runs=len(seconds),
         threads=threads,
         processor=processor(),
@@ -56,13 +63,18 @@ def latency(path: Path, other: Path, image: NDArray[Any], threads: int = 1) -> L
 def in_turns(sessions: Sequence[Any], image: NDArray[Any], rounds: int = ROUNDS) -> NDArray[np.float64]:
     """Seconds (rounds that count, sessions): all run once in every round, on the same busy machine."""
     taken = [[_seconds(session, image) for session in sessions] for _ in range(rounds)]
-    return np.array(taken[min(_WARMING, rounds - 1) :])
+    return np.array(taken[min(WARMING, rounds - 1) :])
 
 
 def _seconds(session: Any, image: NDArray[Any]) -> float:
     begin = time.perf_counter()
     logits(session, image)
     return time.perf_counter() - begin
+
+
+def _told(quartiles: tuple[float, float, float]) -> str:
+    low, middle, high = quartiles
+    return f"{middle:.2f} ({low:.2f} to {high:.2f})"
 
 
 def _quartiles(values: NDArray[np.float64]) -> tuple[float, float, float]:

@@ -17,8 +17,8 @@ _OVERFLOW: Final = (
     "with VNNI, or leave out --vnni"
 )
 _TIES: Final = (
-    "the runtime's sums of integers and torch's sums of floats lie on different sides of the middle between "
-    "two values of a grid, where one of them rounds up"
+    "the runtime adds integers and torch adds floats, and a sum near the middle between two values of a grid "
+    "may be rounded up by one of them and down by the other"
 )
 
 

@@ -48,8 +48,10 @@ class Advise(Grid):
     ``lose`` are the points of accuracy that they may lose, with this ``confidence``. ``selection`` says which
     images choose: those of validation, or a share of each class's test images, drawn by the seed, so that
     the others report (``split``). ``auto`` is validation where the network has not learned from these.
+    ``activations`` are the bits of all candidates' activations; left out, they are the study's.
     """
 
+    activations: Annotated[int | dict[str, int] | None, Checked(OPTIONS["activations"])] = None
     lose: Annotated[float, Field(ge=0, le=100)]
     confidence: Annotated[float, Field(ge=0.5, lt=1)] = 0.95
     selection: Literal["auto", "validation", "split"] = "auto"

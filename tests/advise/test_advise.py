@@ -34,6 +34,8 @@ from laq.paths import CLASS_NAMES, DIVERGENCE, EMBEDDINGS, SUBSETS
 from laq.pictures import Preprocessing
 from laq.provenance import Stale, recording
 from laq.quantization import load, read_metadata
+from laq.run import OnnxClassifier
+from laq.run.runtime import logits
 from laq.study.selection import choosing
 from laq.subsets.subset import Subset
 from laq.track.store import Store
@@ -507,6 +509,30 @@ def test_where_nothing_will_do_the_evidence_is_there_and_no_network(place: Path)
     text = (made / "advice.md").read_text(encoding="utf-8")
     assert text.splitlines()[0] == told.removeprefix("laq: ")
     assert not pd.read_csv(made / "candidates.csv").chosen.any()
+
+
+def test_a_network_that_is_fast_enough_is_also_an_onnx_file_and_a_slow_one_is_refused(place: Path) -> None:
+    asked = load_params()
+    integers = asked.model_copy(update={"advise": asked.advise.model_copy(update={"activations": 8})})
+    quick = room.run(integers, Question(CLASSES[1], max_ms=1e6))
+    assert not quick.refusal
+    assert "data/advise/network.onnx takes " in quick.text.splitlines()[-1]
+    classifier = OnnxClassifier(place / room.FOLDER / "network.onnx")
+    assert classifier.about.classes == ("arrows_down", "cards_heart", "chess_king")
+    assert classifier.about.recipe["activations"] == 8
+    about = read_json(place / room.FOLDER / "network.json")
+    assert about["recipe"] == classifier.about.recipe
+    images = read_images(dataset.FOLDER, "test").select(about["numbers"])
+    found = logits(classifier.session, images.images.numpy()).argmax(1)
+    packed = load(place / room.FOLDER / "network.safetensors", network.load_network())
+    assert (found == network.predict(packed, images).argmax(1).numpy()).mean() > 0.9
+    slow = room.run(asked, Question(CLASSES[1], max_ms=1e-6))
+    assert " is not delivered: its ONNX file takes " in slow.refusal
+    assert ", and --max-ms allows 1e-06; " in slow.refusal
+    assert ": set advise.activations: 8 in params.yaml, " in slow.refusal
+    assert len(slow.refusal.splitlines()) == 1
+    made = {path.name for path in (place / room.FOLDER).iterdir()}
+    assert made == {"advice.md", "candidates.csv", "pareto.png"}
 
 
 def test_without_candidates_that_are_fine_tuned_nothing_is_trained(

@@ -164,7 +164,7 @@ KEYS: list[tuple[str, Any, str]] = [
     ("quantize.method", "gptg", f"quantize.method: found 'gptg'; {METHODS}; did you mean gptq?"),
     ("compare.first", 1, f"compare.first: found 1; {TEXT}"),
     ("advise.lose", 101, "advise.lose: found 101; must be at most 100"),
-    ("advise.loose", 1, "advise.loose: unknown key; known here: bases, bits, calibrations, confidence, lose, methods, seeds, selection, selection_seed, selection_share; did you mean lose?"),
+    ("advise.loose", 1, "advise.loose: unknown key; known here: activations, bases, bits, calibrations, confidence, lose, methods, seeds, selection, selection_seed, selection_share; did you mean lose?"),
     ("datasett", {}, f"datasett: {SECTIONS}; did you mean dataset?"),
     ("name", "mine", f"name: {SECTIONS}"),
 ]  # fmt: skip

@@ -11,7 +11,7 @@ from click.testing import CliRunner
 
 from laq.cli import main
 from laq.provenance import read_stages
-from laq.terminal import GROUPS, Command, show_markdown
+from laq.terminal import GROUPS, Command, show_markdown, show_rows
 from tests.conftest import ROOT
 
 COMMANDS = {name: command for name, command in main.commands.items() if isinstance(command, Command)}
@@ -57,6 +57,20 @@ def test_markdown_is_drawn_in_a_terminal_and_without_colours_if_asked(
     assert "Title" in drawn
     assert "1.5" in drawn
     assert not re.search(r"\|---|# Title|\x1b\[[0-9;]*3[0-9]", drawn)
+
+
+def test_rows_have_tabs_for_programs_and_columns_for_people(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    titles, rows = ("picture", "class"), [("[red]a.png", "circle 97.0 %"), ("b.png", "square 51.3 %")]
+    show_rows(titles, rows)
+    assert capsys.readouterr().out == "[red]a.png\tcircle 97.0 %\nb.png\tsquare 51.3 %\n"
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    show_rows(titles, rows)
+    title, *lines = re.sub(r"\x1b\[[0-9;]*m", "", capsys.readouterr().out).splitlines()
+    assert title.split() == list(titles)
+    assert len({line.index("%") for line in lines}) == 1
+    assert "[red]a.png" in lines[0]
 
 
 def test_the_state_of_a_study_that_is_not_begun_is_told_with_what_to_do(project: Path) -> None:

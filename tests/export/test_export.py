@@ -19,6 +19,7 @@ import pytest
 import torch
 from PIL import Image
 
+from laq import machine
 from laq.dataset import read_images
 from laq.dataset.images import ImageSet
 from laq.export import made as room
@@ -83,7 +84,7 @@ def test_the_command_says_what_the_file_is_worth(made: Made) -> None:
     assert why.startswith("  8 bits were asked for: the method chose codes of 7 bits at most")
     assert floats.startswith("on floats: nothing")
     assert top1.startswith("top-1 on 6 test images, as onnxruntime computes it: ")
-    assert " times as fast as the float network's file in the same runtime" in time
+    assert " times as fast as the float network's file (medians and quartiles of 55 runs" in time
 
 
 def test_the_file_says_what_it_is(made: Made) -> None:
@@ -266,9 +267,29 @@ def test_weights_keep_the_bits_that_cannot_overflow_or_all_if_asked(made: Made, 
             assert found.capped == capped
 
 
+@pytest.mark.parametrize(
+    ("line", "found"),
+    [
+        ("flags\t\t: fpu sse2 avx512f avx512_vnni", True),
+        ("flags\t\t: avx2 avx_vnni", True),
+        ("Features\t: fp asimd", True),
+        ("flags\t\t: fpu avx2 avx512f", False),
+    ],
+)
+def test_processors_that_add_in_32_bits_are_known_by_their_flags(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, line: str, found: object
+) -> None:
+    (tmp_path / "cpuinfo").write_text(f"model name\t: some\n{line}\n", encoding="utf-8")
+    monkeypatch.setattr(machine, "_CPUINFO", tmp_path / "cpuinfo")
+    assert machine.adds_in_32_bits() is found
+
+
 def test_the_time_is_that_of_runs_in_turns(made: Made) -> None:
-    taken = latency(made.file, made.file, made.images.images[:1].numpy())
+    image = made.images.images[:1].numpy()
+    taken = latency(made.file, image, 1, beside=made.file)
     assert list(taken.milliseconds) == sorted(taken.milliseconds)
     assert taken.milliseconds[0] > 0
+    assert taken.speedup is not None
     assert list(taken.speedup) == sorted(taken.speedup)
+    assert latency(made.file, image).speedup is None
     assert (taken.runs, taken.threads) == (55, 1)
