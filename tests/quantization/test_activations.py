@@ -243,6 +243,42 @@ def test_onnxruntime_computes_in_integers_what_torch_computes(
     assert (torch.from_numpy(found).argmax(1) == truth.argmax(1)).float().mean() > 0.9
 
 
+class Padding(nn.Module):
+    """Pads what convolutions see, as networks from TensorFlow do: before, within and more than once."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(3, 8, 3, stride=2, bias=False)
+        self.second = nn.Conv2d(8, 8, 3, padding=1, groups=8)
+        self.third = nn.Conv2d(8, 5, 3)
+        self.fourth = nn.Conv2d(8, 5, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = F.relu(self.first(F.pad(x, (0, 1, 0, 1))))
+        y = F.relu6(self.second(F.pad(y, (1, 0, 2, 1))))
+        z = F.pad(y, (1, 1, 1, 1))  # which two see
+        return (self.third(z) + self.fourth(z)).mean((2, 3)) + self.third(
+            F.pad(y, (1, 1, 1, 1), value=0.5)
+        ).mean((2, 3))
+
+
+def test_convolutions_pad_themselves_where_zeros_are_padded_before_them(tmp_path: Path) -> None:
+    torch.manual_seed(2)
+    result = quantize(Padding().eval(), pictures(), Recipe(bits=7, activations=8))
+    export_onnx(tmp_path / "file.onnx", result, pictures())
+    nodes = onnx.load(tmp_path / "file.onnx").graph.node
+    pads = [
+        list(a.ints) for node in nodes if node.op_type == "Conv" for a in node.attribute if a.name == "pads"
+    ]
+    assert pads[:2] == [[0, 0, 1, 1], [3, 2, 2, 1]]
+    assert sum(node.op_type == "Pad" for node in nodes) == 2
+    session = onnxruntime.InferenceSession(tmp_path / "file.onnx", providers=["CPUExecutionProvider"])
+    (found,) = session.run(["logits"], {"pixels": pictures(9).numpy()})
+    truth = result.network(pictures(9)).detach()
+    step = max(point.grid.step for point in points_of(result.network).values() if point.grid)
+    assert (torch.from_numpy(found) - truth).abs().max() < step
+
+
 def test_biases_are_integers_in_the_step_of_the_products(block: nn.Module, tmp_path: Path) -> None:
     result = quantize(block, pictures(), Recipe(bits=7, activations=8))
     export_onnx(tmp_path / "file.onnx", result, pictures())

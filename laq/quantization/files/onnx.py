@@ -24,7 +24,7 @@ from laq.quantization.activations.rounding import in_files
 from laq.quantization.execution.points import points_of
 from laq.quantization.execution.unwrap import unwrapped
 from laq.quantization.files.codes import pack_steps
-from laq.quantization.files.onnx_integers import round_biases
+from laq.quantization.files.onnx_integers import merge_pads, round_biases
 from laq.quantization.files.onnx_nodes import Nodes
 from laq.quantization.files.packing import PathLike, write_whole
 from laq.quantization.options import AlphabetKind
@@ -93,6 +93,7 @@ def _written(model: Any, tools: _Tools, *, rounded: bool) -> bytes:
     tools.optimizer.optimize_ir(model, should_fold=_may_fold)
     tools.passes.ClearMetadataAndDocStringPass()(model)
     if rounded:
+        merge_pads(model.graph, tools.ir)
         round_biases(model.graph, tools.ir)
     content: bytes = tools.ir.to_proto(model).SerializeToString()
     return content

@@ -1,4 +1,4 @@
-"""What integer runtimes want of an ONNX graph, beside integers at its points: biases in INT32."""
+"""What integer runtimes want of an ONNX graph, beside integers at its points: biases in INT32, no padding."""
 
 from collections.abc import Iterator
 from typing import Any, Final
@@ -10,6 +10,50 @@ from laq.quantization.files.onnx_nodes import Nodes
 
 _PRODUCTS: Final = ("Conv", "ConvTranspose", "Gemm")
 _MOST: Final = 2**31 - 1
+_ON_GRID: Final = ("QuantizeLinear", "DequantizeLinear")
+
+
+def merge_pads(graph: Any, ir: Any) -> None:
+    """Let convolutions pad themselves where zeros are padded before them, which runtimes would do on floats.
+
+    That is the same: zero is on every grid.
+    """
+    for node in list(graph):
+        if node.op_type != "Conv":
+            continue
+        between = list(_on_the_way(node.inputs[0]))
+        pad = between[-1].producer()
+        padding = _zeros_padded(pad)
+        if padding is None or any(len(value.uses()) > 1 for value in between):
+            continue
+        own = node.attributes.get_ints("pads", [0] * len(padding))
+        total = [a + b for a, b in zip(own, padding, strict=True)]
+        node.attributes["pads"] = ir.AttrInt64s("pads", total)
+        for value in between:
+            value.shape = pad.inputs[0].shape
+        between[-1].replace_all_uses_with(pad.inputs[0])
+        graph.remove(pad, safe=True)
+
+
+def _on_the_way(value: Any) -> Iterator[Any]:
+    """The value and those that are the same but for rounding, back to what computes them."""
+    yield value
+    while (node := value.producer()) is not None and node.op_type in _ON_GRID:
+        value = node.inputs[0]
+        yield value
+
+
+def _zeros_padded(node: Any) -> list[int] | None:
+    """The zeros that a Pad puts before and behind each side of images; None if it does something else."""
+    if node is None or node.op_type != "Pad" or node.attributes.get_string("mode", "constant") != "constant":
+        return None
+    given = [value for value in node.inputs[1:] if value is not None]
+    if any(value.const_value is None for value in given) or len(given) > 2:
+        return None
+    widths, *filled = (value.const_value.numpy() for value in given)
+    before, behind = widths.reshape(2, -1).tolist()
+    images = not any(before[:2] + behind[:2]) and min(before + behind) >= 0
+    return [*before[2:], *behind[2:]] if images and not any(map(np.any, filled)) else None
 
 
 def round_biases(graph: Any, ir: Any) -> None:
@@ -25,7 +69,9 @@ def round_biases(graph: Any, ir: Any) -> None:
         if np.abs(codes).max(initial=0) > _MOST:
             continue
         scale = np.broadcast_to(steps, values.shape).astype(np.float32)
-        nodes = Nodes(graph, bias.name, ir)
+        # Of a layer that is called twice, each call has a bias of its own: the inputs' steps differ.
+        name = bias.name if len(bias.uses()) == 1 else f"{node.outputs[0].name}.bias"
+        nodes = Nodes(graph, name, ir)
         constants = [
             nodes.constant("codes", codes.astype(np.int32)),
             nodes.constant("step", np.ascontiguousarray(scale)),
