@@ -23,6 +23,7 @@ from laq import machine
 from laq.dataset import read_images
 from laq.dataset.images import ImageSet
 from laq.export import made as room
+from laq.export.file import write_file
 from laq.export.latency import latency
 from laq.export.made import MadeNetworks, make
 from laq.network import predict
@@ -97,6 +98,12 @@ def test_the_file_says_what_it_is(made: Made) -> None:
     assert (about.mean_bits, about.storage, about.vnni) == (7, "int8", False)
     assert Recipe.from_json(about.recipe) == made.networks.quantized.recipe
     assert (about.dataset, about.subset, len(about.commit)) == ("glyphs", NAME, 40)
+
+
+def test_the_same_order_gives_the_same_bytes(made: Made, clone: Path, tmp_path: Path) -> None:
+    with chdir(clone):
+        write_file(tmp_path / "again.onnx", made.networks.quantized, made.subset, made.params.export)
+    assert (tmp_path / "again.onnx").read_bytes() == made.file.read_bytes()
 
 
 def test_what_a_file_is_told_of_itself_is_read_back(made: Made, tmp_path: Path) -> None:
