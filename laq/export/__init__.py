@@ -18,6 +18,7 @@ from laq.sections.commands import Export
 from laq.subsets.subset import Subset
 
 _NOTICED: Final = 0.1  # points
+Line = tuple[str, str]  # what it is about, and what there is to say
 
 
 def run(params: Params, subset: Subset, asked: Export, out: Path, threads: int) -> str:
@@ -35,41 +36,42 @@ def run(params: Params, subset: Subset, asked: Export, out: Path, threads: int) 
         sizes = path.stat().st_size, original.stat().st_size
         measured = scores(path, made, images, vnni=asked.vnni)
         taken = latency(path, images.images[:1].numpy(), threads, original)
-    return "\n".join([_size(out, sizes, made, subset), *_bits(made, asked), *_scored(measured), str(taken)])
+    told = [
+        ("file", f"{out}, {sizes[0] / 1024:.1f} KiB; in float {sizes[1] / 1024:.1f} KiB"),
+        ("classes", ", ".join(subset.class_names)),
+        *_bits(made, asked),
+        *_scored(measured),
+        ("time", taken.figures),
+        ("", taken.conditions),
+    ]
+    return "\n".join(f"{name:<10} {text}" for name, text in told)
 
 
-def _size(out: Path, sizes: tuple[int, int], made: MadeNetworks, subset: Subset) -> str:
-    own, whole = (size / 1024 for size in sizes)
-    return (
-        f"{out}: {own:.1f} KiB, the float network's file {whole:.1f} KiB; "
-        f"{len(made.numbers)} classes: {', '.join(subset.class_names)}"
-    )
-
-
-def _bits(made: MadeNetworks, asked: Export) -> Iterator[str]:
-    """The lines on bits, and on what stays float."""
+def _bits(made: MadeNetworks, asked: Export) -> Iterator[Line]:
+    """The lines on bits, and on what keeps its weights or stays float."""
     result = made.quantized
     recipe = result.recipe
-    activations = "float" if recipe.activations is None else f"of {recipe.activations} bits"
-    yield f"weights of {result.mean_bits:.3g} bits by {recipe.method}, activations {activations}"
+    activations = "float" if recipe.activations is None else f"of {recipe.activations}"
+    yield "bits", f"weights of {result.mean_bits:.3g} by {recipe.method}, activations {activations}"
     if made.capped:
         most = most_bits(recipe.alphabet)
         yield (
-            f"  {asked.bits} bits were asked for: the method chose codes of {most} bits at most, because "
-            "processors without VNNI add products in 16 bits, which larger ones overflow; --vnni keeps them"
+            "",
+            f"{asked.bits} were asked for: the method chose codes of {most} at most, because larger ones",
         )
+        yield "", "overflow on processors without VNNI, which add products in 16 bits; --vnni keeps them"
     if recipe.activations is not None:
-        yield f"on floats: {', '.join(result.on_floats) or 'nothing'}"
+        yield "on floats", ", ".join(result.on_floats) or "nothing"
     if result.not_quantized:
-        kept = ", ".join(f"{entry.name} ({entry.reason})" for entry in result.not_quantized)
-        yield f"not quantized: {kept}"
+        yield "kept", ", ".join(f"{entry.name} ({entry.reason})" for entry in result.not_quantized)
 
 
-def _scored(found: RuntimeScores) -> Iterator[str]:
-    yield (
-        f"top-1 on {found.images} test images, as onnxruntime computes it: {found.file:.2f} %; torch's "
-        f"simulation {found.simulated:.2f} %, the float network {found.original:.2f} %"
-    )
+def _scored(found: RuntimeScores) -> Iterator[Line]:
+    """The lines on accuracy, as the runtime computes it."""
+    others = f"{found.simulated:.2f} % in torch's simulation, {found.original:.2f} % in float"
+    yield "top-1", f"{found.file:.2f} % as onnxruntime computes it, {others}"
+    yield "", f"on {found.images} test images of these classes"
     if abs(found.file - found.simulated) > _NOTICED:
         images = "1 image gets" if found.changed == 1 else f"{found.changed} images get"
-        yield f"  {images} another class than in the simulation: {found.reason}"
+        yield "", f"{images} another class than in the simulation:"
+        yield "", found.reason

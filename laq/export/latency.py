@@ -36,11 +36,23 @@ class Latency:
     processor: str
 
     def __str__(self) -> str:
-        faster = f", {_told(self.speedup)} times as fast as the float network's file" if self.speedup else ""
-        return (
-            f"{_told(self.milliseconds)} ms for a picture{faster} (medians and quartiles of {self.runs} runs "
-            f"in onnxruntime; {self.threads} thread{'s' if self.threads > 1 else ''}, {self.processor})"
-        )
+        return f"{self.figures} ({self.conditions})"
+
+    @property
+    def figures(self) -> str:
+        """The medians, with the quartiles."""
+        low, middle, high = self.milliseconds
+        own = f"{middle:.2f} ms for a picture ({low:.2f} to {high:.2f})"
+        if self.speedup is None:
+            return own
+        low, middle, high = self.speedup
+        return f"{own}, {middle:.2f} times as fast as the float network's file ({low:.2f} to {high:.2f})"
+
+    @property
+    def conditions(self) -> str:
+        """What was measured how."""
+        threads = f"{self.threads} thread{'s' if self.threads > 1 else ''}"
+        return f"medians and quartiles of {self.runs} runs in onnxruntime; {threads}, {self.processor}"
 
 
 def latency(path: Path, image: NDArray[Any], threads: int = 1, beside: Path | None = None) -> Latency:
@@ -70,11 +82,6 @@ def _seconds(session: Any, image: NDArray[Any]) -> float:
     begin = time.perf_counter()
     logits(session, image)
     return time.perf_counter() - begin
-
-
-def _told(quartiles: tuple[float, float, float]) -> str:
-    low, middle, high = quartiles
-    return f"{middle:.2f} ({low:.2f} to {high:.2f})"
 
 
 def _quartiles(values: NDArray[np.float64]) -> tuple[float, float, float]:

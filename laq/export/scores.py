@@ -13,13 +13,9 @@ from laq.network.evaluation import batch_size, predict
 from laq.run.runtime import logits, open_file
 
 _OVERFLOW: Final = (
-    "this processor adds products of 8 bits in 16 bits, which weights of 8 bits overflow; measure on one "
-    "with VNNI, or leave out --vnni"
+    "weights of 8 bits overflow on this processor; measure on one with VNNI, or leave out --vnni"
 )
-_TIES: Final = (
-    "the runtime adds integers and torch adds floats, and a sum near the middle between two values of a grid "
-    "may be rounded up by one of them and down by the other"
-)
+_TIES: Final = "sums of integers and of floats round apart near the middle between two values of a grid"
 
 
 @dataclass(frozen=True)

@@ -22,10 +22,12 @@ from PIL import Image
 from laq import machine
 from laq.dataset import read_images
 from laq.dataset.images import ImageSet
+from laq.export import _scored
 from laq.export import made as room
 from laq.export.file import write_file
 from laq.export.latency import latency
 from laq.export.made import MadeNetworks, make
+from laq.export.scores import RuntimeScores
 from laq.network import predict
 from laq.params import Params, load_params
 from laq.quantization import Recipe
@@ -75,17 +77,26 @@ def picture(made: Made, tmp_path: Path) -> Path:
 
 
 def test_the_command_says_what_the_file_is_worth(made: Made) -> None:
-    size, bits, why, floats, top1, *_, time = made.said
+    size, classes, bits, why, _, floats, top1, images, *_, time, conditions = made.said
     assert [path.name for path in made.file.parent.iterdir()] == ["small.onnx"]
-    assert size.startswith(
-        f"{made.file}: {made.file.stat().st_size / 1024:.1f} KiB, the float network's file "
-    )
-    assert size.endswith(f"; 3 classes: {', '.join(made.subset.class_names)}")
-    assert bits == "weights of 7 bits by gpfq, activations of 8 bits"
-    assert why.startswith("  8 bits were asked for: the method chose codes of 7 bits at most")
-    assert floats.startswith("on floats: nothing")
-    assert top1.startswith("top-1 on 6 test images, as onnxruntime computes it: ")
-    assert " times as fast as the float network's file (medians and quartiles of 55 runs" in time
+    assert size.startswith(f"file       {made.file}, {made.file.stat().st_size / 1024:.1f} KiB; in float ")
+    assert classes == f"classes    {', '.join(made.subset.class_names)}"
+    assert bits == "bits       weights of 7 by gpfq, activations of 8"
+    assert why.strip() == "8 were asked for: the method chose codes of 7 at most, because larger ones"
+    assert floats == "on floats  nothing"
+    assert " % as onnxruntime computes it, " in top1
+    assert images.strip() == "on 6 test images of these classes"
+    assert time.startswith("time       ")
+    assert " times as fast as the float network's file (" in time
+    assert conditions.strip().startswith("medians and quartiles of 55 runs in onnxruntime; 1 thread, ")
+
+
+def test_where_the_runtime_differs_from_the_simulation_the_reason_is_told() -> None:
+    alike = RuntimeScores(1000, 90.0, 90.1, 91.0, 3, "because")
+    assert len(list(_scored(alike))) == 2
+    *_, told, reason = _scored(replace(alike, file=89.9))
+    assert told == ("", "3 images get another class than in the simulation:")
+    assert reason == ("", "because")
 
 
 def test_the_file_says_what_it_is(made: Made) -> None:
