@@ -477,6 +477,39 @@ def _row(picture: Path, probabilities: Mapping[str, float]) -> list[str]:
 
 @main.command(
     group="Use",
+    reads="data/dataset, data/subsets.json, which are made first where they are missing",
+    writes="a picture (PNG) to standard output, or where --out says",
+    example="laq sample similar-1 > picture.png",
+)
+@click.argument("subset")
+@click.option(
+    "--number",
+    type=NumberType(whole_number(0)),
+    default=0,
+    show_default=True,
+    help="Which of the test images of the subset's classes.",
+)
+@click.option("--out", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE.png", help="The file.")
+def sample(subset: str, number: int, out: Path | None) -> None:
+    """Write a test image of a subset's classes as a picture, to try a served network with."""
+    from laq.subsets.sample import sample_picture
+
+    params = load_params()
+    if wrong := params.subsets.unknown(subset):
+        raise LaqError(f"SUBSET: {wrong}")
+    if out is None and sys.stdout.isatty():
+        raise LaqError(f"a terminal shows no picture; run `laq sample {subset} > picture.png`")
+    _make("subsets", params)
+    name, content = sample_picture(subset, number)
+    if out is None:
+        click.echo(content, nl=False)
+    else:
+        out.write_bytes(content)
+    click.echo(f"laq: test image {number} of {subset} is of the class {name}", err=True)
+
+
+@main.command(
+    group="Use",
     reads="your pictures and the network; params.yaml",
     writes="params.yaml, dvc.yaml",
     example="laq init --images photographs --network efficientnet_lite0 --size 160 --name shop",

@@ -8,16 +8,19 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import chdir
 from pathlib import Path
 from threading import Event
 
 import mlflow
+import numpy as np
 import pandas as pd
 import pytest
 import torch
 from click.testing import CliRunner
 from mlflow import MlflowClient
 from mlflow.entities import Run
+from PIL import Image
 
 from laq.cli import main
 from laq.dataset import read_images
@@ -297,6 +300,24 @@ def test_an_unknown_subset_is_told_with_those_that_are_known(clone: Path) -> Non
         in output
     )
     assert "Traceback" not in output
+
+
+def test_a_sample_is_a_test_image_of_the_subsets_classes(clone: Path, tmp_path: Path) -> None:
+    told = laq(clone, "sample", "random-1", "--number", "3", "--out", str(tmp_path / "sample.png"))
+    subset = next(s for s in read_json(clone / "data/subsets.json") if s["name"] == "random-1")
+    images = read_images(clone / "data/dataset", "test").select(subset["classes"])
+    assert told == (
+        f"laq: test image 3 of random-1 is of the class {images.class_names[int(images.labels[3])]}\n"
+    )
+    with Image.open(tmp_path / "sample.png") as picture:
+        assert (np.array(picture) == images.images[3].permute(1, 2, 0).numpy()).all()
+    with chdir(clone):
+        piped = CliRunner().invoke(main, ["sample", "random-1", "--number", "3"])
+    assert piped.stdout_bytes == (tmp_path / "sample.png").read_bytes()
+    assert laq(clone, "sample", "random-1", "--number", "6", code=2) == (
+        "laq: --number: found 6; must be below 6, the number of random-1's test images\n"
+    )
+    assert "SUBSET: found 'random'; must be" in laq(clone, "sample", "random", code=2)
 
 
 def test_an_unreachable_store_is_told_in_a_line_and_loses_nothing(own: Path) -> None:
