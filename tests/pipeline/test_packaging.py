@@ -1,16 +1,18 @@
 """What `pip install laq` brings is what the quantizer and serving import; the command says what else it needs."""
 
 import ast
+import shutil
 import subprocess
 import sys
 import tomllib
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.conftest import ROOT
-from tests.project import environment
+from tests.project import environment, run
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 # The last one is a module that a registry names: served networks of torchvision are built by it.
@@ -120,19 +122,44 @@ save(WEIGHTS, quantize(build(design, seed=1), images, Recipe(bits=3)))
 with open(DESCRIPTION, "w") as file:
     json.dump({{"design": design.to_json(), "classes": {{"1": "circle", "3": "square"}}}}, file)
 picture = np.full((32, 32, 3), 200)
-print(*load_classifier(Path(".")).predict(pd.DataFrame({{"image": [picture]}})).columns)
+print(*load_classifier(Path(".")).predict(pd.DataFrame({{"image": [picture]}})).columns, end=" ")
+print(Path(sys.modules["laq"].__file__).parents[1])
 """
 
 
-def test_a_network_is_quantized_packed_and_served_without_the_pipelines_packages(tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder that `pip install` of the project's wheel fills."""
+    source, target = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("installed")
+    shutil.copytree(ROOT / "laq", source / "laq", ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, source)
+    build = "from setuptools.build_meta import build_wheel; build_wheel('.')"
+    subprocess.run([sys.executable, "-c", build], cwd=source, check=True, capture_output=True)
+    (wheel,) = source.glob(f"laq-{PROJECT['version']}-py3-none-any.whl")
+    with zipfile.ZipFile(wheel) as packed:
+        packed.extractall(target)
+    return target
+
+
+def test_the_wheel_has_every_file_of_the_package(installed: Path) -> None:
+    kept = {path.relative_to(installed) for path in (installed / "laq").rglob("*") if path.is_file()}
+    listed = run(ROOT, "git", "ls-files", "--cached", "--others", "--exclude-standard", "laq").splitlines()
+    assert kept == {Path(name) for name in listed if (ROOT / name).is_file()}
+
+
+def test_an_installed_wheel_quantizes_packs_and_serves_without_the_pipelines_packages(
+    installed: Path, tmp_path: Path
+) -> None:
     extras = PROJECT["optional-dependencies"]
     missing = modules_of([r for name, listed in extras.items() if name != "dev" for r in listed])
     missing.remove("laq[pipeline]")
     done = subprocess.run(
         [sys.executable, "-c", ALONE.format(missing=sorted(missing))],
-        cwd=tmp_path, env=environment() | {"PYTHONPATH": str(ROOT)}, check=False, text=True, capture_output=True,
+        cwd=tmp_path, env=environment() | {"PYTHONPATH": str(installed)}, check=False, text=True,
+        capture_output=True,
     )  # fmt: skip
-    assert done.stdout.split() == ["class", "probability", "probabilities"], done.stderr
+    assert done.stdout.split() == ["class", "probability", "probabilities", str(installed)], done.stderr
 
 
 @pytest.mark.parametrize("missing", ["click", "joblib"])
