@@ -127,9 +127,10 @@ def by_network(chart: Chart, *, revisions: bool = False) -> Chart:
 
 
 def template_data() -> alt.InlineData:
-    """Where DVC writes the rows of the table of ``laq.report.plotted``, all of them as texts."""
+    """Where DVC writes the rows of a table of the report's, all of them as texts."""
     numbers = ("method_place", "bits_place", "classes", "nats", "float_percent", "percent", "lost_points",
                "mean_low", "mean_high", "fit", "fit_low", "fit_high", "kib", "flips_lost_percent",
-               "flips_gained_percent")  # fmt: skip
+               "flips_gained_percent", "layer_place", "relative_error", "layer_bits",
+               "sparsity_percent")  # fmt: skip
     parse: dict[str, Any] = dict.fromkeys(numbers, "number")
     return alt.InlineData(values="<DVC_METRIC_DATA>", format=alt.JsonDataFormat(type="json", parse=parse))

@@ -2,6 +2,7 @@
 
 import gzip
 import shutil
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ from laq.report.analysis import Analysis, analyse, title_of
 from laq.report.answers import verdicts
 from laq.report.dependence import NEARNESS
 from laq.report.divergences import SubsetDivergences, read_divergences
+from laq.report.layers import layer_means, read_layers
 from laq.report.markdown import answers_text, markdown, note
 from laq.report.page import write_page
 from laq.report.page.contents import PageContents
@@ -65,6 +67,7 @@ COMPARISONS = "comparisons.csv"
 DEPENDENCE = "dependence.csv"
 # The rows that the charts and DVC's plots show.
 PLOTTED = "plotted.csv"
+LAYERS = "layers.csv"
 PROVENANCE = "provenance.json"
 IMAGES = "dataset.json"  # the manifest of the images, in what is published
 # This is not published: the table of measurements has these rows, too.
@@ -75,8 +78,9 @@ _UNPUBLISHED = (PLOTTED,)
 class Source:
     """What a report is made from: the cells, the subsets, and the divergences of classes and within subsets.
 
-    ``matrix`` (C, C) is in nats; ``class_names`` name its rows. ``asked_before`` is whether the primary
-    question was fixed before the study ran.
+    ``matrix`` (C, C) is in nats; ``class_names`` name its rows. ``layers`` is the table of
+    ``layers.layer_means``, without rows where nothing is known of layers. ``asked_before`` is whether the
+    primary question was fixed before the study ran.
     """
 
     measurements: pd.DataFrame
@@ -84,6 +88,7 @@ class Source:
     matrix: Matrix
     class_names: list[str]
     divergences: SubsetDivergences
+    layers: pd.DataFrame
     asked_before: bool = True
 
 
@@ -96,7 +101,8 @@ def run(params: Report) -> None:
     measurements, subsets = read_measurements(), read_subsets()
     if unknown := sorted(set(measurements.subset) - {subset.name for subset in subsets}):
         raise LaqError(f"{SUBSETS}: has no subset {unknown[0]}, which the study measured; run `dvc repro`")
-    source = Source(measurements, subsets, *read_divergence(), read_divergences(subsets))
+    layers = layer_means(read_layers(), measurements)
+    source = Source(measurements, subsets, *read_divergence(), read_divergences(subsets), layers)
     with replacing_folder(FOLDER) as folder:
         found = write_report(folder, source, params)
         found.table.to_csv(folder / TABLE, index=False)
@@ -108,6 +114,7 @@ def write_report(folder: Path, source: Source, params: Report) -> Analysis:
     found = analyse(source.measurements, source.divergences, params)
     for name, table in found.tables().items():
         table.to_csv(folder / name, index=False)
+    source.layers.to_csv(folder / LAYERS, index=False)
     write_json(folder / METRICS, metrics(found.summary, found.dependence))
     answered = answers_text(found, params, asked_before=source.asked_before)
     (folder / TEXT).write_text(markdown(found, answered), encoding="utf-8")
@@ -123,7 +130,7 @@ def write_report(folder: Path, source: Source, params: Report) -> Analysis:
         effects=effects(found.comparisons, found.dependence),
     )
     write_page(folder / PAGE, contents)
-    _draw(folder, found, params)
+    _draw(folder, {"plotted": _plotted(found), "layers": source.layers}, _caption(found, params))
     write(folder / "divergence_matrix.png", of_classes(source.matrix, source.class_names))
     return found
 
@@ -136,10 +143,10 @@ def _caption(found: Analysis, params: Report) -> Caption:
     return Caption(found.title, params.confidence, params.primary.method, str(params.primary.bits))
 
 
-def _draw(folder: Path, found: Analysis, params: Report) -> None:
-    """Draw all charts; a study of networks in float alone has none."""
-    rows, study = _plotted(found), _caption(found, params)
+def _draw(folder: Path, tables: Mapping[str, pd.DataFrame], study: Caption) -> None:
+    """Draw all charts that the study has the numbers for; one of networks in float alone has none."""
     for name, chart in CHARTS.items():
+        rows = tables[chart.table]
         if rows[chart.shows].notna().any():
             write(folder / f"{name}.png", chart.picture(rows, study))
 

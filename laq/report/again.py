@@ -11,8 +11,9 @@ from laq.files import read_json, replacing_folder, write_json
 from laq.git import commit
 from laq.machine import processor
 from laq.paths import SUBSETS
-from laq.report import PAGE, PROVENANCE, TABLE, Source, write_report
+from laq.report import LAYERS, PAGE, PROVENANCE, TABLE, Source, write_report
 from laq.report.divergences import SubsetDivergences, divergences_in, members_of
+from laq.report.layers import COLUMNS
 from laq.report.page.data import read_matrix
 from laq.sections.report import Report
 from laq.study.tables import read_measurements, read_table
@@ -47,11 +48,20 @@ def analyse_again(folder: Path, params: Report, divergence: str) -> None:
         within = SubsetDivergences(_read_divergences(folder / DIVERGENCES), members)
     else:
         within = divergences_in(measurements, members, divergence)
-    source = Source(measurements, subsets, *read_matrix(folder / PAGE), within, _asked_before(record, params))
+    about = _read_layers(folder / LAYERS), _asked_before(record, params)
+    source = Source(measurements, subsets, *read_matrix(folder / PAGE), within, *about)
     with replacing_folder(folder) as partial:
         shutil.copytree(folder, partial, dirs_exist_ok=True, ignore=shutil.ignore_patterns(*_STALE))
         write_report(partial, source, params)
         write_json(partial / PROVENANCE, {**record, "analysis": {**commit(), "processor": processor()}})
+
+
+def _read_layers(path: Path) -> pd.DataFrame:
+    """The published table of layers, which former reports have not."""
+    if not path.exists():
+        return pd.DataFrame(columns=COLUMNS)
+    texts = dict.fromkeys(("network", "method", "bits", "layer"), str)
+    return read_table(path, texts | {"relative_error": float}, _REMEDY)
 
 
 def _asked_before(record: Any, params: Report) -> bool:

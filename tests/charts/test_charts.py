@@ -23,6 +23,8 @@ from laq.quantization.methods.registry import METHODS, look_of
 from laq.report.comparisons import comparisons
 from laq.report.dependence import dependence
 from laq.report.divergences import divergences_in, members_of
+from laq.report.layers import COLUMNS as LAYER_COLUMNS
+from laq.report.layers import layer_means
 from laq.report.plotted import COLUMNS, in_order, plotted
 from laq.report.tables import main_rows, over_seeds, with_drops
 from tests.conftest import ROOT
@@ -48,6 +50,33 @@ def rows(tables: dict[str, pd.DataFrame]) -> pd.DataFrame:
     found = plotted(**tables)
     gained = np.random.default_rng(0).uniform(0, 2, len(found))
     return found.assign(flips_gained_percent=gained, flips_lost_percent=gained + found.lost_points)
+
+
+@pytest.fixture(scope="module")
+def layers() -> pd.DataFrame:
+    rng = np.random.default_rng(0)
+    subsets = made_up_subsets(2, made_up_matrix(), sizes=(5,))
+    table = made_up_study(subsets, Planted())
+    each = [
+        {"cell": cell, "layer": f"body.{name}", "bits": 3, "weights": 9, "levels": 7,
+         "sparsity_percent": rng.uniform(0, 90), "relative_error": rng.uniform(0, 1)}
+        for cell in table.cell[table.method != "float"] for name in ("stem", "block.0", "head")
+    ]  # fmt: skip
+    return layer_means(pd.DataFrame(each), table)
+
+
+@pytest.fixture(scope="module")
+def tables_of(rows: pd.DataFrame, layers: pd.DataFrame) -> dict[str, pd.DataFrame]:
+    """The tables that charts are drawn from."""
+    return {"plotted": rows, "layers": layers}
+
+
+def test_the_table_of_layers_has_means_in_the_order_of_execution(layers: pd.DataFrame) -> None:
+    assert list(layers) == LAYER_COLUMNS
+    for _, group in layers.groupby(["network", "method", "bits"]):
+        assert list(group.layer) == ["body.stem", "body.block.0", "body.head"]
+        assert set(group.subsets) == {2}
+        assert group.relative_error.between(0, 1).all()
 
 
 def test_the_table_has_every_cell_once_with_the_interval_of_its_mean(
@@ -108,8 +137,9 @@ def compiled(chart: Any) -> dict[str, Any]:
 
 @pytest.mark.parametrize("name", CHARTS)
 def test_each_chart_is_a_picture_of_the_same_bytes_each_time(
-    name: str, rows: pd.DataFrame, tmp_path: Path
+    name: str, tables_of: dict[str, pd.DataFrame], tmp_path: Path
 ) -> None:
+    rows = tables_of[CHARTS[name].table]
     paths = [tmp_path / "a.png", tmp_path / "b.png"]
     for path in paths:
         write(path, CHARTS[name].picture(rows, STUDY))
@@ -161,7 +191,10 @@ def marks(node: Any, kind: str, inside: str = "") -> Any:
 
 
 @pytest.mark.parametrize("name", CHARTS)
-def test_templates_are_of_this_table_alone_and_take_texts(name: str, rows: pd.DataFrame) -> None:
+def test_templates_are_of_their_table_alone_and_take_texts(
+    name: str, tables_of: dict[str, pd.DataFrame]
+) -> None:
+    rows = tables_of[CHARTS[name].table]
     text = json.dumps(as_dict(CHARTS[name].template()))
     values = [{key: str(value) for key, value in row.items()} for row in rows.to_dict("records")]
     filled = json.loads(
