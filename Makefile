@@ -66,7 +66,7 @@ plots: $(INSTALLED)
 
 # The site in site/, which asks no other host for anything; a warning is an error.
 docs: $(INSTALLED)
-	NO_MKDOCS_2_WARNING=1 mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 mkdocs build --strict
 
 # Speed beside Brevitas and the textbook, in an environment of its own; never part of the tests.
 bench: $(VENV)-bench/.installed
