@@ -40,6 +40,7 @@ from laq.study.selection import choosing
 from laq.subsets.subset import Subset
 from laq.track.store import Store
 from tests.conftest import ROOT, tiny_params, write_params
+from tests.snapshots import check_snapshot
 
 SUBSET = Subset("asked", "asked", (3, 1, 2), ("c", "a", "b"), 2.0, 1.0, 1.5, 1.5)
 FLOAT = ("original", "float", "32", 400_000, 0, 0)
@@ -183,6 +184,11 @@ def test_nothing_beats_one_on_the_front_and_something_there_beats_every_other(se
 
 AT_3 = "GPFQ at 3 bits on the fine-tuned network"
 OTHERS = "on n = 900 other images it has 84.5 % top-1 (82.0 to 86.8) and loses 0.4 points (-0.7 to 1.6)"
+
+
+def test_the_text_of_an_advice_is_the_one_kept() -> None:
+    provenance = {"network": "resnet20", "dataset": "glyphs", "commit": "abc"}
+    check_snapshot("advice.md", markdown(findings(1.1, 40), provenance))
 
 
 def test_the_answer_is_one_line_that_says_it_all() -> None:

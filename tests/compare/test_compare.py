@@ -21,6 +21,7 @@ from laq.track.runs import Input, ResultRuns, RunSpec
 from laq.track.store import Store
 from laq.track.studies import COLUMNS, TrackedStudies, TrackedStudy
 from tests.conftest import tiny_params, write_params
+from tests.snapshots import check_snapshot
 from tests.studies import measured_row
 
 FLOAT = {"original": 90.0, "finetuned": 92.0}
@@ -60,6 +61,13 @@ def test_differences_are_second_minus_first_cell_by_cell() -> None:
     assert found["bytes_first"] == found["bytes_second"] == 3072
     line = "| original | GPFQ | 3 | 3 | 70.00 | 72.00 | +2.00 ± 1.00 | 3.0 | 3.0 |"
     assert line in text_of(match(first, second))
+
+
+def test_the_text_of_a_comparison_is_the_one_kept() -> None:
+    first = rows(row("a, b", "3", 80.0), row("a, c", "3", 70.0), row("a, b", "4", 80.0))
+    second = rows(row("a, c", "3", 72.0), row("a, b", "3", 81.0), row("a, b", "auto:3", 80.0))
+    pair = Comparison(tracked("a" * 32, params={"seed": "0"}), tracked("b" * 32, params={"seed": "1"}))
+    check_snapshot("comparison.md", text_of(match(first, second), pair))
 
 
 def test_one_pair_has_a_difference_and_no_deviation() -> None:
