@@ -188,7 +188,7 @@ OTHERS = "on n = 900 other images it has 84.5 % top-1 (82.0 to 86.8) and loses 0
 
 def test_the_text_of_an_advice_is_the_one_kept() -> None:
     provenance = {"network": "resnet20", "dataset": "glyphs", "commit": "abc"}
-    check_snapshot("advice.md", markdown(findings(1.1, 40), provenance))
+    check_snapshot("advice.txt", markdown(findings(1.1, 40), provenance))
 
 
 def test_the_answer_is_one_line_that_says_it_all() -> None:

@@ -67,7 +67,7 @@ def test_the_text_of_a_comparison_is_the_one_kept() -> None:
     first = rows(row("a, b", "3", 80.0), row("a, c", "3", 70.0), row("a, b", "4", 80.0))
     second = rows(row("a, c", "3", 72.0), row("a, b", "3", 81.0), row("a, b", "auto:3", 80.0))
     pair = Comparison(tracked("a" * 32, params={"seed": "0"}), tracked("b" * 32, params={"seed": "1"}))
-    check_snapshot("comparison.md", text_of(match(first, second), pair))
+    check_snapshot("comparison.txt", text_of(match(first, second), pair))
 
 
 def test_one_pair_has_a_difference_and_no_deviation() -> None:

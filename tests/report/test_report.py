@@ -175,7 +175,7 @@ def test_two_subsets_are_reported_without_an_effect() -> None:
 def test_the_report_begins_with_the_sentences_and_says_what_is_exploratory() -> None:
     measured = made_up_study(made_up_subsets(12, made_up_matrix()), Planted(distance=3))
     text = told(measured)
-    check_snapshot("report.md", text)
+    check_snapshot("report.txt", text)
     assert text.splitlines()[2].startswith("1. **Do subsets of similar classes lose more accuracy? ")
     assert text.index("**all else is exploratory**") < text.index("## Also asked") < text.index("## Tables")
     assert "of one draw of these images" not in text  # two seeds
