@@ -444,7 +444,7 @@ def export(*, classes: str, subset: str, out: Path, threads: int, **asked: Any) 
         from laq.track.own_run import annotate
         from laq.track.store import Store
 
-        annotate(Store(), text, {"laq.level": "export"}, [out])
+        annotate(Store(), f"```text\n{text}\n```", {"laq.level": "export"}, [out])
 
 
 @main.command(

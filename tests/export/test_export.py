@@ -10,6 +10,7 @@ from contextlib import chdir
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 import onnx
@@ -269,6 +270,20 @@ def test_orders_that_cannot_be_met_are_told_and_write_nothing(
     assert said.startswith(f"laq: {told}")
     assert len(said.splitlines()) == 1
     assert not list(tmp_path.iterdir())
+
+
+def test_the_run_that_mlflow_started_gets_the_file(
+    clone: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sent: list[tuple[Any, ...]] = []
+    monkeypatch.setattr("laq.export.run", lambda *_: "told")
+    monkeypatch.setattr("laq.track.own_run.annotate", lambda _, *what: sent.append(what))
+    monkeypatch.setattr("laq.track.store.Store", object)
+    order = ("export", "--subset", NAME, "--out", str(tmp_path / "x.onnx"))
+    assert laq(clone, *order) == "told\n"
+    assert not sent
+    laq(clone, *order, MLFLOW_RUN_ID="1")
+    assert sent == [("```text\ntold\n```", {"laq.level": "export"}, [tmp_path / "x.onnx"])]
 
 
 def test_weights_keep_the_bits_that_cannot_overflow_or_all_if_asked(made: Made, clone: Path) -> None:
