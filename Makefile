@@ -20,9 +20,9 @@ repro: $(INSTALLED)
 	dvc repro
 	@echo && cat data/report/report.md
 
-# Two processes, each computing on one core and taking file by file.
+# Three processes for two cores, as tests wait for servers and commands; each takes file by file.
 test: $(INSTALLED)
-	OMP_NUM_THREADS=1 pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
+	OMP_NUM_THREADS=1 pytest --numprocesses 3 --dist loadfile --no-loadscope-reorder
 
 # Published studies whose images are on this machine: the drawn ones are, LAQ_CIFAR100 names a copy of CIFAR-100.
 verify: $(INSTALLED)

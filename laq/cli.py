@@ -354,8 +354,13 @@ def compare(first: str | None, second: str | None) -> None:
     metavar="PERCENT",
     help="Or else the least top-1 among them.",
 )
+@click.option(
+    "--quick",
+    is_flag=True,
+    help="Measure the method of the report's primary question alone, on the network as it is.",
+)
 @_workers
-def advise(jobs: int | None, scheduler: str, **asked: Any) -> None:
+def advise(jobs: int | None, scheduler: str, *, quick: bool, **asked: Any) -> None:
     """Find the smallest network that keeps its accuracy on some classes, and write it with the evidence.
 
     What the pipeline has not made yet, or would make otherwise now, is made first. Ends with code 2 if no
@@ -367,7 +372,9 @@ def advise(jobs: int | None, scheduler: str, **asked: Any) -> None:
     params, question = load_params(), room.Question(**asked)
     if question.subset and (wrong := params.subsets.unknown(question.subset)):
         raise LaqError(f"--subset: {wrong}")
+    params = room.quick(params) if quick else params
     _make("subsets" if question.subset else "network", params)
+    click.echo(f"laq: {room.foretold(params, question.subset_of())}", err=True)
     advice = room.run(params, question, workers(jobs, scheduler))
     click.echo(advice.text)
     if advice.refusal:
@@ -479,7 +486,7 @@ def _row(picture: Path, probabilities: Mapping[str, float]) -> list[str]:
     group="Use",
     reads="data/dataset, data/subsets.json, which are made first where they are missing",
     writes="a picture (PNG) to standard output, or where --out says",
-    example="laq sample similar-1 > picture.png",
+    example="laq sample similar-1 --out picture.png",
 )
 @click.argument("subset")
 @click.option(

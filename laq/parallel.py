@@ -5,6 +5,7 @@ Each item is computed by one thread, so its result does not depend on where that
 
 import errno
 import os
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -92,7 +93,12 @@ def run_all(
 def _backend(workers: Workers, items: int) -> Iterator[int]:
     """Set where joblib sends the work; yields the number of processes."""
     if not workers.scheduler:
-        with joblib.parallel_config("loky", inner_max_num_threads=1, idle_worker_timeout=_IDLE):
+        with (
+            joblib.parallel_config("loky", inner_max_num_threads=1, idle_worker_timeout=_IDLE),
+            warnings.catch_warnings(),
+        ):
+            # One that has ended after idle seconds is started again.
+            warnings.filterwarnings("ignore", "A worker stopped while some jobs were given")
             yield min(workers.jobs, items)
         return
     with _client(workers.scheduler) as client, joblib.parallel_config("dask", client=client):

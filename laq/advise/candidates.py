@@ -19,6 +19,7 @@ from laq.imports import code_digest
 from laq.parallel import Workers
 from laq.params import Params
 from laq.paths import DATASET, WEIGHTS
+from laq.quantization.methods.registry import label_of
 from laq.sections.commands import Advise
 from laq.sections.study import Grid, Study
 from laq.study.cells import Cell, plan
@@ -30,6 +31,10 @@ from laq.subsets.subset import Subset
 
 _RANKED: Final = 512  # training images, which put the candidates in the order of their tests
 _SIZE: Final = "size.json"
+_BASES: Final = {
+    "original": "the network as it is",
+    "finetuned": "the network that is fine-tuned on these classes first",
+}
 Labels = NDArray[np.int16]
 
 
@@ -73,6 +78,30 @@ def as_study(study: Study, advise: Advise) -> Study:
     """
     factors = {name: getattr(advise, name) for name in Grid.model_fields}
     return study.restricted(**factors, activations=advise.activations or study.activations)
+
+
+def quick(params: Params) -> Params:
+    """The parameters with fewer candidates: the primary question's method, on the network as it is.
+
+    Nothing is measured to choose them, so that the promise holds for whichever is delivered.
+    """
+    asked, methods = params.report.primary.method, params.advise.methods
+    best = asked if asked in methods else methods[-1]
+    fewer = params.advise.model_copy(update={"methods": (best,), "bases": ("original",)})
+    return params.model_copy(update={"advise": fewer})
+
+
+def foretold(params: Params, subset: Subset) -> str:
+    """What will be measured, before it is: how many networks, and which."""
+    study = as_study(params.study, params.advise)
+    candidates = [cell for cell in planned(subset, study) if cell.recipe]
+    bits = [str(width) for width in dict.fromkeys(cell.bits for cell in candidates)]
+    methods = [label_of(method) for method in dict.fromkeys(cell.method for cell in candidates)]
+    bases = [_BASES[base] for base in dict.fromkeys(cell.base for cell in candidates)]
+    return (
+        f"{len(candidates)} candidates for {len(subset.classes)} classes: {' and '.join(methods)} at "
+        f"{', '.join(bits)} bits, of {' and '.join(bases)}; what was measured before is read"
+    )
 
 
 def planned(subset: Subset, study: Study) -> list[Cell]:

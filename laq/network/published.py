@@ -48,10 +48,10 @@ def _given_weights(params: Network, folder: Path) -> dict[str, Tensor]:
     if params.source == "train":
         return {}
     design = read_design(folder)
-    body = make_body(
-        design.architecture, design.arguments, pretrained=params.source == "pretrained", folder=folder
-    )
-    state = body.state_dict()
-    if params.weights is not None:
-        state = renamed(read_foreign_weights(params.weights, params.sha256)[0], state)
+    if params.weights is None:
+        body = make_body(design.architecture, design.arguments, pretrained=True, folder=folder)
+        state = body.state_dict()
+    else:
+        names = build(design, folder=folder).body.state_dict()
+        state = renamed(read_foreign_weights(params.weights, params.sha256)[0], names)
     return {f"body.{name}": tensor for name, tensor in state.items()}

@@ -414,6 +414,20 @@ def test_the_command_writes_the_smallest_network_with_the_evidence(place: Path) 
     assert row["lost_high_points"] <= 40
 
 
+def test_what_will_be_measured_is_told_first_and_quick_measures_less(place: Path) -> None:
+    done = ask(*CLASSES, "--max-kb", "100", "--quick")
+    assert done.exit_code == 0, done.output
+    assert "laq: 2 candidates for 3 classes: GPFQ at 3, 8 bits, of the network as it is; what" in done.stderr
+    table = pd.read_csv(place / room.FOLDER / "candidates.csv")
+    assert set(table.method) == {"float", "gpfq"}
+    assert set(table.variant) == {"original", "quantized"}
+    whole = ask(*CLASSES, "--max-kb", "100")
+    assert (
+        "laq: 8 candidates for 3 classes: round-to-nearest and GPFQ at 3, 8 bits, of the network as it is and the "
+        "network that is fine-tuned on these classes first; what was measured before is read"
+    ) in whole.stderr
+
+
 def test_the_lines_in_the_text_load_a_network_that_does_what_was_measured(place: Path) -> None:
     assert ask(*CLASSES).exit_code == 0
     text = (place / room.FOLDER / "advice.md").read_text(encoding="utf-8")

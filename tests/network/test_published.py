@@ -1,10 +1,12 @@
 """Weights that are published beside results: those that the network's source does not give."""
 
+import hashlib
 from pathlib import Path
 
 import pytest
 import torch
 
+from laq.architectures import make_body
 from laq.dataset.images import ImageSet
 from laq.errors import LaqError
 from laq.files import project_root, write_json
@@ -56,12 +58,22 @@ def test_of_a_new_head_on_pretrained_features_the_head_is_published(code: Path) 
 
 def test_of_a_network_as_it_comes_nothing_is_published(code: Path) -> None:
     torch.save({"model": make_network(from_file("tiny"), images())[0].body.state_dict()}, "net.pt")
-    import hashlib
-
     sha256 = hashlib.sha256(Path("net.pt").read_bytes()).hexdigest()
     source = {"source": "file", "weights": "net.pt", "sha256": sha256}
     params = Network(architecture="python:net.py:tiny", **source, **GREY)
     whole = made(params, images())
+    assert published_names(params) == set()
+    assert restored(params, Path("out")) == whole
+
+
+def test_of_a_checkpoint_of_the_zoo_nothing_is_published(project: Path) -> None:
+    data = images()
+    classes = len(data.class_names)
+    save_tensors(Path("net.safetensors"), make_body("resnet8", {}, classes).state_dict())
+    sha256 = hashlib.sha256(Path("net.safetensors").read_bytes()).hexdigest()
+    source = {"source": "file", "weights": "net.safetensors", "sha256": sha256}
+    params = Network(architecture="resnet8", **source, **GREY)
+    whole = made(params, data)
     assert published_names(params) == set()
     assert restored(params, Path("out")) == whole
 

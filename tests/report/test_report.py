@@ -244,6 +244,16 @@ def make_study(folder: Path) -> pd.DataFrame:
     table = made_up_study(subsets, Planted(distance=1, calibration=3))
     (folder / STUDY).mkdir(parents=True)
     table.to_csv(folder / STUDY / "measurements.csv", index=False)
+    layer = {
+        "layer": "body.fc",
+        "bits": 3,
+        "weights": 9,
+        "levels": 7,
+        "sparsity_percent": 1.0,
+        "relative_error": 0.1,
+    }
+    rows = [{"cell": cell, **layer} for cell in table.cell[table.method != "float"]]
+    pd.DataFrame(rows).to_csv(folder / STUDY / "layers.csv", index=False)
     (folder / DIVERGENCE / ALTERNATIVES).mkdir(parents=True)
     np.save(folder / DIVERGENCE / "matrix.npy", matrix)
     np.save(folder / DIVERGENCE / "class_names.npy", [f"class-{c}" for c in range(len(matrix))])
@@ -259,6 +269,7 @@ def test_the_stage_writes_the_same_bytes_twice(project: Path) -> None:
     report.run(PARAMS)
     names = (
         "measurements.csv",
+        "layers.csv",
         "summary.csv",
         "by_size.csv",
         "dependence.csv",
