@@ -233,7 +233,8 @@ def test_onnxruntime_computes_in_integers_what_torch_computes(
     operators = optimized(tmp_path / "file.onnx")
     assert operators["QLinearConv"] == 3
     assert operators["QLinearAdd"] == 1
-    assert not operators.keys() & {"Conv", "Add", "Concat", "Relu"}
+    assert operators["QGemm"] == 1
+    assert not operators.keys() & {"Conv", "Add", "Concat", "Relu", "Gemm"}
     session = onnxruntime.InferenceSession(tmp_path / "file.onnx", providers=["CPUExecutionProvider"])
     (found,) = session.run(["logits"], {"pixels": pictures().numpy()})
     truth = result.network(pictures()).detach()
@@ -292,8 +293,9 @@ def test_biases_are_integers_in_the_step_of_the_products(block: nn.Module, tmp_p
     convolutions = [node for node in graph.node if node.op_type == "Conv"]
     assert len(convolutions) == 3
     for node, layer in zip(convolutions, result.layers, strict=False):
-        (_, X_step, _), (codes, W_step), (bias, step) = (decoded[name] for name in node.input)
+        (_, X_step, _), (codes, W_step, zero), (bias, step) = (decoded[name] for name in node.input)
         assert (codes.dtype, bias.dtype) == (np.int8, np.int32)
+        assert not zero.any()
         assert np.array_equal(codes, layer.codes.numpy())
         np.testing.assert_allclose(step, X_step * W_step, rtol=1e-6)
         truth = result.network.get_parameter(f"{layer.name}.bias").detach().numpy()

@@ -212,6 +212,9 @@ def _decode_along_axis(nodes: Nodes, integers: NDArray[Any], dtype: Any, steps: 
         nodes.constant("codes", integers, dtype),
         nodes.constant("step", np.ascontiguousarray(scale.numpy())),
     ]
+    if dtype == nodes.ir.DataType.INT8:
+        # It is 0 anyway, but onnxruntime computes a Gemm in integers only where it stands.
+        inputs.append(nodes.constant("zero", np.zeros(len(scale), np.int8), dtype))
     return nodes.add("DequantizeLinear", inputs, nodes.ir.DataType.FLOAT, {"axis": axis})
 
 
