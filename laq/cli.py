@@ -14,6 +14,7 @@ import click
 
 from laq.beside import beside
 from laq.errors import LaqError
+from laq.files import replacing_file
 from laq.git import in_git
 from laq.params import Params, load_params
 from laq.provenance import (
@@ -34,6 +35,7 @@ from laq.terminal import BitsType, Commands, MethodType, NumberType, show_markdo
 # ruff: noqa: PLC0415
 
 
+_STDERR: Final = 2
 _FOLLOW_AFTER: Final = 5.0  # seconds: shorter studies have nothing to show before they are over
 
 
@@ -373,7 +375,9 @@ def advise(jobs: int | None, scheduler: str, *, quick: bool, **asked: Any) -> No
     if question.subset and (wrong := params.subsets.unknown(question.subset)):
         raise LaqError(f"--subset: {wrong}")
     params = room.quick(params) if quick else params
-    _make("subsets" if question.subset else "network", params)
+    _make("subsets" if question.subset else "dataset", params)
+    question.subset_of()  # a class that is not there is told before the network is trained
+    _make("network", params)
     click.echo(f"laq: {room.foretold(params, question.subset_of())}", err=True)
     advice = room.run(params, question, workers(jobs, scheduler))
     click.echo(advice.text)
@@ -408,8 +412,7 @@ def advise(jobs: int | None, scheduler: str, *, quick: bool, **asked: Any) -> No
     help="Of weights with 4 bits and fewer: fast or small.  [default: export.storage in params.yaml]",
 )
 @click.option(
-    "--vnni",
-    is_flag=True,
+    "--vnni/--no-vnni",
     default=None,
     help="Keep weights of 8 bits, for processors that add products in 32 bits: x86 with VNNI, ARM.  "
     "[default: export.vnni in params.yaml]",
@@ -424,7 +427,7 @@ def advise(jobs: int | None, scheduler: str, *, quick: bool, **asked: Any) -> No
 )
 @click.option(
     "--threads",
-    type=NumberType(whole_number(1)),
+    type=NumberType(whole_number(1, 1024)),
     default=1,
     show_default=True,
     help="Of the runtime, for its time.",
@@ -439,13 +442,15 @@ def export(*, classes: str, subset: str, out: Path, threads: int, **asked: Any) 
     from laq.subsets.asked import asked_subset, check_asked
 
     params = load_params()
+    room.check(out)
     check_asked(classes, subset)
     if subset and (wrong := params.subsets.unknown(subset)):
         raise LaqError(f"--subset: {wrong}")
     given = {name: value for name, value in asked.items() if value is not None}
-    _make("subsets" if subset else "network", params)
-    chosen = params.export.model_copy(update=given)
-    text = room.run(params, asked_subset(classes, subset), chosen, out, threads)
+    _make("subsets" if subset else "dataset", params)
+    wanted = asked_subset(classes, subset)
+    _make("network", params)
+    text = room.run(params, wanted, params.export.model_copy(update=given), out, threads or 1)
     click.echo(text)
     if "MLFLOW_RUN_ID" in os.environ:  # of what `mlflow run` has started, which gets the file
         from laq.track.own_run import annotate
@@ -470,7 +475,10 @@ def run_file(file: Path, pictures: tuple[Path, ...], *, as_json: bool) -> None:
 
     answers = room.OnnxClassifier(file).predict(pictures)
     if as_json:
-        named = ({"picture": str(path), "class": next(iter(p)), "probabilities": p} for path, p in answers)
+        named = (
+            {"picture": click.format_filename(path), "class": next(iter(p)), "probabilities": p}
+            for path, p in answers
+        )
         click.echo(json.dumps(list(named), indent=2, ensure_ascii=False))
     else:
         show_rows(("picture", "class", "next", ""), (_row(*answer) for answer in answers))
@@ -479,7 +487,7 @@ def run_file(file: Path, pictures: tuple[Path, ...], *, as_json: bool) -> None:
 def _row(picture: Path, probabilities: Mapping[str, float]) -> list[str]:
     """The picture, its class, and the two next classes, with their probabilities."""
     top = list(probabilities.items())[:3]
-    return [str(picture), *(f"{name} {100 * share:.1f} %" for name, share in top)]
+    return [click.format_filename(picture), *(f"{name} {100 * share:.1f} %" for name, share in top)]
 
 
 @main.command(
@@ -507,12 +515,13 @@ def sample(subset: str, number: int, out: Path | None) -> None:
     if out is None and sys.stdout.isatty():
         raise LaqError(f"a terminal shows no picture; run `laq sample {subset} > picture.png`")
     _make("subsets", params)
-    name, content = sample_picture(subset, number)
+    name, content = sample_picture(subset, number or 0)
     if out is None:
         click.echo(content, nl=False)
     else:
-        out.write_bytes(content)
-    click.echo(f"laq: test image {number} of {subset} is of the class {name}", err=True)
+        with replacing_file(out) as path:
+            path.write_bytes(content)
+    click.echo(f"laq: test image {number or 0} of {subset} is of the class {name}", err=True)
 
 
 @main.command(
@@ -607,7 +616,7 @@ def pipeline(stage: str | None) -> None:
         raise LaqError(
             f"STAGE: found {stage!r}; must be {', '.join(stages)}{nearest_name(stage, list(stages))}"
         )
-    _repro(*([stage] if stage else []))
+    _repro(*([stage] if stage else []), output=None)
     if stage is None:
         from laq import track as room
 
@@ -648,8 +657,12 @@ def _make(stage: str, params: Params) -> None:
     check(study, stage)
 
 
-def _repro(*arguments: str) -> None:
-    """Run the pipeline with the Python that runs laq; ends the process where it fails."""
+def _repro(*arguments: str, output: int | None = _STDERR) -> None:
+    """Run the pipeline with the Python that runs laq; ends the process where it fails.
+
+    What DVC and the stages print is no result of the command that needs them: it goes to standard error. None
+    stands for standard output.
+    """
     binaries = str(Path(sys.executable).parent)
     environment = {**os.environ, "PATH": os.pathsep.join([binaries, os.environ.get("PATH", "")])}
     dvc = [sys.executable, "-m", "dvc"]
@@ -657,5 +670,5 @@ def _repro(*arguments: str) -> None:
         # A copy of the project without its history; DVC insists on git unless told otherwise.
         subprocess.run([*dvc, "config", "--local", "core.no_scm", "true"], env=environment, check=True)
     command = [*dvc, "repro", *arguments]
-    if code := subprocess.run(command, env=environment, check=False).returncode:
+    if code := subprocess.run(command, env=environment, stdout=output, check=False).returncode:
         sys.exit(code)

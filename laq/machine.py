@@ -1,5 +1,6 @@
 """The machine that results are made on."""
 
+import platform
 from pathlib import Path
 
 import torch
@@ -17,5 +18,5 @@ def processor() -> str:
 def adds_in_32_bits() -> bool:
     """Whether the processor adds products of 8 bits in 32 bits, as far as the system tells: VNNI, or ARM."""
     lines = _CPUINFO.read_text(encoding="utf-8").splitlines() if _CPUINFO.exists() else []
-    flags = {flag for line in lines if line.startswith(("flags", "Features")) for flag in line.split()}
-    return bool(flags & {"avx512_vnni", "avx_vnni", "asimd"})
+    flags = {flag for line in lines if line.startswith("flags") for flag in line.split()}
+    return platform.machine() in {"arm64", "aarch64"} or bool(flags & {"avx512_vnni", "avx_vnni"})

@@ -6,6 +6,7 @@ from tempfile import TemporaryDirectory
 from typing import Final
 
 from laq.dataset.images import read_images
+from laq.errors import LaqError
 from laq.export.file import write_file, write_float_file
 from laq.export.latency import latency
 from laq.export.made import MadeNetworks, make
@@ -13,12 +14,29 @@ from laq.export.scores import RuntimeScores, scores
 from laq.files import replacing_file
 from laq.params import Params
 from laq.paths import DATASET
-from laq.quantization.files.onnx import most_bits
+from laq.quantization import QuantizationError
+from laq.quantization.files.onnx import most_bits, multiplied_in_float, onnx_tools
+from laq.run.runtime import find_runtime
 from laq.sections.commands import Export
 from laq.subsets.subset import Subset
 
 _NOTICED: Final = 0.1  # points
 Line = tuple[str, str]  # what it is about, and what there is to say
+
+
+def check(out: Path) -> None:
+    """See that the packages are there and that ``out`` may be a file, before what takes long.
+
+    Raises:
+        LaqError: a package is missing, or ``out`` is a folder.
+    """
+    if out.is_dir():
+        raise LaqError(f"--out: found the folder {out}; must be a file, such as {out / 'network.onnx'}")
+    try:
+        onnx_tools()
+    except QuantizationError as error:
+        raise LaqError(str(error)) from error
+    find_runtime()
 
 
 def run(params: Params, subset: Subset, asked: Export, out: Path, threads: int) -> str:
@@ -36,9 +54,10 @@ def run(params: Params, subset: Subset, asked: Export, out: Path, threads: int) 
         sizes = path.stat().st_size, original.stat().st_size
         measured = scores(path, made, images, vnni=asked.vnni)
         taken = latency(path, images.images[:1].numpy(), threads, original)
+    names = [name for _, name in sorted(zip(subset.classes, subset.class_names, strict=True))]
     told = [
         ("file", f"{out}, {sizes[0] / 1024:.1f} KiB; in float {sizes[1] / 1024:.1f} KiB"),
-        ("classes", ", ".join(subset.class_names)),
+        ("classes", ", ".join(names)),
         *_bits(made, asked),
         *_scored(measured),
         ("time", taken.figures),
@@ -55,13 +74,11 @@ def _bits(made: MadeNetworks, asked: Export) -> Iterator[Line]:
     yield "bits", f"weights of {result.mean_bits:.3g} by {recipe.method}, activations {activations}"
     if made.capped:
         most = most_bits(recipe.alphabet)
-        yield (
-            "",
-            f"{asked.bits} were asked for: the method chose codes of {most} at most, because larger ones",
-        )
-        yield "", "overflow on processors without VNNI, which add products in 16 bits; --vnni keeps them"
+        yield "", f"asked for {asked.bits}; a weight gets {most} bits at most, because more may overflow on"
+        yield "", "processors without VNNI, which add products in 16 bits; --vnni keeps them"
     if recipe.activations is not None:
-        yield "on floats", ", ".join(result.on_floats) or "nothing"
+        floats = [*result.on_floats, *multiplied_in_float(result, asked.storage)]
+        yield "on floats", ", ".join(floats) or "nothing"
     if result.not_quantized:
         yield "kept", ", ".join(f"{entry.name} ({entry.reason})" for entry in result.not_quantized)
 

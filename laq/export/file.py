@@ -13,6 +13,7 @@ from laq.git import commit
 from laq.network.weights import read_design
 from laq.paths import DATASET
 from laq.quantization import QuantizationError, QuantizedNetwork, export_onnx
+from laq.quantization.files.onnx import storage_of
 from laq.run import About, write_about
 from laq.sections.commands import Export
 from laq.subsets.subset import Subset
@@ -52,10 +53,8 @@ def _example(design: NetworkDesign) -> torch.Tensor:
 
 
 def _about(design: NetworkDesign, result: QuantizedNetwork, subset: Subset, asked: Export) -> About:
-    code, storage = commit(), asked.storage
+    code = commit()
     changed = " with uncommitted changes" if code["dirty"] else ""
-    if storage == "auto":  # as export_onnx decides
-        storage = "int4" if result.recipe.activations is None else "int8"
     return About(
         classes=tuple(name for _, name in sorted(zip(subset.classes, subset.class_names, strict=True))),
         preprocessing=design.preprocessing,
@@ -64,7 +63,7 @@ def _about(design: NetworkDesign, result: QuantizedNetwork, subset: Subset, aske
         std=design.std,
         mean_bits=result.mean_bits,
         recipe=asdict(result.recipe),
-        storage=storage,
+        storage=storage_of(asked.storage, rounded=result.recipe.activations is not None),
         vnni=asked.vnni,
         dataset=read_manifest(DATASET).name,
         subset=subset.name,

@@ -10,12 +10,16 @@ from laq.dataset.images import ImageSet
 from laq.export.made import MadeNetworks
 from laq.machine import adds_in_32_bits
 from laq.network.evaluation import batch_size, predict
+from laq.quantization import QuantizedNetwork
+from laq.quantization.files.onnx import most_bits
 from laq.run.runtime import logits, open_file
 
 _OVERFLOW: Final = (
     "weights of 8 bits overflow on this processor; measure on one with VNNI, or leave out --vnni"
 )
 _TIES: Final = "sums of integers and of floats round apart near the middle between two values of a grid"
+_UNKNOWN: Final = "rounding does not explain so many; report it, with the command and this text"
+_FEW: Final = 0.02  # of the images, which ties change at most
 
 
 @dataclass(frozen=True)
@@ -54,5 +58,15 @@ def scores(path: Path, made: MadeNetworks, images: ImageSet, *, vnni: bool) -> R
         simulated=simulation,
         original=floats,
         changed=int((of_file != simulated).sum()),
-        reason=_OVERFLOW if vnni and not adds_in_32_bits() else _TIES,
+        reason=_reason(made.quantized, float((of_file != simulated).mean()), vnni=vnni),
     )
+
+
+def _reason(result: QuantizedNetwork, changed: float, *, vnni: bool) -> str:
+    """Why file and simulation may give other classes to this share of the images."""
+    if result.recipe.activations is None:
+        return _UNKNOWN
+    large = any(layer.bits > most_bits(result.recipe.alphabet) for layer in result.layers)
+    if vnni and large and not adds_in_32_bits():
+        return _OVERFLOW
+    return _TIES if changed <= _FEW else _UNKNOWN

@@ -23,7 +23,7 @@ def open_file(path: Path, threads: int = 1) -> Any:
     Raises:
         LaqError: onnxruntime is missing or too old, or the file is missing, damaged or none that it can run.
     """
-    runtime = _runtime()
+    runtime = find_runtime()
     options = runtime.SessionOptions()
     options.intra_op_num_threads, options.log_severity_level = threads, _FATAL
     content = need(path, REMEDY).read_bytes()
@@ -43,7 +43,12 @@ def logits(session: Any, images: NDArray[Any]) -> NDArray[np.float32]:
     return outputs
 
 
-def _runtime() -> Any:
+def find_runtime() -> Any:
+    """The package onnxruntime.
+
+    Raises:
+        LaqError: it is missing or too old.
+    """
     try:
         runtime = importlib.import_module("onnxruntime")
     except ImportError as error:

@@ -7,7 +7,7 @@ from PIL import Image
 from laq.dataset.images import read_images
 from laq.errors import LaqError
 from laq.paths import DATASET
-from laq.subsets.subset import read_subsets
+from laq.subsets.asked import asked_subset
 
 
 def sample_picture(subset: str, number: int) -> tuple[str, bytes]:
@@ -16,8 +16,7 @@ def sample_picture(subset: str, number: int) -> tuple[str, bytes]:
     Raises:
         LaqError: the subset has fewer test images, or a stage's output is missing or damaged.
     """
-    classes = next(found.classes for found in read_subsets() if found.name == subset)
-    images = read_images(DATASET, "test").select(classes)
+    images = read_images(DATASET, "test").select(asked_subset("", subset).classes)
     if number >= len(images):
         raise LaqError(
             f"--number: found {number}; must be below {len(images)}, the number of {subset}'s test images"

@@ -584,7 +584,7 @@ def test_the_run_that_mlflow_started_gets_files_note_and_tags(
 
 @pytest.mark.parametrize(
     ("options", "stage"),
-    [(CLASSES, "network"), (("--subset", "similar-1"), "subsets")],
+    [(CLASSES, "dataset"), (("--subset", "similar-1"), "subsets")],
 )
 def test_what_the_pipeline_has_not_made_is_made_first(
     project: Path, monkeypatch: pytest.MonkeyPatch, options: tuple[str, ...], stage: str

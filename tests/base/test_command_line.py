@@ -4,6 +4,8 @@ import re
 import shlex
 import sys
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import click
 import pytest
@@ -82,3 +84,19 @@ def test_the_state_of_a_study_that_is_not_begun_is_told_with_what_to_do(project:
     assert "dataset     missing" in lines
     assert "report      missing  after dataset" in lines
     assert lines[-1] == "next   `dvc repro` runs dataset and what comes after it"
+
+
+def test_what_stages_print_is_no_result_of_the_command_that_needs_them(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given: list[Any] = []
+
+    def run(command: list[str], **options: Any) -> Any:
+        if "repro" in command:
+            given.append((command[3:], options["stdout"]))
+        return SimpleNamespace(returncode=3, stdout="")
+
+    monkeypatch.setattr("laq.cli.subprocess.run", run)
+    assert CliRunner().invoke(main, ["sample", "random-1"]).exit_code == 3
+    assert CliRunner().invoke(main, ["pipeline", "subsets"]).exit_code == 3
+    assert given == [(["repro", "subsets"], 2), (["repro", "subsets"], None)]

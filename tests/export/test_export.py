@@ -28,7 +28,7 @@ from laq.export import made as room
 from laq.export.file import write_file
 from laq.export.latency import latency
 from laq.export.made import MadeNetworks, make
-from laq.export.scores import RuntimeScores
+from laq.export.scores import _OVERFLOW, _TIES, _UNKNOWN, RuntimeScores, _reason
 from laq.network import predict
 from laq.params import Params, load_params
 from laq.quantization import Recipe
@@ -81,9 +81,10 @@ def test_the_command_says_what_the_file_is_worth(made: Made) -> None:
     size, classes, bits, why, _, floats, top1, images, *_, time, conditions = made.said
     assert [path.name for path in made.file.parent.iterdir()] == ["small.onnx"]
     assert size.startswith(f"file       {made.file}, {made.file.stat().st_size / 1024:.1f} KiB; in float ")
-    assert classes == f"classes    {', '.join(made.subset.class_names)}"
+    names = [made.images.class_names[number] for number in sorted(made.subset.classes)]
+    assert classes == f"classes    {', '.join(names)}"
     assert bits == "bits       weights of 7 by gpfq, activations of 8"
-    assert why.strip() == "8 were asked for: the method chose codes of 7 at most, because larger ones"
+    assert why.strip() == "asked for 8; a weight gets 7 bits at most, because more may overflow on"
     assert floats == "on floats  nothing"
     assert " % as onnxruntime computes it, " in top1
     assert images.strip() == "on 6 test images of these classes"
@@ -98,6 +99,35 @@ def test_where_the_runtime_differs_from_the_simulation_the_reason_is_told() -> N
     *_, told, reason = _scored(replace(alike, file=89.9))
     assert told == ("", "3 images get another class than in the simulation:")
     assert reason == ("", "because")
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        (("--out", ""), "--out: found the folder .; must be a file, such as network.onnx"),
+        (("--out", "data"), "'--out': File 'data' is a directory"),
+        (("--threads", "0"), "'--threads': found 0; must be a whole number from 1 to 1024"),
+        (("--threads", "99999999999"), "must be a whole number from 1 to 1024"),
+    ],
+)
+def test_what_cannot_be_is_told_before_anything_is_made(
+    clone: Path, options: tuple[str, ...], told: str
+) -> None:
+    assert told in laq(clone, "export", "--subset", NAME, *options, code=2)
+
+
+def test_the_reason_why_the_runtime_differs_is_no_stronger_than_what_is_known(
+    made: Made, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rounded = made.networks.quantized
+    assert _reason(rounded, 0.01, vnni=False) == _TIES
+    assert _reason(rounded, 0.4, vnni=False) == _UNKNOWN
+    monkeypatch.setattr(sys.modules["laq.export.scores"], "adds_in_32_bits", lambda: False)
+    assert _reason(rounded, 0.01, vnni=True) == _TIES  # 7 bits overflow nowhere
+    large = replace(rounded, layers=tuple(replace(layer, bits=8) for layer in rounded.layers))
+    assert _reason(large, 0.01, vnni=True) == _OVERFLOW
+    in_float = replace(rounded, recipe=replace(rounded.recipe, activations=None))
+    assert _reason(in_float, 0.01, vnni=False) == _UNKNOWN
 
 
 def test_the_file_says_what_it_is(made: Made) -> None:
@@ -301,17 +331,19 @@ def test_weights_keep_the_bits_that_cannot_overflow_or_all_if_asked(made: Made, 
 
 
 @pytest.mark.parametrize(
-    ("line", "found"),
+    ("kind", "line", "found"),
     [
-        ("flags\t\t: fpu sse2 avx512f avx512_vnni", True),
-        ("flags\t\t: avx2 avx_vnni", True),
-        ("Features\t: fp asimd", True),
-        ("flags\t\t: fpu avx2 avx512f", False),
+        ("x86_64", "flags\t\t: fpu sse2 avx512f avx512_vnni", True),
+        ("x86_64", "flags\t\t: avx2 avx_vnni", True),
+        ("x86_64", "flags\t\t: fpu avx2 avx512f", False),
+        ("aarch64", "Features\t: fp asimd", True),
+        ("arm64", "", True),
     ],
 )
-def test_processors_that_add_in_32_bits_are_known_by_their_flags(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, line: str, found: object
+def test_processors_that_add_in_32_bits_are_known_by_their_kind_and_flags(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, line: str, found: object
 ) -> None:
+    monkeypatch.setattr(machine.platform, "machine", lambda: kind)
     (tmp_path / "cpuinfo").write_text(f"model name\t: some\n{line}\n", encoding="utf-8")
     monkeypatch.setattr(machine, "_CPUINFO", tmp_path / "cpuinfo")
     assert machine.adds_in_32_bits() is found

@@ -26,6 +26,7 @@ from laq.quantization.activations.ranges import RANGES, ActivationGrid, Histogra
 from laq.quantization.calibration.batch import Batch
 from laq.quantization.execution.points import points_of, with_points
 from laq.quantization.files.header import Cut
+from laq.quantization.files.onnx import multiplied_in_float
 from laq.quantization.files.packing import keep_rows
 from tests.conftest import Branching
 from tests.quantization.test_engine import one_layer
@@ -242,6 +243,15 @@ def test_onnxruntime_computes_in_integers_what_torch_computes(
     step = max(point.grid.step for point in points_of(result.network).values() if point.grid)
     assert (torch.from_numpy(found) - truth).abs().max() < step
     assert (torch.from_numpy(found).argmax(1) == truth.argmax(1)).float().mean() > 0.9
+
+
+def test_layers_whose_codes_are_no_int8_are_told(block: nn.Module) -> None:
+    result = quantize(
+        block, pictures(), Recipe(bits={"first": 7, "second": 4, "third": 4, "fc": 4}, activations=8)
+    )
+    few = [layer.name for layer in result.layers if layer.bits == 4]
+    assert multiplied_in_float(result, "auto") == multiplied_in_float(result, "int8") == []
+    assert multiplied_in_float(result, "int4") == few != []
 
 
 class Padding(nn.Module):

@@ -34,6 +34,7 @@ from laq.quantization.recipe import QuantizationError, QuantizedLayer, Quantized
 OPSET: Final = 21
 OPSET_OF_BFLOAT16: Final = 22  # the first one whose Conv takes it
 _BITS: Final = (4, 8, 16)
+_LEAST: Final = {"int4": 4, "int8": 8}  # bits of an integer in a file, by its storage
 _LARGEST: Final = 64  # of which two times 255 are in 16 bits
 _MOST_BITS: Final = 7  # of weights that are no larger
 
@@ -70,7 +71,7 @@ def export_onnx(
         QuantizationError: onnx or onnxscript is missing, or the network cannot be exported; activations are
             rounded, ``vnni`` is false and weights have more than 7 bits.
     """
-    tools = _tools()
+    tools = onnx_tools()
     result = network if isinstance(network, QuantizedNetwork) else None
     module = result.network if result else network
     assert isinstance(module, nn.Module)
@@ -79,7 +80,7 @@ def export_onnx(
     layers = result.layers if result else ()
     if rounded and not vnni:
         _check_overflow(layers)
-    least = 8 if storage == "int8" or (storage == "auto" and rounded) else 4
+    least = _LEAST[storage_of(storage, rounded=rounded)]
     model = _trace(module, example if isinstance(example, tuple) else (example,))
     for layer in layers:
         _insert_codes(model.graph, layer, _names(module, layer.parameter), (tools.ir, least))
@@ -99,7 +100,23 @@ def _written(model: Any, tools: _Tools, *, rounded: bool) -> bytes:
     return content
 
 
-def _tools() -> _Tools:
+def storage_of(storage: Storage, *, rounded: bool) -> Storage:
+    """How codes of few bits are stored: ``auto`` is ``int8`` where activations are ``rounded``."""
+    return ("int8" if rounded else "int4") if storage == "auto" else storage
+
+
+def multiplied_in_float(result: QuantizedNetwork, storage: Storage) -> list[str]:
+    """The layers whose codes are not INT8 in a file of this storage: runtimes make floats of these."""
+    least = _LEAST[storage_of(storage, rounded=result.recipe.activations is not None)]
+    return [layer.name for layer in result.layers if _integer_bits(layer, least) != _LEAST["int8"]]
+
+
+def onnx_tools() -> _Tools:
+    """The packages that write ONNX files.
+
+    Raises:
+        QuantizationError: one of them is missing.
+    """
     names = ("onnx_ir", "onnx_ir.passes.common", "onnxscript.optimizer")
     try:
         return _Tools(*(importlib.import_module(name) for name in names))
