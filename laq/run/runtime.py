@@ -26,6 +26,8 @@ def open_file(path: Path, threads: int = 1) -> Any:
     runtime = find_runtime()
     options = runtime.SessionOptions()
     options.intra_op_num_threads, options.log_severity_level = threads, _FATAL
+    # Threads that go on spinning after a run would slow the next one, of another session.
+    options.add_session_config_entry("session.force_spinning_stop", "1")
     content = need(path, REMEDY).read_bytes()
     try:
         return runtime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
