@@ -83,7 +83,7 @@ def _params() -> dict[str, Any]:
     """The tests' tiny study, tinier; two epochs, so that a training can be killed between them."""
     params = tiny_params()
     block = params["glyphs"]
-    block["dataset"] |= {"train_per_class": 2, "test_per_class": 1}
+    block["dataset"] |= {"train_per_class": 2, "test_per_class": 2}
     block["network"]["input_size"] = 16
     block["network"]["training"]["epochs"] = 2
     block["subsets"] |= {"dissimilar": 0}
