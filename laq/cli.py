@@ -375,6 +375,7 @@ def advise(jobs: int | None, scheduler: str, *, quick: bool, **asked: Any) -> No
     if question.subset and (wrong := params.subsets.unknown(question.subset)):
         raise LaqError(f"--subset: {wrong}")
     params = room.quick(params) if quick else params
+    params = room.for_integers(params) if question.max_ms else params
     _make("subsets" if question.subset else "dataset", params)
     question.subset_of()  # a class that is not there is told before the network is trained
     _make("network", params)

@@ -4,7 +4,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Final
 
-from laq.advise.candidates import Candidates, foretold, measure, quick
+from laq.advise.candidates import Candidates, for_integers, foretold, measure, quick
 from laq.advise.choice import Wanted, judged
 from laq.advise.export import SubsetExport
 from laq.advise.figures import chart
@@ -24,7 +24,7 @@ from laq.subsets.asked import ASKED
 from laq.track.own_run import annotate, own_run
 from laq.track.store import Store
 
-__all__ = ["FOLDER", "Advice", "Question", "foretold", "quick", "run"]
+__all__ = ["FOLDER", "Advice", "Question", "for_integers", "foretold", "quick", "run"]
 
 FOLDER: Final = Path("data/advise")
 TEXT: Final = "advice.md"
@@ -55,7 +55,9 @@ def run(params: Params, question: Question, workers: Workers = Workers()) -> Adv
     found = _found(measured, question.wanted(params.advise))
     with replacing_folder(FOLDER) as folder:
         timed = write_timed(folder, found, measured, params, question.max_ms)
-        if not (timed and timed.is_slow):
+        if timed and timed.is_slow:
+            found = replace(found, too_slow=True)
+        else:
             found = replace(found, report=_deliver(folder, found, measured))
         text = markdown(found, _provenance(measured, folder))
         (folder / TEXT).write_text(text, encoding="utf-8")

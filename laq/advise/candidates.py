@@ -13,13 +13,16 @@ from laq.advise.export import SubsetExport
 from laq.advise.selection import Selection, select
 from laq.cache import cached
 from laq.dataset.images import read_manifest
+from laq.errors import LaqError
 from laq.files import read_json, write_json
 from laq.finetune import finetune
 from laq.imports import code_digest
 from laq.parallel import Workers
 from laq.params import Params
 from laq.paths import DATASET, WEIGHTS
+from laq.quantization.files.onnx import most_bits
 from laq.quantization.methods.registry import label_of
+from laq.sections.base import FILE
 from laq.sections.commands import Advise
 from laq.sections.study import Grid, Study
 from laq.study.cells import Cell, plan
@@ -83,12 +86,38 @@ def as_study(study: Study, advise: Advise) -> Study:
 def quick(params: Params) -> Params:
     """The parameters with fewer candidates: the primary question's method, on the network as it is.
 
-    Nothing is measured to choose them, so that the promise holds for whichever is delivered.
+    One draw of calibration images is left. Nothing is measured to choose them, so that the promise holds for
+    whichever is delivered.
     """
-    asked, methods = params.report.primary.method, params.advise.methods
-    best = asked if asked in methods else methods[-1]
-    fewer = params.advise.model_copy(update={"methods": (best,), "bases": ("original",)})
-    return params.model_copy(update={"advise": fewer})
+    usual = params.advise
+    fewer = {
+        "methods": (params.report.primary.method,),
+        "bases": ("original",),
+        "calibrations": usual.calibrations[:1],
+        "seeds": usual.seeds[:1],
+    }
+    return params.model_copy(update={"advise": usual.model_copy(update=fewer)})
+
+
+def for_integers(params: Params) -> Params:
+    """The parameters with candidates that an ONNX file of integers holds for every processor.
+
+    Where activations are rounded, bits are those at most with which no sum of products overflows
+    (``most_bits``); bits that differ by layer are left out, as some layers may have more.
+
+    Raises:
+        LaqError: no number of bits is among the candidates.
+    """
+    if params.export.vnni or (params.advise.activations or params.study.activations) is None:
+        return params
+    most = most_bits(params.study.alphabet)
+    bits = tuple(dict.fromkeys(min(b, most) for b in params.advise.bits if isinstance(b, int)))
+    if not bits:
+        raise LaqError(
+            f"{FILE}: {params.name}.advise.bits: found {', '.join(map(str, params.advise.bits))}; with "
+            "--max-ms and rounded activations a number of bits must be among them, such as 7"
+        )
+    return params.model_copy(update={"advise": params.advise.model_copy(update={"bits": bits})})
 
 
 def foretold(params: Params, subset: Subset) -> str:

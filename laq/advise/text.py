@@ -34,6 +34,7 @@ class Findings:
         names: of the dataset and the network.
         outputs: the number of the whole network's outputs.
         report: of the delivered network on images that did not choose it; None if none is delivered.
+        too_slow: whether the chosen network is not delivered, as a picture takes it longer than is allowed.
     """
 
     subset: Subset
@@ -43,6 +44,7 @@ class Findings:
     names: tuple[str, str]
     outputs: int
     report: Reported | None = None
+    too_slow: bool = False
 
     @property
     def chosen(self) -> Mapping[Any, Any] | None:

@@ -62,5 +62,5 @@ def too_slow(found: Findings, made: TimedFile, params: Params) -> str:
     )
     return (
         f"{named(found.chosen)} is not delivered: its ONNX file takes {made.time}, and --max-ms allows "
-        f"{made.max_ms:g}; other bits of weights take about as long: {remedy} a smaller network"
+        f"{made.max_ms:g}; {remedy} a smaller network"
     )

@@ -19,7 +19,7 @@ from scipy.stats import beta
 from laq import advise as room
 from laq import dataset, network
 from laq.advise import figures
-from laq.advise.candidates import as_study, planned
+from laq.advise.candidates import as_study, for_integers, planned, quick
 from laq.advise.choice import Wanted, judged, nearest, without_caution
 from laq.advise.question import Question
 from laq.advise.report import Reported
@@ -350,6 +350,33 @@ def test_candidates_are_what_the_section_says_beside_the_original_in_float() -> 
     assert planned(SUBSET, as_study(params.study, tuned))[0].name == "asked.original.float"
 
 
+def test_quick_candidates_are_of_the_primary_method_whatever_the_others_are() -> None:
+    params = load_params(ROOT / "params.yaml")
+    others = params.advise.model_copy(update={"methods": ("rtn",), "seeds": (0, 1)})
+    fewer = quick(params.model_copy(update={"advise": others})).advise
+    assert fewer.methods == (params.report.primary.method,)
+    assert (fewer.bases, len(fewer.calibrations), fewer.seeds) == (("original",), 1, (0,))
+
+
+def test_candidates_for_integers_have_no_more_bits_than_a_file_holds() -> None:
+    params = load_params(ROOT / "params.yaml")
+    asked = params.advise.model_copy(update={"bits": (3, 7, 8, "auto:6"), "activations": 8})
+    rounded = params.model_copy(update={"advise": asked})
+    assert for_integers(rounded).advise.bits == (3, 7)
+    vnni = params.export.model_copy(update={"vnni": True})
+    assert for_integers(rounded.model_copy(update={"export": vnni})).advise.bits == asked.bits
+    in_float = params.model_copy(update={"advise": asked.model_copy(update={"activations": None})})
+    assert for_integers(in_float).advise.bits == asked.bits
+    mixed = rounded.model_copy(update={"advise": asked.model_copy(update={"bits": ("auto:6",)})})
+    with pytest.raises(LaqError, match="advise.bits: found auto:6; with --max-ms"):
+        for_integers(mixed)
+
+
+def test_a_network_that_is_too_slow_is_told_as_not_delivered() -> None:
+    told = answer(replace(findings(1.1, 40), too_slow=True))
+    assert "nothing is delivered, as a picture takes the chosen network longer than is allowed: GPFQ" in told
+
+
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A project whose network is there, for eight cheap candidates."""
@@ -549,7 +576,7 @@ def test_a_network_that_is_fast_enough_is_also_an_onnx_file_and_a_slow_one_is_re
     slow = room.run(asked, Question(CLASSES[1], max_ms=1e-6))
     assert " is not delivered: its ONNX file takes " in slow.refusal
     assert ", and --max-ms allows 1e-06; " in slow.refusal
-    assert ": set advise.activations: 8 in params.yaml, " in slow.refusal
+    assert "; set advise.activations: 8 in params.yaml, " in slow.refusal
     assert len(slow.refusal.splitlines()) == 1
     made = {path.name for path in (place / room.FOLDER).iterdir()}
     assert made == {"advice.md", "candidates.csv", "pareto.png"}
