@@ -121,5 +121,6 @@ def finish(folder: Path, *words: str, **variables: str) -> str:
 
 
 def complaints(said: str) -> list[str]:
-    """The lines that say what went wrong."""
-    return [line for line in said.splitlines() if line.startswith(("laq: ", "Traceback", "ERROR:"))]
+    """The lines that say what went wrong, without the one by which ``advise`` says what it will measure."""
+    lines = [line for line in said.splitlines() if line.startswith(("laq: ", "Traceback", "ERROR:"))]
+    return [line for line in lines if " candidates for " not in line]
