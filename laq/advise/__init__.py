@@ -11,7 +11,7 @@ from laq.advise.figures import chart
 from laq.advise.question import Question
 from laq.advise.report import Reported, reported
 from laq.advise.text import Findings, answer, for_terminal, markdown
-from laq.advise.timing import ONNX, too_slow, write_timed
+from laq.advise.timing import ONNX, refusal, write_timed
 from laq.charts.files import write
 from laq.dataset.images import read_manifest
 from laq.files import md5, replacing_folder
@@ -45,8 +45,8 @@ def run(params: Params, question: Question, workers: Workers = Workers()) -> Adv
 
     If a candidate can be promised to keep the accuracy, the smallest such network is written too:
     ``network.safetensors``, packed and cut to the classes, and ``network.json``; where a time is asked for,
-    ``network.onnx`` too, or none of them if that is too slow. If `mlflow run` started this process, its run
-    gets all files as artifacts.
+    ``network.onnx`` too, or none of them if that is too slow or cannot be made. If `mlflow run` started this
+    process, its run gets all files as artifacts.
 
     Raises:
         LaqError: a class or subset is unknown, or measuring failed.
@@ -55,8 +55,8 @@ def run(params: Params, question: Question, workers: Workers = Workers()) -> Adv
     found = _found(measured, question.wanted(params.advise))
     with replacing_folder(FOLDER) as folder:
         timed = write_timed(folder, found, measured, params, question.max_ms)
-        if timed and timed.is_slow:
-            found = replace(found, too_slow=True)
+        if timed and timed.refused:
+            found = replace(found, refused=timed.refused)
         else:
             found = replace(found, report=_deliver(folder, found, measured))
         text = markdown(found, _provenance(measured, folder))
@@ -67,8 +67,8 @@ def run(params: Params, question: Question, workers: Workers = Workers()) -> Adv
         tags = {"laq.level": "advise", "laq.classes": ", ".join(found.subset.class_names)}
         annotate(Store(), text, tags, sorted(FOLDER.iterdir()))
     shown = for_terminal(found, str(FOLDER))
-    if timed and timed.is_slow:
-        return Advice(shown, too_slow(found, timed, params))
+    if timed and timed.refused:
+        return Advice(shown, refusal(found, timed, params))
     if timed:
         shown += f"\n{FOLDER / ONNX} takes {timed.time}"
     return Advice(shown, "" if found.chosen else answer(found))

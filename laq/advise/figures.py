@@ -76,4 +76,5 @@ def _title(found: Findings) -> tuple[str, str]:
     if row is None:
         return f"{found.names[1]} for {found.title}", f"{about}None can be promised."
     value = f"{row['lost_points']:z.1f} points lost, bound {bound_of(row, found.wanted)}"
-    return f"{found.names[1]} for {found.title}", f"{about}Chosen: {named(row)}, {kib(row)} KiB, {value}."
+    chosen = "Chosen, and refused" if found.refused else "Chosen"
+    return f"{found.names[1]} for {found.title}", f"{about}{chosen}: {named(row)}, {kib(row)} KiB, {value}."

@@ -34,7 +34,7 @@ class Findings:
         names: of the dataset and the network.
         outputs: the number of the whole network's outputs.
         report: of the delivered network on images that did not choose it; None if none is delivered.
-        too_slow: whether the chosen network is not delivered, as a picture takes it longer than is allowed.
+        refused: why the chosen network is not delivered, without times, which differ; empty if it is.
     """
 
     subset: Subset
@@ -44,7 +44,7 @@ class Findings:
     names: tuple[str, str]
     outputs: int
     report: Reported | None = None
-    too_slow: bool = False
+    refused: str = ""
 
     @property
     def chosen(self) -> Mapping[Any, Any] | None:
@@ -170,7 +170,7 @@ def _as_texts(found: Findings) -> pd.DataFrame:
         images = [] if pd.isna(row["seed"]) else [drawn[name] for name in several]
         rows.append(
             {
-                "": "→" if row["chosen"] else "P" if row["pareto"] else "",
+                "": "→" if row["chosen"] and not found.refused else "P" if row["pareto"] else "",
                 "network": _network(row),
                 "method": ", ".join([label_of(row["method"]), *images]),
                 "bits": row["bits"],
@@ -195,7 +195,8 @@ def for_terminal(found: Findings, folder: str) -> str:
         shown |= same & (table.method == BASELINE)
     few = _as_texts(found)[shown].to_string(index=False)
     candidates = int((table.method != "float").sum())
+    arrow = "" if found.refused else "→ marks the chosen network. "
     return (
-        f"{answer(found)}\n\n{few}\n\n→ marks the chosen network, P those that no candidate beats in size "
-        f"and accuracy. All {candidates} candidates, with a figure: {folder}"
+        f"{answer(found)}\n\n{few}\n\n{arrow}P marks those that no candidate beats in size and accuracy. "
+        f"All {candidates} candidates, with a figure: {folder}"
     )

@@ -9,6 +9,7 @@ import numpy as np
 from laq.advise.candidates import Candidates
 from laq.advise.export import SubsetExport
 from laq.advise.text import Findings, named
+from laq.errors import LaqError
 from laq.export.latency import Latency, latency
 from laq.params import Params
 from laq.paths import WEIGHTS
@@ -18,42 +19,58 @@ ONNX: Final = "network.onnx"
 
 @dataclass(frozen=True)
 class TimedFile:
-    """The time of the chosen network's file, and the longest that was allowed.
+    """The time of the chosen network's file, or what failed, and the longest time that was allowed.
 
     No file that must be the same when it is made again holds it.
     """
 
-    time: Latency
+    time: Latency | Exception
     max_ms: float
 
     @property
-    def is_slow(self) -> bool:
-        """Whether a picture takes longer, in the median."""
-        return self.time.milliseconds[1] > self.max_ms
+    def refused(self) -> str:
+        """Why the network is not delivered, the same each time; empty if it is. The median counts."""
+        if isinstance(self.time, Exception):
+            return "its ONNX file could not be made or timed"
+        if self.time.milliseconds[1] > self.max_ms:
+            return (
+                f"its ONNX file takes longer than the {self.max_ms:g} ms for a picture that --max-ms allows"
+            )
+        return ""
 
 
 def write_timed(
     folder: Path, found: Findings, measured: Candidates, params: Params, max_ms: float | None
 ) -> TimedFile | None:
-    """Write the chosen network's ONNX file, unless it is too slow; None if no time or no network is asked of.
+    """Write the chosen network's ONNX file, unless it is refused; None if no time or no network is asked of.
 
-    Raises:
-        LaqError: the network cannot be exported, or onnx or onnxruntime is missing.
+    Nothing is raised, so that the evidence can be written before ``refusal`` tells what failed.
     """
     if not (max_ms and found.chosen):
         return None
     export, path = SubsetExport(found.subset), folder / ONNX
-    export.write_onnx(path, measured.folders[found.chosen["cell"]] / WEIGHTS, params.export)
     side = export.design.preprocessing.size
-    made = TimedFile(latency(path, np.zeros((1, 3, side, side), np.uint8)), max_ms)
-    if made.is_slow:
-        path.unlink()
+    try:
+        export.write_onnx(path, measured.folders[found.chosen["cell"]] / WEIGHTS, params.export)
+        made = TimedFile(latency(path, np.zeros((1, 3, side, side), np.uint8)), max_ms)
+    except Exception as error:  # noqa: BLE001 (``refusal`` tells or raises it, after the evidence is written)
+        made = TimedFile(error, max_ms)
+    if made.refused:
+        path.unlink(missing_ok=True)
     return made
 
 
-def too_slow(found: Findings, made: TimedFile, params: Params) -> str:
-    """One line: why the network is not delivered, and what would help."""
+def refusal(found: Findings, made: TimedFile, params: Params) -> str:
+    """One line: why the network is not delivered, and what would help.
+
+    Raises:
+        Exception: what failed, unless it is a LaqError, whose message the line has.
+    """
     assert found.chosen
+    if isinstance(made.time, LaqError):
+        return f"{named(found.chosen)} is not delivered: {made.time}"
+    if isinstance(made.time, Exception):
+        raise made.time
     integers = params.advise.activations or params.study.activations
     remedy = (
         "take"

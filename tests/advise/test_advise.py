@@ -372,9 +372,16 @@ def test_candidates_for_integers_have_no_more_bits_than_a_file_holds() -> None:
         for_integers(mixed)
 
 
-def test_a_network_that_is_too_slow_is_told_as_not_delivered() -> None:
-    told = answer(replace(findings(1.1, 40), too_slow=True))
-    assert "nothing is delivered, as a picture takes the chosen network longer than is allowed: GPFQ" in told
+def test_a_network_that_is_refused_is_told_without_arrow_or_promise() -> None:
+    refused = replace(findings(1.1, 40), report=None, refused="its ONNX file takes longer than 5 ms")
+    assert answer(refused) == (
+        f"For c, a, b (3 classes of glyphs): no network is delivered: {AT_3} (30.0 KiB) was chosen by n = 2000 "
+        "images, and refused, as its ONNX file takes longer than 5 ms"
+    )
+    for text in (markdown(refused, {}), for_terminal(refused, "data/advise")):
+        assert text.startswith(answer(refused))
+        assert "→" not in text
+    assert "| fine-tuned | GPFQ | 3 |" in re.sub(" +", " ", markdown(refused, {}))
 
 
 @pytest.fixture(scope="module")
@@ -580,6 +587,25 @@ def test_a_network_that_is_fast_enough_is_also_an_onnx_file_and_a_slow_one_is_re
     assert len(slow.refusal.splitlines()) == 1
     made = {path.name for path in (place / room.FOLDER).iterdir()}
     assert made == {"advice.md", "candidates.csv", "pareto.png"}
+    text = (place / room.FOLDER / "advice.md").read_text(encoding="utf-8")
+    assert "its ONNX file takes longer than the 1e-06 ms for a picture that --max-ms allows" in text
+    assert "→" not in text + slow.text
+
+
+def test_what_fails_in_timing_is_the_refusal_and_the_evidence_is_kept(place: Path) -> None:
+    asked = load_params()
+    eight = {"activations": 8, "bits": (8,), "methods": ("rtn",), "bases": ("original",)}
+    integers = asked.model_copy(update={"advise": asked.advise.model_copy(update=eight)})
+    failed = room.run(integers, Question(CLASSES[1], max_ms=1e6))
+    assert failed.refusal.startswith(
+        "round-to-nearest at 8 bits on the original network is not delivered: export: "
+    )
+    assert "overflow" in failed.refusal
+    made = {path.name for path in (place / room.FOLDER).iterdir()}
+    assert made == {"advice.md", "candidates.csv", "pareto.png"}
+    assert "as its ONNX file could not be made or timed" in (place / room.FOLDER / "advice.md").read_text(
+        "utf-8"
+    )
 
 
 def test_without_candidates_that_are_fine_tuned_nothing_is_trained(
