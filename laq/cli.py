@@ -132,6 +132,17 @@ def subsets() -> None:
     _run_stage("subsets", lambda params: room.run(params.subsets))
 
 
+def _classes(command: Callable[..., None]) -> Callable[..., None]:
+    """The options that say for which classes."""
+    named = click.option(
+        "--classes", default="", metavar="NAME,NAME,...", help="Classes, by their names or numbers."
+    )
+    subset = click.option(
+        "--subset", default="", metavar="NAME", help="Or else the name of one of the study's subsets."
+    )
+    return named(subset(command))
+
+
 def _workers(command: Callable[..., None]) -> Callable[..., None]:
     """The options that say who does the work."""
     scheduler = click.option(
@@ -328,8 +339,7 @@ def compare(first: str | None, second: str | None) -> None:
     writes="data/advise: the network, packed (with --max-ms also as ONNX), and the evidence",
     example="laq advise --subset similar-1 --lose 3",
 )
-@click.option("--classes", default="", metavar="NAME,NAME,...", help="Classes, by their names or numbers.")
-@click.option("--subset", default="", metavar="NAME", help="Or else the name of one of the study's subsets.")
+@_classes
 @click.option(
     "--max-kb",
     type=NumberType(number(least=0)),
@@ -392,8 +402,7 @@ def advise(jobs: int | None, scheduler: str, *, quick: bool, **asked: Any) -> No
     writes="an ONNX file",
     example="laq export --subset similar-1 --out small.onnx",
 )
-@click.option("--classes", default="", metavar="NAME,NAME,...", help="Classes, by their names or numbers.")
-@click.option("--subset", default="", metavar="NAME", help="Or else the name of one of the study's subsets.")
+@_classes
 @click.option(
     "--bits",
     type=BitsType(),

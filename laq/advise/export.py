@@ -40,9 +40,8 @@ class SubsetExport:
 
     def __init__(self, subset: Subset) -> None:
         self.subset = subset
-        pairs = sorted(zip(subset.classes, subset.class_names, strict=True))
-        self.numbers = tuple(number for number, _ in pairs)
-        self.names = tuple(name for _, name in pairs)
+        self.numbers = tuple(sorted(subset.classes))
+        self.names = subset.names_in_order
         self.design = read_design()
 
     @cached_property

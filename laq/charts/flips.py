@@ -14,6 +14,7 @@ from laq.charts.theme import (
     Chart,
     Data,
     as_data,
+    bit_widths,
     by_network,
     losses,
     template_data,
@@ -30,15 +31,12 @@ def flips(rows: Data, methods: Iterable[str] = looks.ALL) -> Chart:
             flips_lost_percent and flips_gained_percent.
         methods: those of the rows, for the legend.
     """
-    bits = alt.X("bits:N", sort=alt.EncodingSortField("bits_place", op="min"), title="bits per weight",
-                 scale=alt.Scale(paddingInner=0.25, paddingOuter=0.1),
-                 axis=alt.Axis(labelAngle=0, labelLimit=110))  # fmt: skip
     place = alt.XOffset("method:N", sort=alt.EncodingSortField("method_place", op="min"))
     tip = [alt.Tooltip("method:N"), alt.Tooltip("bits:N"),
            alt.Tooltip("lost:Q", title="% lost", format=".2f"),
            alt.Tooltip("gained:Q", title="% gained", format=".2f"),
            alt.Tooltip("subsets:Q", title="mean of subsets")]  # fmt: skip
-    base = alt.Chart().encode(x=bits, xOffset=place, color=looks.colour(methods), tooltip=tip)
+    base = alt.Chart().encode(x=bit_widths(0.25), xOffset=place, color=looks.colour(methods), tooltip=tip)
     lost = base.mark_bar().encode(y=_shares("lost:Q"))
     gained = base.mark_bar(fillOpacity=0.5).encode(y=_shares("below:Q"))
     net = base.mark_tick(thickness=2.5).encode(y=_shares("net:Q"), color=alt.value("#1b1f23"))

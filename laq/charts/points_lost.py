@@ -14,6 +14,7 @@ from laq.charts.theme import (
     Chart,
     Data,
     as_data,
+    bit_widths,
     by_network,
     chosen,
     losses,
@@ -33,11 +34,8 @@ def points_lost(rows: Data, methods: Iterable[str] = looks.ALL) -> Chart:
             mean_low and mean_high, the ends of the interval of the mean.
         methods: those of the rows, for the legend.
     """
-    bits = alt.X("bits:N", sort=alt.EncodingSortField("bits_place", op="min"), title="bits per weight",
-                 scale=alt.Scale(paddingInner=0.2, paddingOuter=0.1),
-                 axis=alt.Axis(labelAngle=0, labelLimit=110))  # fmt: skip
     offset = alt.Scale(nice=False, zero=False)
-    base = alt.Chart().encode(x=bits, color=looks.colour(methods))
+    base = alt.Chart().encode(x=bit_widths(0.2), color=looks.colour(methods))
     tip = [alt.Tooltip("subset:N"), alt.Tooltip("names:N", title="classes"), alt.Tooltip("method:N"),
            alt.Tooltip("bits:N"),
            alt.Tooltip("lost_points:Q", title="points lost", format=".1f")]  # fmt: skip

@@ -88,6 +88,13 @@ def losses(field: str, title: str = "points of top-1 lost") -> alt.Y:
     return alt.Y(field, scale=scale, axis=axis)
 
 
+def bit_widths(gap: float) -> alt.X:
+    """The axis of bits, from few to many, those that differ by layer last; a ``gap`` is a share of a step."""
+    return alt.X("bits:N", sort=alt.EncodingSortField("bits_place", op="min"), title="bits per weight",
+                 scale=alt.Scale(paddingInner=gap, paddingOuter=0.1),
+                 axis=alt.Axis(labelAngle=0, labelLimit=110))  # fmt: skip
+
+
 def logarithmic(field: str, title: str, factors: Sequence[float] = (1, 2, 5)) -> alt.X:
     """A horizontal axis of equal ratios, whose numbers are ``factors`` times powers of ten."""
     scale = alt.Scale(type="log", nice=False, padding=24)

@@ -54,10 +54,9 @@ def run(params: Params, subset: Subset, asked: Export, out: Path, threads: int) 
         sizes = path.stat().st_size, original.stat().st_size
         measured = scores(path, made, images, vnni=asked.vnni)
         taken = latency(path, images.images[:1].numpy(), threads, original)
-    names = [name for _, name in sorted(zip(subset.classes, subset.class_names, strict=True))]
     told = [
         ("file", f"{out}, {sizes[0] / 1024:.1f} KiB; in float {sizes[1] / 1024:.1f} KiB"),
-        ("classes", ", ".join(names)),
+        ("classes", ", ".join(subset.names_in_order)),
         *_bits(made, asked),
         *_scored(measured),
         ("time", taken.figures),

@@ -56,7 +56,7 @@ def _about(design: NetworkDesign, result: QuantizedNetwork, subset: Subset, aske
     code = commit()
     changed = " with uncommitted changes" if code["dirty"] else ""
     return About(
-        classes=tuple(name for _, name in sorted(zip(subset.classes, subset.class_names, strict=True))),
+        classes=subset.names_in_order,
         preprocessing=design.preprocessing,
         input_size=design.input_size,
         mean=design.mean,

@@ -127,8 +127,7 @@ def measured_layers(result: QuantizedNetwork) -> list[MeasuredLayer]:
 
 def _write_quantized(folder: Path, result: QuantizedNetwork, subset: Subset) -> dict[str, Any]:
     """Write the quantized weights and the layers' measurements; returns those of the whole network."""
-    classes = [name for _, name in sorted(zip(subset.classes, subset.class_names, strict=True))]
-    size = save(folder / WEIGHTS, result, {"classes": classes})
+    size = save(folder / WEIGHTS, result, {"classes": list(subset.names_in_order)})
     layers = measured_layers(result)
     write_json(folder / LAYERS, [asdict(layer) for layer in layers])
     # The column exists only in tables of networks that keep some weights in float.

@@ -30,6 +30,11 @@ class Subset:
     mean_divergence: float
     median_divergence: float
 
+    @property
+    def names_in_order(self) -> tuple[str, ...]:
+        """The classes' names in the order of their numbers, which is that of a cut network's outputs."""
+        return tuple(name for _, name in sorted(zip(self.classes, self.class_names, strict=True)))
+
 
 def read_subsets(path: Path = SUBSETS, **remedy: str) -> list[Subset]:
     """The subsets that the stage wrote; ``remedy`` is that of ``read_json``.
