@@ -84,7 +84,7 @@ class Best:
 def _train(network: nn.Module, data: ImageSet, config: Training, run: _Run) -> Best:
     device = training_device(config)
     _check(config, device)
-    network.to(device)
+    network.to(device, memory_format=_memory_format(network))  # type: ignore[call-overload]
     steps = -(-len(data) // config.batch_size)
     state = _State.begin(network, config, steps)
     done = state.resume(run.checkpoint)
@@ -100,7 +100,7 @@ def _train(network: nn.Module, data: ImageSet, config: Training, run: _Run) -> B
             state.best.offer(network, epoch + 1, run.validation)
             bar.set_postfix(epoch=epoch + 1, loss=f"{loss:.3f}")
             state.save(run.checkpoint, epoch + 1)
-    network.eval().cpu()
+    network.eval().to("cpu", memory_format=torch.contiguous_format)  # type: ignore[call-overload]
     return state.best
 
 
@@ -132,6 +132,13 @@ def training_device(config: Training) -> torch.device:
     if config.device == "cuda" and not there:
         raise LaqError("device: found cuda, but torch sees no GPU here; set it to auto or cpu")
     return torch.device("cuda" if there and config.device != "cpu" else "cpu")
+
+
+def _memory_format(network: nn.Module) -> torch.memory_format:
+    """Depthwise convolutions train up to twice as fast on a CPU where channels lie last in memory."""
+    convolutions = (module for module in network.modules() if isinstance(module, nn.Conv2d))
+    depthwise = any(1 < convolution.groups == convolution.in_channels for convolution in convolutions)
+    return torch.channels_last if depthwise else torch.contiguous_format
 
 
 def _repeatable() -> AbstractContextManager[None]:

@@ -112,6 +112,7 @@ def learn_head(network: Classifier, data: ImageSet, config: Transfer) -> Head:
 
     It is a logistic regression with a penalty on the weights, whose strength has the best accuracy in a
     cross-validation that leaves out a fifth of each class's images at a time, with their mirror images.
+    A head that is only the start of a training is not worth that search, and has the usual strength.
     """
     head = classifier_head(network)
     features, labels = _features(network, data, flip=config.flip), data.labels.numpy()
@@ -124,7 +125,7 @@ def learn_head(network: Classifier, data: ImageSet, config: Transfer) -> Head:
         C=_USUAL / copies, max_iter=_ITERATIONS, tol=_TOLERANCE, fit_intercept=head.bias is not None
     )
     normalised, of_all, top1 = (features - mean) / spread, np.tile(labels, copies), None
-    if folds := _folds(labels, copies, config.seed):
+    if folds := [] if config.training else _folds(labels, copies, config.seed):
         strengths = [strength / copies for strength in _STRENGTHS]
         search = GridSearchCV(model, {"C": strengths}, cv=folds, refit=False).fit(normalised, of_all)
         model, top1 = model.set_params(**search.best_params_), 100 * float(search.best_score_)
