@@ -131,22 +131,23 @@ def store_content(uri: str, artifacts: Path | None = None) -> dict[str, Any]:
     content: Counter[str] = Counter()
     for run in runs:
         metrics = {name: value for name, value in run.data.metrics.items() if "seconds" not in name}
-        told = [
-            run.info.status,
-            run.data.params,
-            metrics,
-            run.data.tags,
-            _files(run.info.artifact_uri, artifacts),
-        ]
-        content[f"run {keys[run.info.run_id]}: {_anonymous(told, keys)}"] += 1
+        parts = {"status": run.info.status, "params": run.data.params, "metrics": metrics}
+        parts |= {"tags": run.data.tags} | _files(run.info.artifact_uri, artifacts)
+        content.update(_told(f"run {keys[run.info.run_id]}", parts, keys))
     for model in models:
-        told = [model.status, model.params, model.tags, _files(model.artifact_location, artifacts)]
-        content[f"model {keys[model.model_id]}: {_anonymous(told, keys)}"] += 1
+        parts = {"status": model.status, "params": model.params, "tags": model.tags}
+        parts |= _files(model.artifact_location, artifacts)
+        content.update(_told(f"model {keys[model.model_id]}", parts, keys))
     for registered in client.search_registered_models():
         of = {a: client.get_model_version_by_alias(registered.name, a) for a in registered.aliases}
         aliases = {alias: [version.run_id, version.model_id, version.tags] for alias, version in of.items()}
         content[f"registered {registered.name}: {_anonymous(aliases, keys)}"] += 1
     return dict(content)
+
+
+def _told(name: str, parts: Mapping[str, Any], keys: Mapping[str, str]) -> list[str]:
+    """A line for each part, so that a difference says which part it is in."""
+    return [f"{name}, {part}: {_anonymous(told, keys)}" for part, told in parts.items()]
 
 
 def _anonymous(told: Any, keys: Mapping[str, str]) -> str:
@@ -167,4 +168,11 @@ def _files(uri: str, artifacts: Path | None) -> Content:
 
 
 def _hash(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+    """The hash of what a file holds; of the tables of measurements, without the seconds that these took."""
+    content = path.read_bytes()
+    if path.name == "measurements.json":
+        rows = [
+            {name: value for name, value in row.items() if name != "seconds"} for row in json.loads(content)
+        ]
+        content = json.dumps(rows).encode()
+    return hashlib.sha256(content).hexdigest()
