@@ -30,7 +30,7 @@ class Ground:
     """The project as cloned (``bare``) and after `dvc repro` (``done``), of the code as it is."""
 
     def __init__(self, work: Path, root: Path) -> None:
-        files = [*sorted((root / "laq").rglob("*.py")), *(root / name for name in _PROJECT)]
+        files = [*sorted((root / "laq").rglob("*.py")), *(root / name for name in _PROJECT), Path(__file__)]
         code = digest([md5(file) for file in files])
         self.folder = work / code[:12]
         self.bare, self.done = self.folder / "bare", self.folder / "done"
