@@ -36,6 +36,7 @@ class DatasetSource:
         description: what reports call it.
         classes: how many it has, where that is known before it is made.
         train_per_class: training images of each class, unless an option of that name says how many.
+        free: whether pictures of it may be given away with results.
         is_at_hand: whether it can be made of what is on this machine, given the options.
     """
 
@@ -46,6 +47,7 @@ class DatasetSource:
     description: str = ""
     classes: int | None = None
     train_per_class: int | None = None
+    free: bool = False
     is_at_hand: Callable[[Mapping[str, Any]], bool] = lambda _: True
 
     @property
@@ -138,6 +140,7 @@ DATASETS: Final[Mapping[str, DatasetSource]] = {
             },
             description="glyphs, the built-in dataset of drawn characters (no photographs)",
             classes=100,
+            free=True,
         ),
         DatasetSource(
             "folder",

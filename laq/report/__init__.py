@@ -13,7 +13,9 @@ from laq.charts.divergence_matrix import of_classes
 from laq.charts.files import write
 from laq.charts.registry import CHARTS
 from laq.charts.theme import Caption
+from laq.dataset.images import read_images, read_manifest
 from laq.dataset.layout import MANIFEST
+from laq.dataset.registry import DATASETS
 from laq.errors import LaqError
 from laq.files import need, replacing_folder, write_json
 from laq.git import commit
@@ -31,6 +33,7 @@ from laq.report.layers import layer_means, read_layers
 from laq.report.markdown import answers_text, markdown, note
 from laq.report.page import write_page
 from laq.report.page.contents import PageContents
+from laq.report.page.examples import example_pictures, without_examples
 from laq.report.plotted import effects, plotted
 from laq.report.tables import main_rows
 from laq.sections.base import FILE as PARAMS
@@ -79,8 +82,9 @@ class Source:
     """What a report is made from: the cells, the subsets, and the divergences of classes and within subsets.
 
     ``matrix`` (C, C) is in nats; ``class_names`` name its rows. ``layers`` is the table of
-    ``layers.layer_means``, without rows where nothing is known of layers. ``asked_before`` is whether the
-    primary question was fixed before the study ran.
+    ``layers.layer_means``, without rows where nothing is known of layers. ``examples`` is the address of the
+    classes' pictures, empty where these are not at hand. ``asked_before`` is whether the primary question was
+    fixed before the study ran.
     """
 
     measurements: pd.DataFrame
@@ -90,6 +94,7 @@ class Source:
     divergences: SubsetDivergences
     layers: pd.DataFrame
     asked_before: bool = True
+    examples: str = ""
 
 
 def run(params: Report) -> None:
@@ -102,7 +107,9 @@ def run(params: Report) -> None:
     if unknown := sorted(set(measurements.subset) - {subset.name for subset in subsets}):
         raise LaqError(f"{SUBSETS}: has no subset {unknown[0]}, which the study measured; run `dvc repro`")
     layers = layer_means(read_layers(), measurements)
-    source = Source(measurements, subsets, *read_divergence(), read_divergences(subsets), layers)
+    examples = example_pictures(read_images(DATASET, "train"))
+    within = read_divergences(subsets)
+    source = Source(measurements, subsets, *read_divergence(), within, layers, examples=examples)
     with replacing_folder(FOLDER) as folder:
         found = write_report(folder, source, params)
         found.table.to_csv(folder / TABLE, index=False)
@@ -128,6 +135,7 @@ def write_report(folder: Path, source: Source, params: Report) -> Analysis:
         verdicts=verdicts(found, params),
         note=note(found, params, asked_before=source.asked_before),
         effects=effects(found.comparisons, found.dependence),
+        examples=source.examples,
     )
     write_page(folder / PAGE, contents)
     _draw(folder, {"plotted": _plotted(found), "layers": source.layers}, _caption(found, params))
@@ -203,7 +211,8 @@ def publish(target: Path, params: Network) -> None:
 
     These are the parameters, the records of all stages, the commit, the processor, the hashes of the images,
     the subsets, and the weights that the network's source does not give. The table of measurements is
-    compressed: it belongs in git and is large.
+    compressed: it belongs in git and is large. The page keeps its example pictures only if the dataset's
+    entry says that these may be given away.
 
     Raises:
         LaqError: ``target`` holds something else than a published report.
@@ -218,6 +227,9 @@ def publish(target: Path, params: Network) -> None:
         compressed = gzip.compress((folder / TABLE).read_bytes(), mtime=0)
         (folder / f"{TABLE}.gz").write_bytes(compressed)
         (folder / TABLE).unlink()
+        if not ((source := DATASETS.get(read_manifest(DATASET).name)) and source.free):
+            page = (folder / PAGE).read_text(encoding="utf-8")
+            (folder / PAGE).write_text(without_examples(page), encoding="utf-8", newline="\n")
         network = [need(NETWORK / DESIGN), *(f for f in NETWORK.iterdir() if f.name not in {DESIGN, WEIGHTS})]
         for file in (PARAMS, SUBSETS, *network):
             shutil.copyfile(need(file), folder / file.name)

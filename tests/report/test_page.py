@@ -11,13 +11,16 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 
 from laq.charts.theme import Caption
+from laq.dataset.images import ImageSet
 from laq.errors import LaqError
 from laq.report.page import write_page
 from laq.report.page.columns import columns_of
 from laq.report.page.contents import PageContents
 from laq.report.page.data import page_data
+from laq.report.page.examples import example_pictures, without_examples
 from laq.report.tables import with_drops
 from laq.subsets.subset import Subset, describe
 
@@ -274,6 +277,36 @@ def test_a_click_tells_of_a_subset_and_shows_its_classes(page: str, browser: Bro
         assert shown == pytest.approx([lost[method, "2"], lost[method, "4"]], abs=0.0551)
     assert (left["name"], left["pairs"]) == (None, len(NAMES) * (len(NAMES) - 1))
     assert "subset=" not in left["hash"]
+
+
+def test_pictures_of_the_classes_stand_beside_their_names_where_they_are_at_hand(
+    page: str, tmp_path: Path, browser: Browser
+) -> None:
+    labels = torch.arange(len(NAMES)).repeat(2)[1:]  # the first class has its image last
+    images = ImageSet(
+        (20 * labels).to(torch.uint8).view(-1, 1, 1, 1).expand(-1, 3, 32, 32), labels, tuple(NAMES)
+    )
+    write_page(tmp_path / "p.html", replace(contents(), examples=example_pictures(images)))
+    pictured = (tmp_path / "p.html").read_text(encoding="utf-8")
+    script = """
+    const sheet = new Image();
+    sheet.src = getComputedStyle(document.documentElement).getPropertyValue("--examples").trim().slice(4, -1);
+    await sheet.decode();
+    const canvas = new OffscreenCanvas(sheet.width, sheet.height).getContext("2d", { willReadFrequently: true });
+    canvas.drawImage(sheet, 0, 0);
+    const middle = (span) => {
+      const [x, y] = span.style.backgroundPosition.split(" ").map((part) => 24 - parseInt(part));
+      return canvas.getImageData(x, y, 1, 1).data[0];
+    };
+    const told = element("div");
+    told.innerHTML = tooltip({ subset: state.subset }, String) + tooltip({ class: DATA.classes[4], other: DATA.classes[9] }, String);
+    return [byId("panel"), told].map((place) => [...place.querySelectorAll(".example")].map(middle));
+    """
+    panel, told = browser.see(pictured, script, "subset=similar-1")
+    members = next(subset.classes for subset in subsets() if subset.name == "similar-1")
+    assert panel == pytest.approx([20 * c for c in members], abs=3)
+    assert told == pytest.approx([20 * c for c in (*members, 4, 9)], abs=3)
+    assert without_examples(pictured) == page
 
 
 def test_subsets_are_walked_by_keys_and_marked_in_the_charts(page: str, browser: Browser) -> None:

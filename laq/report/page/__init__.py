@@ -50,6 +50,7 @@ def write_page(path: Path, contents: PageContents) -> None:
         measurements=len(contents.table),
         verdicts=[(prose.renderInline(told), prose.render(more)) for told, more in contents.verdicts],
         note=prose.render(contents.note),
+        examples=contents.examples,
         intervals=" with their intervals" if contents.effects.mean_low.notna().any() else "",
         tables={title: list(columns_of(table)) for title, table in contents.tables.items()},
         style=_part("page.css"),

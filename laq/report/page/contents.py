@@ -28,6 +28,7 @@ class PageContents:
         verdicts: For each question a verdict and its details, as Markdown; empty if there are none.
         note: What the intervals speak of, as Markdown.
         effects: What is known of each cell's losses (``plotted.effects``).
+        examples: The address of the classes' pictures (``examples.example_pictures``); empty without them.
     """
 
     study: Caption
@@ -39,3 +40,4 @@ class PageContents:
     verdicts: Sequence[tuple[str, str]]
     note: str
     effects: pd.DataFrame
+    examples: str = ""

@@ -18,11 +18,25 @@ async function show(name) { // anew, where what is drawn has other axes or colou
   }
   VIEWS[name]?.finalize();
   const made = await vegaEmbed(byId(name), specification, {
-    mode: "vega-lite", ast: true, actions: false, logLevel: 1 /* errors */, renderer: "canvas", config: themeFor(byId(name)),
+    mode: "vega-lite", ast: true, actions: false, tooltip: { formatTooltip: tooltip }, logLevel: 1 /* errors */, renderer: "canvas", config: themeFor(byId(name)),
     patch: (made) => { made.data.find((one) => one.name === "rows").values = ROWS[name](); return made; },
   });
   VIEWS[name] = made.view;
   made.view.addEventListener("click", (_, item) => picked(name, item?.datum));
+}
+
+function tooltip(row, safe) { // what the chart tells of a point, and a picture of each of its classes
+  const lines = Object.entries(row).map(([key, value]) => `<tr><td class="key">${safe(key)}</td><td>${safe(value)}</td></tr>`);
+  const classes = SUBSETS.classes[SUBSETS.name.indexOf(row.subset)] ?? [row.class, row.other].map((name) => DATA.classes.indexOf(name));
+  const examples = element("div", { class: "examples" }, ...classes.filter((c) => c >= 0).flatMap(example));
+  return `<table>${lines.join("")}</table>${examples.outerHTML}`;
+}
+
+function example(c) { // the picture of a class, if the page has pictures
+  if (!byId("examples")) return [];
+  const columns = Math.ceil(Math.sqrt(DATA.classes.length));
+  const place = `background-position: ${-48 * (c % columns)}px ${-48 * Math.floor(c / columns)}px`;
+  return [element("span", { class: "example", style: place })];
 }
 
 function themeFor(place) { // narrow screens have room for two methods beside each other
@@ -117,7 +131,7 @@ function showPanel(i) {
     element("h3", {}, SUBSETS.name[i]),
     element("p", { class: "quiet" }, `${SUBSETS.kind[i]} classes, ${classes.length} of ${DATA.classes.length}; ` +
       `median divergence ${Number(SUBSETS.divergence[i].toPrecision(3))} nats`),
-    element("ul", { class: "chips" }, ...classes.map((c) => element("li", {}, DATA.classes[c]))),
+    element("ul", { class: "chips" }, ...classes.map((c) => element("li", {}, ...example(c), DATA.classes[c]))),
     element("div", { class: "wide", tabindex: 0 }, lossesOf(i)));
 }
 
