@@ -88,7 +88,7 @@ def test_the_quantizer_and_serving_import_what_the_package_alone_brings() -> Non
 
 def test_the_quantizer_imports_nothing_more_when_it_is_called() -> None:
     extras = PROJECT["optional-dependencies"]
-    allowed = modules_of([*PROJECT["dependencies"], *extras["onnx"]])
+    allowed = modules_of([*PROJECT["dependencies"], *extras["onnx"]]) | {"triton"}  # which comes with torch
     for source in (ROOT / "laq/quantization").rglob("*.py"):
         assert packages(source, at_once=False) <= allowed, source
 
@@ -97,14 +97,14 @@ def test_every_import_is_of_a_package_that_some_extra_brings() -> None:
     extras = PROJECT["optional-dependencies"]
     known = modules_of([r for listed in (PROJECT["dependencies"], *extras.values()) for r in listed])
     for source in (ROOT / "laq").rglob("*.py"):
-        assert packages(source, at_once=False) <= known | {"sqlalchemy"}, source  # which comes with MLflow
+        assert packages(source, at_once=False) <= known | {"sqlalchemy", "triton"}, source  # MLflow, torch
 
 
 def test_importing_the_quantizer_loads_neither_mlflow_nor_dvc_nor_pandas() -> None:
     program = "import sys, laq.quantization; print(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", program], check=True, text=True, capture_output=True)
     pipeline = modules_of(PROJECT["optional-dependencies"]["pipeline"]) - {"scipy"}  # which numba asks for
-    heavy = {*pipeline, "pandas", "PIL", "torchvision", "scipy.stats"}
+    heavy = {*pipeline, "pandas", "PIL", "torchvision", "scipy.stats", "triton"}
     assert heavy & set(done.stdout.split()) == set()
 
 

@@ -9,7 +9,10 @@ rounded. Where A_t = Σ_{s≤t} w_s H_st, it need not be computed: z_t is w_t + 
 Where H_tt is zero, z_t is w_t.
 """
 
-from collections.abc import Iterator
+import warnings
+from collections.abc import Callable, Iterator
+from functools import cache, partial
+from types import ModuleType
 from typing import Final, NamedTuple
 
 import numba
@@ -28,6 +31,8 @@ _VANISHING: Final = 1e-300
 _NO_NOISE: Final = np.empty((0, 0, 0))
 _KINDS: Final = ("nearest", "stochastic", "hard", "soft")
 Floats = NDArray[np.float64]
+# The codes of a block of columns, and their levels less v, for their slice, H, a and v.
+RoundBlock = Callable[[slice, Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
 
 
 class Levels(NamedTuple):
@@ -92,13 +97,42 @@ def round_sequentially(problem: LayerProblem, H: Tensor, pool: Pool, A: Tensor |
         rows = problem.part(g, n, slice(None))
         W = rows.W.to(H)
         a, v = (torch.zeros_like(W), W) if A is None else (A[g, n], torch.zeros_like(W))
-        codes[g, n] = _round_neurons(rows, H[g], a, v)
+        codes[g, n] = _round_neurons(_block_rounding(rows), H[g], a, v)
 
     pool.run(fill, slices(problem.W, _ROWS))
     return codes
 
 
-def _round_neurons(problem: LayerProblem, H: Tensor, a: Tensor, v: Tensor) -> Tensor:
+def _block_rounding(problem: LayerProblem) -> RoundBlock:
+    """What rounds the blocks of a problem's columns on its device."""
+    device = problem.W.device
+    if device.type == "cpu":
+        return partial(_round_block, problem)
+    kernels = _kernels_of(device) if device.type == "cuda" else None
+    return partial(_round_block_vectorized, problem) if kernels is None else kernels.BlockRounding.of(problem)
+
+
+@cache
+def _kernels_of(device: torch.device) -> ModuleType | None:
+    """The module of Triton's kernels if they run on a GPU; where they do not, that is said once."""
+    try:
+        from laq.quantization.methods import triton_kernels  # noqa: PLC0415 (Triton is for GPUs alone)
+
+        triton_kernels.try_on(device)
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:  # noqa: BLE001 (whatever is amiss there, torch does the same work)
+        reason = f"{type(error).__name__}: {error}".partition("\n")[0]
+        warnings.warn(
+            f"{device}: Triton's kernels do not run on this GPU ({reason}); columns are rounded by torch, "
+            "which is slower",
+            stacklevel=2,
+        )
+        return None
+    return triton_kernels
+
+
+def _round_neurons(round_block: RoundBlock, H: Tensor, a: Tensor, v: Tensor) -> Tensor:
     """The codes of some neurons (``Remainder`` says of a and v, (G, N, d), what they are)."""
     d = a.shape[2]
     E, codes = torch.empty_like(a), torch.empty_like(a, dtype=torch.int32)
@@ -108,21 +142,19 @@ def _round_neurons(problem: LayerProblem, H: Tensor, a: Tensor, v: Tensor) -> Te
             after = slice(start, start + _WIDE)
             a[..., after] -= E[..., :start] @ H[:, :start, after]
         a[..., b] -= E[..., wide:start] @ H[:, wide:start, b]
-        part = problem.part(slice(None), slice(None), b)
-        codes[..., b] = _round_block(part, H[:, b, b], a[..., b], v[..., b])
-        E[..., b] = problem.alphabet.decode(codes[..., b]) - v[..., b]
+        codes[..., b], E[..., b] = round_block(b, H[:, b, b], a[..., b], v[..., b])
     return codes
 
 
-def _round_block(problem: LayerProblem, H: Tensor, a: Tensor, v: Tensor) -> Tensor:
-    """The same for one block of B columns: H is (G, B, B), the others (G, N, B)."""
-    if a.device.type != "cpu":
-        return _round_block_vectorized(problem, H.double(), a.double(), v.double())
+def _round_block(problem: LayerProblem, b: slice, H: Tensor, a: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+    """The codes of a block of B columns, and levels less v: H is (G, B, B), the others are (G, N, B)."""
+    problem = problem.part(slice(None), slice(None), b)
     remainder = Remainder(floats(a), floats(v))
     codes = _round_block_compiled(
         floats(H), remainder, floats(problem.W), compiled_levels(problem), compiled_rule(problem)
     )
-    return torch.from_numpy(codes)
+    found = torch.from_numpy(codes)
+    return found, problem.alphabet.decode(found) - v
 
 
 def compiled_levels(problem: LayerProblem) -> Levels:
@@ -185,8 +217,11 @@ def nearest_code(z: float, at: tuple[int, int, int], levels: Levels, rule: Rule)
     return min(max(code, low), high)
 
 
-def _round_block_vectorized(problem: LayerProblem, H: Tensor, a: Tensor, v: Tensor) -> Tensor:
-    """The same in torch, all neurons at once: for devices other than the CPU."""
+def _round_block_vectorized(
+    problem: LayerProblem, b: slice, H: Tensor, a: Tensor, v: Tensor
+) -> tuple[Tensor, Tensor]:
+    """The same in torch, all neurons at once: for devices that Triton has no code for."""
+    problem = problem.part(slice(None), slice(None), b)
     step = problem.alphabet.step[..., 0].double()
     a, codes = a.clone(), torch.empty_like(a, dtype=torch.int32)
     for t in range(a.shape[2]):
@@ -195,7 +230,7 @@ def _round_block_vectorized(problem: LayerProblem, H: Tensor, a: Tensor, v: Tens
         codes[..., t] = nearest_codes(problem, torch.where(energy > 0, z, problem.W[..., t].double()), t)
         e = (codes[..., t] + problem.alphabet.offset) * step - v[..., t]
         a[..., t + 1 :] -= e[..., None] * H[:, None, t, t + 1 :]
-    return codes
+    return codes, problem.alphabet.decode(codes) - v
 
 
 def nearest_codes(problem: LayerProblem, z: Tensor, t: int) -> Tensor:
