@@ -19,8 +19,10 @@ from laq.quantization.calibration.batch import Batch, Digest
 from laq.quantization.calibration.covariance import Inputs
 from laq.quantization.calibration.images import calibration_batches, check_runs
 from laq.quantization.calibration.patches import Patches, Sampler
+from laq.quantization.calibration.trial import device_of
 from laq.quantization.execution.attention import linears_of_attention
 from laq.quantization.execution.base import OUTPUTS, CallInputs, Execution, Networks, Stop, in_float32
+from laq.quantization.execution.devices import check_device, run_on_device, stays_on_cpu
 from laq.quantization.execution.fusion import fold_batch_norms
 from laq.quantization.execution.graph import Graph, Reading, trace
 from laq.quantization.execution.layers import Layer, Structure, attribute
@@ -31,19 +33,21 @@ from laq.quantization.execution.outputs import Output
 from laq.quantization.execution.points import choose_grids, inputs_of, with_points
 from laq.quantization.execution.unwrap import unwrapped
 from laq.quantization.methods.solve import solve
-from laq.quantization.options import QuantizationError, check_patterns
+from laq.quantization.options import DeviceChoice, QuantizationError, check_patterns
 from laq.quantization.recipe import InputKind, NotQuantized, QuantizedLayer, QuantizedNetwork, Recipe
 from laq.quantization.threads import Pool, worker_pool
 
 _SHARED: Final = ("batch_size", "ignore", "fuse", "memory_gib")  # options that a pass depends on
 
 
-def quantize(network: nn.Module, images: Any, recipe: Recipe, output: Output = None) -> QuantizedNetwork:
+def quantize(
+    network: nn.Module, images: Any, recipe: Recipe, output: Output = None, device: DeviceChoice | None = None
+) -> QuantizedNetwork:
     """Quantize the weights of every convolution and linear of ``network``, which is left as it was.
 
     What is quantized are parameters that are weights of ``conv1d`` to ``conv3d``, of their transposed forms
     and of ``linear``, whatever module or function calls these. What else holds weights is named with the
-    reason in the result's ``not_quantized``, and in a warning. Works on the device that the network is on.
+    reason in the result's ``not_quantized``, and in a warning.
     A network whose graph neither ``torch.fx`` nor ``torch.export`` can make is run layer by layer instead,
     with the same outcome, and a warning.
 
@@ -55,17 +59,23 @@ def quantize(network: nn.Module, images: Any, recipe: Recipe, output: Output = N
         recipe: how.
         output: which of the network's outputs are the logits, by name or index, where there are several:
             see ``execution.outputs.logits_of``.
+        device: ``cpu``, ``cuda`` or ``auto``, which takes a GPU where there is one and the work is worth it;
+            None is the device that the network is on. The result comes back to that one.
 
     Raises:
         QuantizationError: there is nothing to quantize; images, weights or outputs are not finite; a
             pattern in ``recipe.ignore`` matches nothing that holds weights, or they leave none;
-            ``recipe.bits`` is a map that lacks a layer.
+            ``recipe.bits`` is a map that lacks a layer; there is no GPU, or its memory does not suffice.
     """
-    return quantize_each(network, images, [recipe], output)[0]
+    return quantize_each(network, images, [recipe], output, device)[0]
 
 
 def quantize_each(
-    network: nn.Module, images: Any, recipes: Sequence[Recipe], output: Output = None
+    network: nn.Module,
+    images: Any,
+    recipes: Sequence[Recipe],
+    output: Output = None,
+    device: DeviceChoice | None = None,
 ) -> tuple[QuantizedNetwork, ...]:
     """Quantize ``network`` by several recipes in one pass, which computes its own activations once.
 
@@ -77,6 +87,7 @@ def quantize_each(
         images: as for ``quantize``.
         recipes: how; alike in ``batch_size``, ``ignore``, ``fuse`` and ``memory_gib``. None give none.
         output: as for ``quantize``.
+        device: as for ``quantize``.
 
     Raises:
         QuantizationError: as ``quantize`` does; the recipes differ in an option of these.
@@ -84,11 +95,16 @@ def quantize_each(
     if not recipes:
         return ()
     _check_alike(recipes)
+    check_device(device)
     digest = Digest()
     with torch.no_grad(), linears_of_attention():
         analog = copied(unwrapped(network))
         batches = calibration_batches(analog, images, recipes[0].batch_size, digest)
-        results = _quantize_copies(analog, batches, recipes, output)
+        if stays_on_cpu(device, analog):
+            results = _quantize_copies(analog, batches, recipes, output)
+        else:
+            run = partial(_quantize_copies, recipes=recipes, output=output)
+            results = run_on_device(device, analog, batches, run)
     return tuple(replace(result, calibration=digest.hexdigest()) for result in results)
 
 
@@ -105,7 +121,9 @@ def _quantize_copies(
     view = _view(analog, first)
     layers = _to_quantize(analog, view.structure, recipes)
     quantized = tuple(copied(analog) for _ in recipes)
-    with worker_pool() as pool, Offload(shared.memory / 2) as offload:
+    # To a GPU more threads would but give more batches at a time, which take its memory.
+    most = 1 if device_of(analog).type == "cuda" else None
+    with worker_pool(most) as pool, Offload(shared.memory / 2) as offload:
         networks = Networks(analog, quantized, output)
         execution = view.execution(networks, pool, offload)
         try:
@@ -114,7 +132,7 @@ def _quantize_copies(
                 choose_grids(networks, recipes, execution.images(), pool)
             stops = execution.stops(layers)
             done = [_quantize_layer(execution, stop, recipes) for stop in stops]
-        except QuantizationError:
+        except (QuantizationError, torch.OutOfMemoryError):
             raise
         except Exception:
             for batch in seen.values():

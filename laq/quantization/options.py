@@ -16,6 +16,7 @@ Granularity = Literal["channel", "layer"]
 RadiusRule = Literal["auto", "mse", "error"]
 Radius = float | RadiusRule
 RangeRule = Literal["minmax", "percentile", "mse"]
+DeviceChoice = Literal["auto", "cpu", "cuda"]
 LOWEST: Final = 2  # bits
 HIGHEST: Final = 24  # float32 cannot hold finer codes
 
@@ -143,6 +144,7 @@ BOOLEAN: Final = Option(_boolean, "true or false", {"type": "boolean"})
 BITS: Final = whole_number(LOWEST, HIGHEST)
 ACTIVATION_BITS: Final = whole_number(2, 8)  # which a byte holds
 SHARE: Final = number(above=0, most=1)
+DEVICE: Final = one_of(*get_args(DeviceChoice))  # which is no option of a recipe: it says where, not how
 # The options of a recipe by name, but for the method and the method's own, which are in its registry.
 OPTIONS: Final[Mapping[str, Option]] = {
     "bits": Option(_bits, f"{BITS.allowed}, or a map of layers to such, as choose_bits makes"),

@@ -185,6 +185,7 @@ class QuantizedNetwork:
         on_floats: what computes on floats between activations that are rounded, by the names of the graph's
             nodes: no integer runtime has a form of it.
         inputs: what the network is called with, if its activations are rounded.
+        device: what it was quantized on: ``cpu``, or the name of a GPU.
     """
 
     network: nn.Module
@@ -196,6 +197,7 @@ class QuantizedNetwork:
     not_quantized: tuple[NotQuantized, ...] = ()
     on_floats: tuple[str, ...] = ()
     inputs: tuple[InputKind, ...] = ()
+    device: str = "cpu"
 
     @property
     def weights(self) -> int:

@@ -45,15 +45,16 @@ class Pool:
 
 
 @contextmanager
-def worker_pool() -> Iterator[Pool]:
-    """A pool; while it is open, torch keeps to one thread outside of it too."""
-    workers = torch.get_num_threads()
+def worker_pool(most: int | None = None) -> Iterator[Pool]:
+    """A pool of ``most`` threads at most; while it is open, torch keeps to one thread outside of it too."""
+    threads = torch.get_num_threads()
+    workers = min(threads, most or threads)
     try:
         torch.set_num_threads(1)
         with ThreadPoolExecutor(workers, initializer=_keep_to_one_core) as executor:
             yield Pool(executor, workers)
     finally:
-        torch.set_num_threads(workers)
+        torch.set_num_threads(threads)
 
 
 def _keep_to_one_core() -> None:

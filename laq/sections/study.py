@@ -11,10 +11,12 @@ from laq.quantization.bits.spec import TEXT, parse_bits
 from laq.quantization.methods.registry import METHODS, find_method
 from laq.quantization.options import (
     BITS,
+    DEVICE,
     HIGHEST,
     LOWEST,
     OPTIONS,
     AlphabetKind,
+    DeviceChoice,
     Granularity,
     Radius,
     RangeRule,
@@ -141,6 +143,7 @@ class Study(Grid):
     options: Annotated[
         dict[str, dict[str, Any]], BeforeValidator(_check_options), WithJsonSchema(_OPTIONS_OF_METHODS)
     ] = Field(default_factory=dict)
+    device: Annotated[DeviceChoice, Checked(DEVICE)] = "cpu"
     keep_networks: bool
 
     def restricted(self, **factors: Any) -> "Study":

@@ -60,6 +60,7 @@ class StudyInputs:
             "calibration": _calibration(cell),
             "images": self.params.calibration_images,
             "networks": self.params.keep_networks,
+            **({"device": self.params.device} if self.params.device != "cpu" else {}),
         }  # fmt: skip
         return {
             "classes": sorted(cell.subset.classes),

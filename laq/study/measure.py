@@ -17,7 +17,15 @@ from laq.network.evaluation import predict
 from laq.network.weights import load_network
 from laq.parallel import Workers, run_all
 from laq.progress import progress
-from laq.quantization import QuantizedNetwork, Recipe, choose_bits_each, parse_bits, quantize_each
+from laq.quantization import (
+    QuantizationError,
+    QuantizedNetwork,
+    Recipe,
+    choose_bits_each,
+    parse_bits,
+    quantize_each,
+)
+from laq.quantization.execution.devices import check_device
 from laq.sections.study import Base, Calibration
 from laq.study.cells import Cell, is_label_aware
 from laq.study.inputs import StudyInputs, study_code
@@ -99,10 +107,16 @@ def measure_all(cells: Sequence[Cell], inputs: StudyInputs, workers: Workers) ->
     Groups that fail are tried once more, cell by cell.
 
     Raises:
-        LaqError: cells failed even when measured alone; the others are kept.
+        LaqError: cells failed even when measured alone, while the others are kept; the study asks for a GPU
+            and there is none.
     """
     folders = {cell: inputs.folder(cell) for cell in cells}
     missing = [cell for cell, folder in folders.items() if not folder.exists()]
+    if missing and not workers.scheduler:  # whose workers may have GPUs that this machine lacks
+        try:
+            check_device(inputs.params.device)
+        except QuantizationError as error:
+            raise LaqError(f"study.{error}") from None
     with _Progress(cells, missing, inputs) as bar:
         measure = partial(_measure_groups, inputs, workers, bar)
         failed = measure(sorted(groups_of(missing), key=partial(_turn, inputs)))
@@ -217,7 +231,9 @@ def _networks(
         return
     images = inputs.calibration_images(group.cells[0])
     recipes = _recipes([cells[0] for cells in networks], network, images)
-    yield from zip(networks, quantize_each(network, images, recipes), strict=True)
+    yield from zip(
+        networks, quantize_each(network, images, recipes, device=inputs.params.device), strict=True
+    )
 
 
 def _recipes(cells: Sequence[Cell], network: Classifier, images: torch.Tensor) -> list[Recipe]:

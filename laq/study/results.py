@@ -130,10 +130,11 @@ def _write_quantized(folder: Path, result: QuantizedNetwork, subset: Subset) -> 
     size = save(folder / WEIGHTS, result, {"classes": list(subset.names_in_order)})
     layers = measured_layers(result)
     write_json(folder / LAYERS, [asdict(layer) for layer in layers])
-    # The column exists only in tables of networks that keep some weights in float.
+    # These columns exist only in tables of networks that keep some weights in float, or that a GPU made.
     kept = "; ".join(f"{o.name} ({o.weights} weights): {o.reason}" for o in result.not_quantized)
     return {
         **({"not_quantized": kept} if kept else {}),
+        **({"quantized_on": result.device} if result.device != "cpu" else {}),
         "mean_bits": result.mean_bits,
         "levels": layers[0].levels if len({layer.levels for layer in layers}) == 1 else None,
         "sparsity_percent": 100 * result.sparsity,

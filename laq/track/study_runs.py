@@ -186,6 +186,7 @@ def _cell_params(params: Params, row: Row) -> dict[str, str]:
     method, bits, calibration, seed = _recipe(row)
     study = params.study.model_dump(mode="json", exclude={*Grid.model_fields, "also"})
     kept = row.get("not_quantized")  # what keeps its weights, and why
+    gpu = row.get("quantized_on")
     return {
         "method": method,
         "bits": bits,
@@ -193,6 +194,7 @@ def _cell_params(params: Params, row: Row) -> dict[str, str]:
         "calibration_seed": seed,
         "levels": "" if pd.isna(row["levels"]) else str(row["levels"]),
         **({"not_quantized": kept[:LONGEST_PARAM]} if isinstance(kept, str) else {}),
+        **({"quantized_on": gpu} if isinstance(gpu, str) else {}),
         "network": row["network"],
         "dataset": row["dataset"],
         **{name: str(value) for name, value in study.items()},

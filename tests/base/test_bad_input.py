@@ -48,7 +48,7 @@ TRAINING = (
 )
 STUDY = (
     "unknown key; known here: activation_range, activations, alphabet, also, bases, batch_size, "
-    "bias_correction, bits, calibration_images, calibrations, fuse, granularity, ignore, keep_networks, methods, options, percentile, radius, "
+    "bias_correction, bits, calibration_images, calibrations, device, fuse, granularity, ignore, keep_networks, methods, options, percentile, radius, "
     "retain_rate, seeds"
 )
 SECTIONS = (
@@ -154,6 +154,7 @@ KEYS: list[tuple[str, Any, str]] = [
     ("study.methods", ["GPTQ"], f"study.methods.0: found 'GPTQ'; {METHODS}; did you mean gptq?"),
     ("study.calibration", ["all"], f"study.calibration: {STUDY}; did you mean calibrations?"),
     ("study.alphabet", "symetric", "study.alphabet: found 'symetric'; must be symmetric, twos_complement, midrise, predecessor; did you mean symmetric?"),
+    ("study.device", "gpu", "study.device: found 'gpu'; must be auto, cpu, cuda; did you mean cpu?"),
     ("study.ignore", "fc", "study.ignore: found 'fc'; must be patterns of layers' names, such as ('body.*',)"),
     ("study.options", {"gpfq_l0": {"treshold": 1}}, "study.options: found 'treshold', which gpfq_l0 does not have: it has threshold, form; did you mean threshold?"),
     ("study.threshold", 1, f"study.threshold: {STUDY}"),

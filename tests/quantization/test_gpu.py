@@ -4,12 +4,20 @@ import os
 import subprocess
 import sys
 import warnings
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from torch import Tensor, nn
 
+from laq.quantization import QuantizationError, Recipe, quantize
 from laq.quantization.alphabet import Alphabet
+from laq.quantization.execution import devices
+from laq.quantization.execution.devices import chosen_device, full_precision
+from laq.quantization.execution.lockstep import Lockstep
+from laq.quantization.execution.offload import INPUTS
 from laq.quantization.methods import sequential
 from laq.quantization.methods.problem import LayerProblem
 
@@ -55,3 +63,103 @@ def test_a_gpu_without_kernels_rounds_by_torch_and_that_is_said_once() -> None:
         assert sequential._kernels_of(nowhere) is None
     assert sequential._block_rounding(problem).func is sequential._round_block_vectorized  # type: ignore[attr-defined]
     sequential._kernels_of.cache_clear()
+
+
+def network_and_images() -> tuple[nn.Module, Tensor]:
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Conv2d(2, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(16, 3))
+    return network.eval(), torch.rand(9, 2, 4, 4)
+
+
+@pytest.fixture
+def gpu(monkeypatch: pytest.MonkeyPatch) -> list[torch.device]:
+    """A GPU that is the CPU under another name; the list has the devices that were chosen."""
+    chosen: list[torch.device] = []
+
+    def choose(*asked: Any) -> torch.device:
+        chosen.append(chosen_device(*asked))
+        return torch.device("cpu")
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(devices, "chosen_device", choose)
+    return chosen
+
+
+def test_a_gpu_is_taken_where_one_is_asked_for_or_the_work_is_worth_it(
+    gpu: list[torch.device], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    network, images = network_and_images()
+    recipe = Recipe(3, "qronos", fuse=True)
+    expected = quantize(network, images, recipe)
+    for asked in ("cpu", None):
+        quantize(network, images, recipe, device=asked)  # type: ignore[arg-type]
+    assert gpu == []
+    found = [quantize(network, images, recipe, device=asked) for asked in ("cuda", "auto")]  # type: ignore[arg-type]
+    monkeypatch.setattr(devices, "_WORTH_A_GPU", 1)
+    found.append(quantize(network, images, recipe, device="auto"))
+    assert [device.type for device in gpu] == ["cuda", "cpu", "cuda"]
+    for result in found:
+        assert (result.calibration, result.device) == (expected.calibration, "cpu")
+        for one, other in zip(result.layers, expected.layers, strict=True):
+            assert torch.equal(one.codes, other.codes)
+
+
+def test_a_gpu_that_has_not_enough_memory_gets_half_of_each_batch_once(
+    gpu: list[torch.device], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    network, images = network_and_images()
+    recipe, given, room = Recipe(3, fuse=True, batch_size=4), list[int](), 2
+
+    def advance(self: Lockstep, segment: Any, chunk: int) -> Any:
+        size = self.offload.look((chunk, INPUTS))["batch"][0][0] if segment.start == 0 else images[:1]
+        given.append(len(size))
+        if len(size) > room:
+            raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
+        return advance_all(self, segment, chunk)
+
+    advance_all = Lockstep._advance
+    expected = quantize(network, images, replace(recipe, batch_size=2))
+    monkeypatch.setattr(Lockstep, "_advance", advance)
+    with pytest.warns(
+        UserWarning, match="cpu has too little memory for batches of 4 images; trying half of each"
+    ):
+        found = quantize(network, images, recipe, device="cuda")
+    assert {4, 2, 1} == set(given)
+    assert found.calibration == expected.calibration
+    for one, other in zip(found.layers, expected.layers, strict=True):
+        assert torch.equal(one.codes, other.codes)
+    room = 1
+    with (
+        pytest.warns(UserWarning, match="trying half"),
+        pytest.raises(
+            QuantizationError, match="^device: .* too little memory .* set batch_size lower, [^\n]*$"
+        ),
+    ):
+        quantize(network, images, recipe, device="cuda")
+
+
+def test_a_gpu_where_there_is_none_is_refused_in_a_line() -> None:
+    network, images = network_and_images()
+    with pytest.raises(
+        QuantizationError, match=r"^device: found cuda, but torch sees no GPU here; set it to auto or cpu$"
+    ):
+        quantize(network, images, Recipe(), device="cuda")
+    with pytest.raises(
+        QuantizationError, match="device: found 'cudo'; must be auto, cpu, cuda; did you mean cuda"
+    ):
+        quantize(network, images, Recipe(), device="cudo")  # type: ignore[arg-type]
+    assert quantize(network, images, Recipe(), device="auto").device == "cpu"
+
+
+def test_products_are_in_full_precision_for_as_long_as_a_gpu_quantizes() -> None:
+    matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
+    before = matmul.fp32_precision
+    matmul.fp32_precision = "tf32"
+    try:
+        with full_precision():
+            assert matmul.fp32_precision == "ieee"
+            assert (cudnn.allow_tf32, cudnn.deterministic) == (False, True)
+        assert matmul.fp32_precision == "tf32"
+        assert (cudnn.allow_tf32, cudnn.deterministic) == (True, False)
+    finally:
+        matmul.fp32_precision = before

@@ -2,7 +2,7 @@
 
 import shutil
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -191,7 +191,7 @@ def test_a_cell_that_raises_is_told_and_tried_again_while_the_others_are_kept(
     calls = []
 
     def failing(
-        network: nn.Module, images: Tensor, recipes: Sequence[Recipe]
+        network: nn.Module, images: Tensor, recipes: Sequence[Recipe], device: str
     ) -> tuple[QuantizedNetwork, ...]:
         calls.append(recipes)
         if any((recipe.bits, recipe.method) == (2, "gpfq") for recipe in recipes):
@@ -250,6 +250,34 @@ def test_what_is_not_quantized_is_in_the_table_and_nothing_where_all_is(project:
     assert table["quantized"].startswith("body.fc (")
     assert table["quantized"].endswith(" weights): ignore names it")
     assert table[["original", "finetuned"]].isna().all()
+
+
+def test_a_study_on_a_gpu_is_refused_where_there_is_none_and_says_what_its_networks_were_made_on(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    params = ready_for_a_study(project).study.model_copy(update={"bits": (3,), "methods": ("rtn",)})
+    write_json(SUBSETS, [asdict(OTHER)])
+    on_gpu = params.model_copy(update={"device": "cuda"})
+    with pytest.raises(
+        LaqError, match=r"^study\.device: found cuda, but torch sees no GPU here; set it to auto or cpu$"
+    ):
+        room.run(on_gpu)
+    assert not room.FOLDER.exists()
+    asked = []
+
+    def by_gpu(*given: Any, device: str) -> list[QuantizedNetwork]:
+        asked.append(device)
+        return [replace(result, device="NVIDIA H100") for result in quantize_each(*given)]
+
+    monkeypatch.setattr("laq.study.measure.quantize_each", by_gpu)
+    monkeypatch.setattr("laq.study.measure.check_device", lambda device: None)
+    room.run(on_gpu)
+    table = read_measurements().set_index("variant").quantized_on
+    assert set(asked) == {"cuda"}
+    assert table["quantized"] == "NVIDIA H100"
+    assert table[["original", "finetuned"]].isna().all()
+    room.run(params)  # of other cells
+    assert set(asked) == {"cpu", "cuda"}
 
 
 @pytest.mark.parametrize(("images", "shown"), [([2, 2, 2], False), ([2, 3, 2], True)])
