@@ -12,14 +12,19 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from laq.quantization import QuantizationError, Recipe, quantize
+from laq.quantization import METHODS, QuantizationError, Recipe, quantize
 from laq.quantization.alphabet import Alphabet
+from laq.quantization.calibration.covariance import Inputs
 from laq.quantization.execution import devices
 from laq.quantization.execution.devices import chosen_device, full_precision
 from laq.quantization.execution.lockstep import Lockstep
 from laq.quantization.execution.offload import INPUTS
 from laq.quantization.methods import sequential
+from laq.quantization.methods.cholesky import cholesky, cholesky_at_once
 from laq.quantization.methods.problem import LayerProblem
+from laq.quantization.methods.solve import solve
+from laq.quantization.threads import worker_pool
+from tests.quantization.operations import operation_of_module
 
 triton = pytest.importorskip("triton")
 
@@ -163,3 +168,33 @@ def test_products_are_in_full_precision_for_as_long_as_a_gpu_quantizes() -> None
         assert (cudnn.allow_tf32, cudnn.deterministic) == (True, False)
     finally:
         matmul.fp32_precision = before
+
+
+@pytest.mark.parametrize("options", [{"padding": 1}, {"stride": 2, "groups": 2}, {"padding": (0, 2)}])
+@pytest.mark.parametrize("method", METHODS)
+def test_methods_stay_on_the_device_of_their_weights_and_take_no_columns_one_by_one(
+    method: str, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Tensors on the meta device have no values, and do not mix with those of the CPU.
+    layer = operation_of_module(nn.Conv2d(16, 8, 3, **options))
+    W = layer.to_matrices(torch.empty(8, 16 // layer.groups, 3, 3, device="meta"))
+    images = torch.empty(2, 16, 7, 5, device="meta")
+    patches = layer.patches(images, images, lambda _: None)
+
+    def one_by_one(*_: object) -> None:
+        raise AssertionError("each column is a launch of its own")
+
+    for module in ("gpfq", "low_rank"):
+        monkeypatch.setattr(f"laq.quantization.methods.{module}.round_by_residual", one_by_one)
+    with worker_pool() as pool:
+        inputs = Inputs([lambda: patches], [patches.m], layer.groups, W.shape[2], 9, pool, layer.has_shifts)
+        solved = solve("layer", W, inputs, Recipe(3, method, radius="error"))
+    assert layer.has_shifts == (options == {"padding": 1})
+    assert (solved.codes.device.type, solved.codes.shape) == ("meta", W.shape)
+
+
+def test_a_factor_in_one_call_equals_the_one_by_panels() -> None:
+    X = torch.randn(2, 150, 200, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    H = X @ X.mT
+    with worker_pool() as pool:
+        torch.testing.assert_close(cholesky_at_once(H.clone()).triu(), cholesky(H, pool).triu())

@@ -27,6 +27,7 @@ _FEW: Final = 2**14
 _SLOWER: Final = (1.25, 2.8)
 _PER_PATCH_ENTRY: Final = 100  # which that form writes to memory and reads again
 _TILE: Final = 4 * 2**20  # bytes of patches that are multiplied at a time
+_TILE_ON_GPU: Final = 2**28  # where each product is a launch: not yet measured on a GPU
 _LITTLE: Final = 2**16  # numbers
 _GATHERED: Final = 2**22  # entries of X, and of X̃, that GPFQ's residual form takes at a time
 
@@ -113,6 +114,9 @@ class Inputs:
 
 def _add(part: Tensor, total: Tensor) -> None:
     """Add float32 to float64, a little at a time: the copy that torch makes for it stays in the cache."""
+    if total.device.type != "cpu":
+        total.add_(part)  # without a copy
+        return
     for numbers, sums in zip(*(torch.split(t.view(-1), _LITTLE) for t in (part, total)), strict=True):
         sums.add_(numbers)
 
@@ -141,7 +145,8 @@ def _products_of_shifts(patches: Patches, *, cross: bool) -> Tensor:
 
 def _tiles(patches: Patches, per_image: float, least: int = 0) -> Iterator[Patches]:
     """As many images at a time, of ``per_image`` numbers each, as stay in the cache, or fill ``least``."""
-    size = max(1, int(max(_TILE / patches.X.element_size(), least) / per_image))
+    tile = _TILE if patches.X.device.type == "cpu" else _TILE_ON_GPU
+    size = max(1, int(max(tile / patches.X.element_size(), least) / per_image))
     step = -(-patches.images // -(-patches.images // size))  # tiles of about the same size
     for start in range(0, patches.images, step):
         yield patches.of_images(start, start + step)

@@ -23,6 +23,7 @@ from torch import Tensor
 from laq.quantization.calibration.covariance import (
     Inputs,
     choose_form,
+    covariance_bytes,
     covariance_flops,
     residual_flops,
 )
@@ -32,8 +33,13 @@ from laq.quantization.methods.sequential import round_sequentially, upper_produc
 
 
 def solve(problem: LayerProblem, inputs: Inputs, settings: Settings) -> Solution:
-    """GPFQ in the form that the option ``form`` names; ``auto`` is the cheaper one that fits the memory."""
+    """GPFQ in the form that the option ``form`` names; ``auto`` is the cheaper one that fits the memory.
+
+    On a GPU that is the covariance form, whose columns do not follow each other one by one.
+    """
     form = settings.options["form"]
+    if form == "auto" and problem.W.device.type != "cpu" and covariance_bytes(inputs) <= settings.memory:
+        form = "covariance"
     if form == "auto":
         form = choose_form(inputs, problem.W.shape[1], settings.memory)
     return gpfq_residual(problem, inputs) if form == "residual" else gpfq_covariance(problem, inputs)

@@ -26,12 +26,12 @@ from laq.quantization.methods.sequential import round_sequentially, upper_produc
 DAMPING: Final = 0.01  # of the mean energy of a column, as in its authors' code
 
 
-def solve(problem: LayerProblem, inputs: Inputs, _settings: Settings) -> Solution:
+def solve(problem: LayerProblem, inputs: Inputs, settings: Settings) -> Solution:
     """GPTQ (Frantar, Ashkboos, Hoefler and Alistarh 2023): least ‖(w - q) X̃‖.
 
     It learns from the quantized network's inputs alone and takes the float network's to be the same.
     """
-    if has_low_rank(inputs):
+    if has_low_rank(inputs, problem.W.device, settings.memory):
         return _solve_with_low_rank(problem, inputs)
     _, H = inputs.covariances(cross=False)
     damping = DAMPING * H.diagonal(dim1=1, dim2=2).mean(1)

@@ -9,7 +9,7 @@ from typing import Final, NamedTuple
 import torch
 from torch import Tensor
 
-from laq.quantization.calibration.covariance import Inputs
+from laq.quantization.calibration.covariance import Inputs, covariance_bytes
 from laq.quantization.methods.cholesky import add_to_diagonal, cholesky, panels_from_the_last, tiles
 from laq.quantization.methods.problem import LayerProblem
 from laq.quantization.methods.residual import Columns, round_by_residual
@@ -32,9 +32,14 @@ class LowRankFactor(NamedTuple):
     M: Tensor
 
 
-def has_low_rank(inputs: Inputs) -> bool:
-    """Whether patches are so few that a low-rank factor is the cheaper one."""
-    return inputs.m <= _LOW * inputs.columns
+def has_low_rank(inputs: Inputs, device: torch.device, memory: float) -> bool:
+    """Whether patches are so few that a low-rank factor is the cheaper one.
+
+    Its columns follow each other one by one, so that on a GPU it is used only where covariances would take
+    more than ``memory`` bytes.
+    """
+    fits = device.type != "cpu" and covariance_bytes(inputs) <= memory
+    return inputs.m <= _LOW * inputs.columns and not fits
 
 
 def low_rank_factor(X_q: Tensor, damping: Tensor, pool: Pool) -> LowRankFactor:

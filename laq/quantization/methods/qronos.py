@@ -29,14 +29,14 @@ DAMPING: Final = 1e-6  # of the largest eigenvalue (Zhang et al. 2025, section 4
 _ROWS: Final = 64  # neurons that a thread takes at most
 
 
-def solve(problem: LayerProblem, inputs: Inputs, _settings: Settings) -> Solution:
+def solve(problem: LayerProblem, inputs: Inputs, settings: Settings) -> Solution:
     """Qronos (Zhang, Zhang, Colbert and Saab 2025): least ‖w X - q X̃‖.
 
     The first weight is rounded while all others stay; then they become the least-squares solution
     given it, and GPTQ goes on from there (algorithm 1 and its equivalence, theorem 3.1). That solution,
     w* H = w G, is needed as w* R alone.
     """
-    if has_low_rank(inputs):
+    if has_low_rank(inputs, problem.W.device, settings.memory):
         return _solve_with_low_rank(problem, inputs)
     G, H = inputs.covariances()
     W, pool = problem.W.double(), inputs.pool
