@@ -1,12 +1,14 @@
 """Stage ``embeddings``: the penultimate features of every training image."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from copy import deepcopy
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 import torch
-from torch import nn
+import torch.nn.functional as F  # noqa: N812 (torch's own convention)
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from laq.architectures import (
     Classifier,
@@ -53,9 +55,59 @@ def embed(network: nn.Module, data: ImageSet) -> Iterator[np.ndarray]:
             module.precision = torch.float64
     batches = progress(data.batches(_BATCH), "embed", unit="batch", total=-(-len(data) // _BATCH))
     for images in batches:
-        with torch.inference_mode(), collecting_features(exact) as features:
+        with torch.inference_mode(), collecting_features(exact) as features, DepthwiseByTaps():
             exact(images)
         yield features[0].numpy()
+
+
+class DepthwiseByTaps(TorchFunctionMode):
+    """Depthwise convolutions in float64 as a sum over the kernel's taps, two to three times as fast as torch.
+
+    In that type torch convolves each channel for itself. A tap multiplies a shifted view of all channels.
+    """
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """Call ``func``, or what takes its place."""
+        call = dict(zip(_CONV2D, args, strict=False)) | (kwargs or {})
+        if func is F.conv2d and _is_exact_and_depthwise(call):
+            return _depthwise(call)
+        return func(*args, **(kwargs or {}))
+
+
+_CONV2D: Final = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
+
+
+def _is_exact_and_depthwise(call: Mapping[str, Any]) -> bool:
+    X, weight = call["input"], call["weight"]
+    several = 1 < call.get("groups", 1) == X.shape[1] == weight.shape[0]
+    return several and X.dtype == torch.float64 and not isinstance(call.get("padding"), str)
+
+
+def _depthwise(call: Mapping[str, Any]) -> Tensor:
+    """``conv2d`` of images (n, c, h, w) with a kernel (c, 1, kh, kw), a channel with its own, by taps."""
+    weight, bias = call["weight"], call.get("bias")
+    usual = {"stride": 1, "padding": 0, "dilation": 1}
+    (sh, sw), (ph, pw), (dh, dw) = (_pair(call.get(name, value)) for name, value in usual.items())
+    X = call["input"].contiguous(memory_format=torch.channels_last)  # whose taps are long runs of memory
+    X = F.pad(X, (pw, pw, ph, ph)) if ph or pw else X
+    _, _, kh, kw = weight.shape
+    rows, columns = X.shape[2] - dh * (kh - 1), X.shape[3] - dw * (kw - 1)
+    taps = (
+        (X[:, :, dh * i : dh * i + rows : sh, dw * j : dw * j + columns : sw], weight[:, 0, i, j, None, None])
+        for i in range(kh)
+        for j in range(kw)
+    )
+    shifted, tap = next(taps)
+    out: Tensor = shifted * tap
+    for shifted, tap in taps:
+        out.addcmul_(shifted, tap)
+    return out if bias is None else out + bias[:, None, None]
+
+
+def _pair(value: Any) -> tuple[int, int]:
+    return (value, value) if isinstance(value, int) else (value[0], value[-1])
 
 
 def foreign_network(params: Embeddings, preprocessing: Preprocessing) -> Classifier:

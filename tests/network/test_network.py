@@ -3,6 +3,7 @@
 import json
 from copy import deepcopy
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ from torch import nn
 from laq import network as stage
 from laq.architectures import NetworkDesign, build, seeded
 from laq.dataset import ImageSet
-from laq.embeddings import embed, foreign_network
+from laq.embeddings import DepthwiseByTaps, embed, foreign_network
 from laq.errors import LaqError
 from laq.files import md5, read_json
 from laq.network import WEIGHTS, collecting_features, evaluate, fit, make_network, score
@@ -289,6 +290,29 @@ def test_the_committed_weights_are_those_of_the_published_results(
 def test_weights_for_another_number_of_classes_are_refused(committed: Network) -> None:
     with pytest.raises(LaqError, match="100 outputs for 10 classes"):
         make_network(committed, images())
+
+
+@pytest.mark.parametrize(
+    ("how", "kernel"),
+    [
+        ({"padding": 1}, (3, 3)),
+        ({"stride": 2, "padding": 2}, (5, 5)),
+        ({"stride": (2, 1), "padding": (0, 3), "dilation": (1, 2)}, (3, 3)),
+        ({"stride": 3, "padding": [1]}, (3, 5)),
+        ({"padding": "same"}, (3, 3)),
+    ],
+)
+def test_depthwise_convolutions_by_taps_are_torchs(how: dict[str, Any], kernel: tuple[int, int]) -> None:
+    generator = torch.Generator().manual_seed(0)
+    X, weight, bias = (
+        torch.randn(shape, dtype=torch.float64, generator=generator)
+        for shape in ((2, 6, 13, 17), (6, 1, *kernel), (6,))
+    )
+    expected = nn.functional.conv2d(X, weight, bias, groups=6, **how)
+    with DepthwiseByTaps():
+        assert torch.allclose(nn.functional.conv2d(X, weight, bias, groups=6, **how), expected, atol=1e-13)
+        whole = nn.functional.conv2d(X, torch.randn(4, 6, 3, 3, dtype=torch.float64), None, 1)
+    assert whole.shape == (2, 4, 11, 15)
 
 
 def test_timm_networks_are_built_by_name_and_embedded() -> None:
