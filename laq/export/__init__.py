@@ -84,10 +84,12 @@ def _bits(made: MadeNetworks, asked: Export) -> Iterator[Line]:
 
 def _scored(found: RuntimeScores) -> Iterator[Line]:
     """The lines on accuracy, as the runtime computes it."""
-    others = f"{found.simulated:.2f} % in torch's simulation, {found.original:.2f} % in float"
-    yield "top-1", f"{found.file:.2f} % as onnxruntime computes it, {others}"
+    for name, score in (("top-1", found.top1), ("balanced", found.balanced)):
+        if score is not None:
+            others = f"{score.simulated:.2f} % in torch's simulation, {score.original:.2f} % in float"
+            yield name, f"{score.file:.2f} % as onnxruntime computes it, {others}"
     yield "", f"on {found.images} test images of these classes"
-    if abs(found.file - found.simulated) > _NOTICED:
+    if abs(found.top1.file - found.top1.simulated) > _NOTICED:
         images = "1 image gets" if found.changed == 1 else f"{found.changed} images get"
         yield "", f"{images} another class than in the simulation:"
         yield "", found.reason

@@ -2,9 +2,10 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
 import numpy as np
+from sklearn.metrics import balanced_accuracy_score
 
 from laq.dataset.images import ImageSet
 from laq.export.made import MadeNetworks
@@ -22,17 +23,25 @@ _UNKNOWN: Final = "rounding does not explain so many; report it, with the comman
 _FEW: Final = 0.02  # of the images, which ties change at most
 
 
-@dataclass(frozen=True)
-class RuntimeScores:
-    """Top-1 in percent among the subset's classes: of the file, of its simulation and of the float network.
+class Percentages(NamedTuple):
+    """A score of the file as onnxruntime computes it, of its simulation, and of the float network."""
 
-    ``changed`` counts the images to which file and simulation give different classes, ``reason`` says why.
-    """
-
-    images: int
     file: float
     simulated: float
     original: float
+
+
+@dataclass(frozen=True)
+class RuntimeScores:
+    """Top-1 among the subset's classes, over images and (``balanced``) as the mean over classes.
+
+    ``balanced`` is None where each class has as many images, so that it is top-1 itself. ``changed`` counts
+    the images to which file and simulation give different classes, ``reason`` says why.
+    """
+
+    images: int
+    top1: Percentages
+    balanced: Percentages | None
     changed: int
     reason: str
 
@@ -49,14 +58,14 @@ def scores(path: Path, made: MadeNetworks, images: ImageSet, *, vnni: bool) -> R
     simulated, original = (
         predict(network, images).argmax(1).numpy() for network in (made.quantized.network, made.original)
     )
-    file, simulation, floats = (
-        100 * float((answers == labels).mean()) for answers in (of_file, simulated, original)
-    )
+    given = (of_file, simulated, original)
+    equal = len(set(np.bincount(labels))) == 1
     return RuntimeScores(
         images=len(images),
-        file=file,
-        simulated=simulation,
-        original=floats,
+        top1=Percentages(*(100 * float((answers == labels).mean()) for answers in given)),
+        balanced=None
+        if equal
+        else Percentages(*(100 * float(balanced_accuracy_score(labels, answers)) for answers in given)),
         changed=int((of_file != simulated).sum()),
         reason=_reason(made.quantized, float((of_file != simulated).mean()), vnni=vnni),
     )

@@ -28,7 +28,7 @@ from laq.export import made as room
 from laq.export.file import write_file
 from laq.export.latency import latency
 from laq.export.made import MadeNetworks, make
-from laq.export.scores import _OVERFLOW, _TIES, _UNKNOWN, RuntimeScores, _reason
+from laq.export.scores import _OVERFLOW, _TIES, _UNKNOWN, Percentages, RuntimeScores, _reason, scores
 from laq.network import predict
 from laq.params import Params, load_params
 from laq.quantization import Recipe
@@ -94,11 +94,25 @@ def test_the_command_says_what_the_file_is_worth(made: Made) -> None:
 
 
 def test_where_the_runtime_differs_from_the_simulation_the_reason_is_told() -> None:
-    alike = RuntimeScores(1000, 90.0, 90.1, 91.0, 3, "because")
+    alike = RuntimeScores(1000, Percentages(90.0, 90.1, 91.0), None, 3, "because")
     assert len(list(_scored(alike))) == 2
-    *_, told, reason = _scored(replace(alike, file=89.9))
+    *_, told, reason = _scored(replace(alike, top1=Percentages(89.9, 90.1, 91.0)))
     assert told == ("", "3 images get another class than in the simulation:")
     assert reason == ("", "because")
+
+
+def test_where_classes_have_different_numbers_of_images_balanced_top1_stands_beside(made: Made) -> None:
+    images = made.images.select(made.subset.classes)
+    assert scores(made.file, made.networks, images, vnni=False).balanced is None
+    first = images.labels == images.labels[0]
+    fewer = images.take((~first | (first.cumsum(0) < 2)).nonzero()[:, 0])  # one image of the first class
+    found = scores(made.file, made.networks, fewer, vnni=False)
+    right = predict(made.networks.original, fewer).argmax(1) == made.networks.outputs_of(fewer.labels)
+    shares = [float(right[fewer.labels == number].double().mean()) for number in made.subset.classes]
+    assert found.balanced is not None
+    assert found.balanced.original == pytest.approx(100 * sum(shares) / len(shares))
+    assert found.balanced.original != pytest.approx(found.top1.original)
+    assert [name for name, _ in _scored(found)][:2] == ["top-1", "balanced"]
 
 
 @pytest.mark.parametrize(
