@@ -385,11 +385,12 @@ def advise(jobs: int | None, scheduler: str, *, quick: bool, **asked: Any) -> No
     if question.subset and (wrong := params.subsets.unknown(question.subset)):
         raise LaqError(f"--subset: {wrong}")
     params = room.quick(params) if quick else params
+    usual = params.advise
     params = room.for_integers(params) if question.max_ms else params
     _make("subsets" if question.subset else "dataset", params)
     question.subset_of()  # a class that is not there is told before the network is trained
     _make("network", params)
-    click.echo(f"laq: {room.foretold(params, question.subset_of())}", err=True)
+    click.echo(f"laq: {room.foretold(params, question.subset_of(), usual)}", err=True)
     advice = room.run(params, question, workers(jobs, scheduler))
     click.echo(advice.text)
     if advice.refusal:

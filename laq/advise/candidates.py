@@ -120,16 +120,22 @@ def for_integers(params: Params) -> Params:
     return params.model_copy(update={"advise": params.advise.model_copy(update={"bits": bits})})
 
 
-def foretold(params: Params, subset: Subset) -> str:
-    """What will be measured, before it is: how many networks, and which."""
+def foretold(params: Params, subset: Subset, asked: Advise) -> str:
+    """What will be measured, before it is: how many networks, and which.
+
+    Bits that were ``asked`` for and are not measured (``for_integers``) are told, too.
+    """
     study = as_study(params.study, params.advise)
     candidates = [cell for cell in planned(subset, study) if cell.recipe]
     bits = [str(width) for width in dict.fromkeys(cell.bits for cell in candidates)]
     methods = [label_of(method) for method in dict.fromkeys(cell.method for cell in candidates)]
     bases = [_BASES[base] for base in dict.fromkeys(cell.base for cell in candidates)]
+    mixed = [str(width) for width in asked.bits if isinstance(width, str) and width not in params.advise.bits]
+    left_out = f"; {' and '.join(mixed)} left out, as bits that differ by layer may be too many for --max-ms"
     return (
         f"{len(candidates)} candidates for {len(subset.classes)} classes: {' and '.join(methods)} at "
         f"{', '.join(bits)} bits, of {' and '.join(bases)}; what was measured before is read"
+        f"{left_out if mixed else ''}"
     )
 
 

@@ -19,7 +19,7 @@ from scipy.stats import beta
 from laq import advise as room
 from laq import dataset, network
 from laq.advise import figures
-from laq.advise.candidates import as_study, for_integers, planned, quick
+from laq.advise.candidates import as_study, for_integers, foretold, planned, quick
 from laq.advise.choice import Wanted, judged, nearest, without_caution
 from laq.advise.question import Question
 from laq.advise.report import Reported
@@ -37,7 +37,7 @@ from laq.quantization import load, read_metadata
 from laq.run import OnnxClassifier
 from laq.run.runtime import logits
 from laq.study.selection import choosing
-from laq.subsets.subset import Subset
+from laq.subsets.subset import Subset, describe
 from laq.track.store import Store
 from tests.conftest import ROOT, tiny_params, write_params
 from tests.snapshots import check_snapshot
@@ -363,6 +363,10 @@ def test_candidates_for_integers_have_no_more_bits_than_a_file_holds() -> None:
     asked = params.advise.model_copy(update={"bits": (3, 7, 8, "auto:6"), "activations": 8})
     rounded = params.model_copy(update={"advise": asked})
     assert for_integers(rounded).advise.bits == (3, 7)
+    subset = describe(np.ones((3, 3)), ["a", "b", "c"], "one", "given", [0, 1])
+    told = foretold(for_integers(rounded), subset, rounded.advise)
+    assert told.endswith("; auto:6 left out, as bits that differ by layer may be too many for --max-ms")
+    assert "left out" not in foretold(rounded, subset, rounded.advise)
     vnni = params.export.model_copy(update={"vnni": True})
     assert for_integers(rounded.model_copy(update={"export": vnni})).advise.bits == asked.bits
     in_float = params.model_copy(update={"advise": asked.model_copy(update={"activations": None})})
