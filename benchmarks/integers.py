@@ -5,6 +5,7 @@ params.yaml)::
 
     PYTHONPATH=. python benchmarks/integers.py accuracy --every 2
     PYTHONPATH=. python benchmarks/integers.py speed
+    PYTHONPATH=. python benchmarks/integers.py openvino --every 2    # after `pip install openvino`
     PYTHONPATH=. python benchmarks/integers.py table > results/integers.md
 
 Accuracy is what onnxruntime predicts with each file. Beside ours stands onnxruntime's own static
@@ -14,11 +15,13 @@ to the float network's time, both measured in turn. Each measurement goes to a f
 that a killed run continues where it stopped.
 """
 
+import importlib
 import json
 import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from types import SimpleNamespace
 from typing import Any, Final
 
 import click
@@ -57,6 +60,7 @@ OURS: Final[dict[str, tuple[int | None, int | None]]] = {
     "laq W4A4": (4, 4),
 }
 _UNSIGNED: Final = {"activation_type": QuantType.QUInt8, "weight_type": QuantType.QInt8}
+_ELSEWHERE: Final = ("laq W7A8", "laq W4A8")  # the files that OpenVINO is asked to run
 PEERS: Final[dict[str, dict[str, Any]]] = {
     "onnxruntime W8A8": _UNSIGNED,
     "onnxruntime W7A8": {**_UNSIGNED, "reduce_range": True},
@@ -89,6 +93,15 @@ _SPEED: Final = """\
 One image at a time, {processor}; how many times as fast as the float network in the same runtime: the
 median of {rounds} rounds, in which all files run in turn, and the quartiles. Weights are random but for
 EfficientNet's, which changes no time.
+
+{table}
+"""
+_OPENVINO: Final = """\
+## In a second runtime
+
+The same files of ResNet-20 in OpenVINO {openvino}, {subsets} subsets, 1 thread, {processor}: how many of the
+test images get the class that onnxruntime gives them, restricted top-1 in both, and the time of one image
+beside the float network's there, in turn (medians; means over subsets).
 
 {table}
 """
@@ -146,6 +159,61 @@ def speed(results: Path, threads: Sequence[int]) -> None:
 
 
 @main.command()
+@click.option("--every", type=click.IntRange(1), default=1, show_default=True, help="Take every n-th subset.")
+@_results
+def openvino(results: Path, every: int) -> None:
+    """Measure in OpenVINO how often our files give onnxruntime's class, and how fast they are there."""
+    network = load_network()
+    train, test = (read_images(DATASET, split) for split in ("train", "test"))
+    known = {(r["subset"], r["file"]) for r in read_records(results) if "same" in r}
+    subsets = [subset for subset in read_subsets(SUBSETS) if len(subset.classes) == 10][::every]
+    for subset in progress(subsets, "openvino", unit="subset"):
+        missing = [name for name in _ELSEWHERE if (subset.name, name) not in known]
+        drawn = train.select(subset.classes).sample(IMAGES, torch.Generator().manual_seed(0))
+        own = test.select(subset.classes)
+        X, X_test = (network.preprocess(images) for images in (drawn.images, own.images))
+        made = files(network.body, X, ["float", *missing] if missing else [])
+        there: dict[str, OpenVinoSession] = {}
+        for name, path in made:
+            there[name] = OpenVinoSession(path)
+            answers = [among(session, X_test, subset) for session in (open_file(path), there[name])]
+            here_top1, there_top1 = (100 * float((one == own.labels.numpy()).mean()) for one in answers)
+            in_float, seconds = in_turns([there["float"], there[name]], X_test[:1].numpy()).T
+            record = {
+                "same": 100 * float((answers[0] == answers[1]).mean()),
+                "here": here_top1,
+                "there": there_top1,
+                "ms": 1000 * float(np.median(seconds)),
+                "faster": float(np.median(in_float / seconds)),
+                "processor": processor(),
+                "openvino": importlib.import_module("openvino").__version__.partition("-")[0],
+            }
+            if name in missing:
+                write(results, {"subset": subset.name, "file": name, **record})
+
+
+class OpenVinoSession:
+    """A file in OpenVINO, one thread, floats of 32 bits, as ``logits`` runs a session of onnxruntime."""
+
+    def __init__(self, path: Path) -> None:
+        core = importlib.import_module("openvino").Core()
+        config = {
+            "INFERENCE_NUM_THREADS": 1,
+            "PERFORMANCE_HINT": "LATENCY",
+            "INFERENCE_PRECISION_HINT": "f32",
+        }
+        self._model = core.compile_model(core.read_model(path), "CPU", config)
+
+    def run(self, _: None, inputs: dict[str, Pixels]) -> list[Pixels]:
+        """The file's outputs."""
+        return list(self._model(list(inputs.values())).values())
+
+    def get_inputs(self) -> Sequence[Any]:
+        """The file's one input."""
+        return [SimpleNamespace(name="pixels")]
+
+
+@main.command()
 @_results
 def table(results: Path) -> None:
     """Print the tables as Markdown."""
@@ -196,7 +264,11 @@ class Reader(CalibrationDataReader):  # type: ignore[misc]
 
 def predicted(path: Path, X: Tensor, subset: Subset) -> NDArray[np.int64]:
     """The class, among those of the subset, that the file says of each image."""
-    session = open_file(path)
+    return among(open_file(path), X, subset)
+
+
+def among(session: Any, X: Tensor, subset: Subset) -> NDArray[np.int64]:
+    """The class, among those of the subset, that a session says of each image."""
     outputs = np.concatenate([logits(session, part.numpy()) for part in X.split(100)])
     classes = np.array(subset.classes)
     chosen: NDArray[np.int64] = classes[outputs[:, classes].argmax(1)]
@@ -229,6 +301,8 @@ def rendered(found: pd.DataFrame, records: Sequence[Record]) -> str:
         parts.append(accuracies(found.dropna(subset="top1")))
     if "case" in found:
         parts.append(speeds(found.dropna(subset="case")))
+    if "same" in found:
+        parts.append(elsewhere(found.dropna(subset="same")))
     return "\n".join(parts).rstrip()
 
 
@@ -263,6 +337,26 @@ def speeds(found: pd.DataFrame) -> str:
     ]
     named = ", ".join(found.processor.unique())
     return _SPEED.format(processor=named, rounds=ROUNDS - WARMING, table=markdown_table(pd.DataFrame(rows)))
+
+
+def elsewhere(found: pd.DataFrame) -> str:
+    """The files in OpenVINO."""
+    means = found.groupby("file")[["same", "here", "there", "ms", "faster"]].mean()
+    least = found.groupby("file").same.min()
+    rows = [
+        {
+            "file": name,
+            "same class (%)": f"{row.same:.2f}, at least {least[name]:.1f}",
+            "top-1 in onnxruntime (%)": f"{row.here:.2f}",
+            "top-1 in OpenVINO (%)": f"{row.there:.2f}",
+            "ms": f"{row.ms:.2f}",
+            "times as fast as float": f"{row.faster:.2f}",
+        }
+        for name, row in means.iterrows()
+    ]
+    given = {"subsets": found.subset.nunique(), "processor": ", ".join(found.processor.unique())}
+    version = ", ".join(found.openvino.unique())
+    return _OPENVINO.format(openvino=version, table=markdown_table(pd.DataFrame(rows)), **given)
 
 
 if __name__ == "__main__":
