@@ -66,6 +66,17 @@ def quantize(
         QuantizationError: there is nothing to quantize; images, weights or outputs are not finite; a
             pattern in ``recipe.ignore`` matches nothing that holds weights, or they leave none;
             ``recipe.bits`` is a map that lacks a layer; there is no GPU, or its memory does not suffice.
+
+    Examples:
+        >>> import torch
+        >>> from laq.quantization import Recipe, quantize
+        >>> layers = torch.nn.Conv2d(3, 8, 3), torch.nn.Flatten(), torch.nn.Linear(288, 10)
+        >>> network = torch.nn.Sequential(*layers)
+        >>> result = quantize(network, torch.rand(32, 3, 8, 8), Recipe(bits=3, method="gpfq"))
+        >>> [(layer.name, layer.bits, layer.levels) for layer in result.layers]
+        [('0', 3, 7), ('2', 3, 7)]
+        >>> 0 < result.relative_error < 1
+        True
     """
     return quantize_each(network, images, [recipe], output, device)[0]
 
@@ -91,6 +102,15 @@ def quantize_each(
 
     Raises:
         QuantizationError: as ``quantize`` does; the recipes differ in an option of these.
+
+    Examples:
+        >>> import torch
+        >>> from laq.quantization import Recipe, quantize_each
+        >>> network, images = torch.nn.Linear(32, 8), torch.rand(64, 32)
+        >>> recipes = [Recipe(bits=2, method=method) for method in ("rtn", "gpfq")]
+        >>> rounded, gpfq = quantize_each(network, images, recipes)
+        >>> gpfq.relative_error < rounded.relative_error
+        True
     """
     if not recipes:
         return ()

@@ -53,6 +53,15 @@ class Recipe:
 
     Raises:
         QuantizationError: an option is not allowed.
+
+    Examples:
+        >>> from laq.quantization import Recipe
+        >>> Recipe(bits=3, method="qronos", alphabet="twos_complement").alphabet_spec("any layer").bits
+        3
+        >>> Recipe(bits=1)
+        Traceback (most recent call last):
+            ...
+        laq.quantization.options.QuantizationError: bits: found 1; must be a whole number from 2 to 24...
     """
 
     bits: int | dict[str, int] = 4
@@ -128,6 +137,14 @@ class QuantizedLayer:
         flops: of that, the floating-point operations in products over patches and of matrices.
         operation: the function of torch that multiplies with the weights, such as ``conv2d``.
         parameter: the weights' name among the network's parameters, the first one of several.
+
+    Examples:
+        >>> import torch
+        >>> from laq.quantization import Recipe, quantize
+        >>> network, images = torch.nn.Linear(8, 3), torch.rand(16, 8)
+        >>> (layer,) = quantize(network, images, Recipe(bits=2)).layers
+        >>> layer.codes.shape, layer.levels, sorted(set(layer.codes.flatten().tolist()) - {-1, 0, 1})
+        (torch.Size([3, 8]), 3, [])
     """
 
     name: str
@@ -186,6 +203,16 @@ class QuantizedNetwork:
             nodes: no integer runtime has a form of it.
         inputs: what the network is called with, if its activations are rounded.
         device: what it was quantized on: ``cpu``, or the name of a GPU.
+
+    Examples:
+        >>> import torch
+        >>> from laq.quantization import Recipe, quantize
+        >>> network = torch.nn.Sequential(torch.nn.Linear(8, 4), torch.nn.ReLU(), torch.nn.Linear(4, 2))
+        >>> result = quantize(network, torch.rand(16, 8), Recipe(bits={"0": 2, "2": 4}))
+        >>> result.weights, result.mean_bits  # (32 × 2 + 8 × 4) / 40
+        (40, 2.4)
+        >>> result.network(torch.rand(5, 8)).shape
+        torch.Size([5, 2])
     """
 
     network: nn.Module

@@ -34,6 +34,16 @@ def log(result: QuantizedNetwork, name: str = "") -> None:
 
     Raises:
         MlflowException: the store cannot be reached or written, or the run has other parameters of this name.
+
+    Examples:
+        >>> import mlflow, torch
+        >>> from laq.quantization import Recipe, quantize
+        >>> from laq.track import log
+        >>> result = quantize(torch.nn.Linear(8, 2), torch.rand(16, 8), Recipe(bits=3))
+        >>> with mlflow.start_run() as run:
+        ...     log(result, "small")
+        >>> mlflow.get_run(run.info.run_id).data.metrics["small/mean_bits"]
+        3.0
     """
     run = mlflow.active_run() or mlflow.start_run()
     prefix = f"{name}/" if name else ""

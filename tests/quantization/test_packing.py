@@ -316,7 +316,7 @@ def without_codes(file: Path) -> None:
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
-        (Path.unlink, "not a whole safetensors file .No such file"),
+        (Path.unlink, "not found; name a file that save wrote"),
         (truncated, "not a whole safetensors file"),
         (pickled, "not a whole safetensors file"),
         (lambda file: file.write_text("hello"), "not a whole safetensors file"),

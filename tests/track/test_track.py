@@ -1,6 +1,7 @@
 """What a store holds after trees were sent to it: each run, model and version once, whatever happened."""
 
 import base64
+import doctest
 import json
 import os
 import random
@@ -36,6 +37,7 @@ from laq.files import digest, read_json
 from laq.network import Classifier, build, evaluate, predict
 from laq.quantization import load
 from laq.report.tables import summarise, with_drops
+from laq.track.autolog import log
 from laq.track.measures import curves, floats
 from laq.track.registry import CHAMPION
 from laq.track.runs import Input, ModelSpec, ResultRuns, RunSpec
@@ -738,3 +740,14 @@ def test_the_line_for_a_run_of_ones_own_logs_recipes_layers_and_packed_networks(
     assert run.data.metrics["4-bit/size_kib"] == packed.stat().st_size / 1024
     pixels = torch.rand(5, 3, 4, 4)
     assert torch.equal(load(packed, names["network"])(pixels), result.network(pixels))
+
+
+def test_the_example_of_that_line_gives_what_it_says(store: Store) -> None:
+    (example,) = doctest.DocTestFinder(recurse=False).find(log, "log")
+    mlflow.set_tracking_uri(store.uri)
+    try:
+        told: list[str] = []
+        assert doctest.DocTestRunner().run(example, out=told.append).failed == 0, "".join(told)
+    finally:
+        mlflow.set_tracking_uri(None)
+    assert len(runs_of(store.client, "Default")) == 1

@@ -46,6 +46,16 @@ def choose_bits(
 
     Raises:
         QuantizationError: as ``quantize``, ``bits_per_layer`` and ``label_aware_bits`` do.
+
+    Examples:
+        >>> import torch
+        >>> from laq.quantization import Recipe, choose_bits, parse_bits, quantize
+        >>> network = torch.nn.Sequential(torch.nn.Linear(16, 16), torch.nn.ReLU(), torch.nn.Linear(16, 4))
+        >>> images, recipe = torch.rand(64, 16), Recipe(method="gpfq")
+        >>> bits = choose_bits(parse_bits("auto:3"), network, images, recipe, classes=[0, 2])
+        >>> from dataclasses import replace
+        >>> quantize(network, images, replace(recipe, bits=bits)).mean_bits <= 3
+        True
     """
     return choose_bits_each([precision], network, images, recipe, classes)[0]
 

@@ -146,6 +146,14 @@ def parse_bits(value: Any) -> Precision:
 
     Raises:
         QuantizationError: it is none of these.
+
+    Examples:
+        >>> from laq.quantization import parse_bits
+        >>> from laq.quantization.bits.spec import bits_per_layer
+        >>> bits_per_layer(parse_bits("asc:3 first:8"), ["conv1", "conv2", "conv3", "fc"])
+        {'conv1': 8, 'conv2': 3, 'conv3': 3, 'fc': 4}
+        >>> parse_bits("auto:2.5").plan
+        Budget(mean=2.5, size=None)
     """
     if isinstance(value, Integral) and not isinstance(value, bool):
         return Precision(int(value))

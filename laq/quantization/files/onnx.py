@@ -70,6 +70,18 @@ def export_onnx(
     Raises:
         QuantizationError: onnx or onnxscript is missing, or the network cannot be exported; activations are
             rounded, ``vnni`` is false and weights have more than 7 bits.
+
+    Examples:
+        >>> import tempfile, onnxruntime, torch
+        >>> from laq.quantization import Recipe, export_onnx, quantize
+        >>> images = torch.rand(32, 3, 8, 8)
+        >>> layers = torch.nn.Conv2d(3, 8, 3), torch.nn.ReLU(), torch.nn.Flatten(), torch.nn.Linear(288, 10)
+        >>> result = quantize(torch.nn.Sequential(*layers), images, Recipe(bits=7, activations=8))
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     _ = export_onnx(f"{folder}/small.onnx", result, images[:2])
+        ...     session = onnxruntime.InferenceSession(f"{folder}/small.onnx")
+        >>> session.run(["logits"], {"pixels": images.numpy()})[0].shape
+        (32, 10)
     """
     tools = onnx_tools()
     result = network if isinstance(network, QuantizedNetwork) else None

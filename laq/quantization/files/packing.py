@@ -69,7 +69,21 @@ def save(
     notes: Mapping[str, Any] | None = None,
     cut: Cut | None = None,
 ) -> int:
-    """Write the file whole or not at all; returns its size in bytes. For the arguments see ``pack``."""
+    """Write the file whole or not at all; returns its size in bytes. For the arguments see ``pack``.
+
+    Examples:
+        >>> import tempfile, torch
+        >>> from laq.quantization import Recipe, load, quantize, save
+        >>> network = torch.nn.Linear(256, 64)
+        >>> result = quantize(network, torch.rand(32, 256), Recipe(bits=4))
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     size = save(f"{folder}/small.safetensors", result)
+        ...     again = load(f"{folder}/small.safetensors", torch.nn.Linear(256, 64))
+        >>> 256 * 64 * 4 / 8 <= size < 256 * 64  # bytes: 4 bits a weight, and the rest
+        True
+        >>> torch.equal(again.weight, result.network.weight)
+        True
+    """
     content = safetensors.torch.save(*pack(result, notes, cut))
     write_whole(path, content)
     return len(content)
@@ -85,6 +99,14 @@ def load(path: PathLike, network: nn.Module) -> nn.Module:
 
     Raises:
         QuantizationError: the file is missing, damaged, of a later format, or of another network.
+
+    Examples:
+        >>> import torch
+        >>> from laq.quantization import load
+        >>> load("missing.safetensors", torch.nn.Linear(2, 2))
+        Traceback (most recent call last):
+            ...
+        laq.quantization.options.QuantizationError: missing.safetensors: not found; name a file...
     """
     return load_quantized(path, network).network
 
@@ -378,6 +400,8 @@ def _read(path: PathLike, *, whole: bool) -> tuple[Mapping[str, str] | None, dic
         with safe_open(path, framework="pt") as file:
             # The file is no dictionary.
             return file.metadata(), {n: file.get_tensor(n) for n in file.keys() if whole}  # noqa: SIM118
+    except FileNotFoundError as error:
+        raise QuantizationError("not found; name a file that save wrote") from error
     except Exception as error:
         # Safetensors and torch raise whatever they stumble upon in a damaged file.
         reason = str(error).partition("\n")[0]

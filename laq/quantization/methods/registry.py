@@ -57,6 +57,11 @@ class Method:
             of ``both`` networks.
         options: the method's own, by name.
         look: in charts.
+
+    Examples:
+        >>> from laq.quantization import METHODS
+        >>> METHODS["gptq"].label, METHODS["gptq"].learns_from
+        ('GPTQ', 'quantized')
     """
 
     name: str
@@ -123,6 +128,15 @@ def register(method: Method) -> None:
 
     Raises:
         QuantizationError: there is another one of that name, or its name cannot be part of file names.
+
+    Examples:
+        >>> from laq.quantization import Method, Recipe, register
+        >>> from laq.quantization.methods.registry import unregister
+        >>> from laq.quantization.methods.rtn import solve
+        >>> register(Method("mine", "My method", solve, learns_from="nothing"))
+        >>> Recipe(method="mine").method
+        'mine'
+        >>> unregister("mine")
     """
     if not method.name.isidentifier() or method.name == "float":
         raise QuantizationError(f"method {method.name!r}: a name has letters, digits and _, and is not float")
