@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from laq.quantization.methods.registry import METHODS, Method, register
     from laq.quantization.options import QuantizationError
     from laq.quantization.recipe import QuantizedLayer, QuantizedNetwork, Recipe
+    from laq.quantization.tuning.settings import Tuning
 
 __all__ = [
     "METHODS",
@@ -43,6 +44,7 @@ __all__ = [
     "QuantizedLayer",
     "QuantizedNetwork",
     "Recipe",
+    "Tuning",
     "choose_bits",
     "choose_bits_each",
     "export_onnx",
@@ -73,6 +75,7 @@ _MODULES: Final = {
     "methods.registry": ("METHODS", "Method", "register"),
     "options": ("QuantizationError",),
     "recipe": ("QuantizedLayer", "QuantizedNetwork", "Recipe"),
+    "tuning.settings": ("Tuning",),
 }  # fmt: skip
 _WHERE: Final = {name: module for module, names in _MODULES.items() for name in names}
 

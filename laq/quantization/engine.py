@@ -36,6 +36,9 @@ from laq.quantization.methods.solve import solve
 from laq.quantization.options import DeviceChoice, QuantizationError, check_patterns
 from laq.quantization.recipe import InputKind, NotQuantized, QuantizedLayer, QuantizedNetwork, Recipe
 from laq.quantization.threads import Pool, worker_pool
+from laq.quantization.tuning.lessons import Lessons, Split, cut, lessons_of
+from laq.quantization.tuning.settings import Tuning
+from laq.quantization.tuning.tune import tune
 
 _SHARED: Final = ("batch_size", "ignore", "fuse", "memory_gib")  # options that a pass depends on
 
@@ -65,7 +68,8 @@ def quantize(
     Raises:
         QuantizationError: there is nothing to quantize; images, weights or outputs are not finite; a
             pattern in ``recipe.ignore`` matches nothing that holds weights, or they leave none;
-            ``recipe.bits`` is a map that lacks a layer; there is no GPU, or its memory does not suffice.
+            ``recipe.bits`` is a map that lacks a layer; a tuning lacks classes or images; there is no GPU,
+            or its memory does not suffice.
 
     Examples:
         >>> import torch
@@ -96,7 +100,8 @@ def quantize_each(
     Args:
         network: as for ``quantize``.
         images: as for ``quantize``.
-        recipes: how; alike in ``batch_size``, ``ignore``, ``fuse`` and ``memory_gib``. None give none.
+        recipes: how; alike in ``batch_size``, ``ignore``, ``fuse`` and ``memory_gib``. None give none. If
+            one is tuned, all are, alike in ``seed``; what differs in tuning alone is quantized once.
         output: as for ``quantize``.
         device: as for ``quantize``.
 
@@ -120,50 +125,125 @@ def quantize_each(
     with torch.no_grad(), linears_of_attention():
         analog = copied(unwrapped(network))
         batches = calibration_batches(analog, images, recipes[0].batch_size, digest)
+        make = _quantize_only if recipes[0].tune is None else _quantize_and_tune
+        run = partial(make, recipes=recipes, output=output)
         if stays_on_cpu(device, analog):
-            results = _quantize_copies(analog, batches, recipes, output)
+            results = run(analog, batches)
         else:
-            run = partial(_quantize_copies, recipes=recipes, output=output)
             results = run_on_device(device, analog, batches, run)
     return tuple(replace(result, calibration=digest.hexdigest()) for result in results)
 
 
+@dataclass(frozen=True)
+class _Prepared:
+    """The analog network as it is copied: batch norms folded and activations rounded, if so asked."""
+
+    network: nn.Module
+    folded: tuple[str, ...]
+    on_floats: tuple[str, ...]
+    inputs: tuple[InputKind, ...]
+    view: "_View"
+    layers: list[Layer]
+
+    @classmethod
+    def of(cls, analog: nn.Module, first: Batch, recipes: Sequence[Recipe]) -> "_Prepared":
+        """``analog`` itself, which changes in that batch norms are folded, or a graph over its parameters."""
+        shared = recipes[0]
+        folded = fold_batch_norms(analog, first) if shared.fuse else ()
+        on_floats, inputs = tuple[str, ...](), tuple[InputKind, ...]()
+        if shared.activations is not None:
+            analog, on_floats = with_points(analog, first)
+            inputs = inputs_of(first)
+        view = _view(analog, first)
+        return cls(analog, folded, on_floats, inputs, view, _to_quantize(analog, view.structure, recipes))
+
+
 def _quantize_copies(
-    analog: nn.Module, batches: Iterator[Batch], recipes: Sequence[Recipe], output: Output
-) -> list[QuantizedNetwork]:
+    analog: nn.Module, batches: Iterable[Batch], recipes: Sequence[Recipe], output: Output
+) -> tuple[_Prepared, list[QuantizedNetwork]]:
     """Quantize a copy of ``analog`` by each recipe; that itself changes in that batch norms are folded."""
-    shared, first, seen = recipes[0], next(batches), dict[Any, Batch]()
-    folded = fold_batch_norms(analog, first) if shared.fuse else ()
-    on_floats, inputs = tuple[str, ...](), tuple[InputKind, ...]()
-    if shared.activations is not None:
-        analog, on_floats = with_points(analog, first)
-        inputs = inputs_of(first)
-    view = _view(analog, first)
-    layers = _to_quantize(analog, view.structure, recipes)
-    quantized = tuple(copied(analog) for _ in recipes)
+    batches, seen = iter(batches), dict[Any, Batch]()
+    first = next(batches)
+    prepared = _Prepared.of(analog, first, recipes)
+    quantized = tuple(copied(prepared.network) for _ in recipes)
     # To a GPU more threads would but give more batches at a time, which take its memory.
-    most = 1 if device_of(analog).type == "cuda" else None
-    with worker_pool(most) as pool, Offload(shared.memory / 2) as offload:
-        networks = Networks(analog, quantized, output)
-        execution = view.execution(networks, pool, offload)
+    with worker_pool(_most(analog)) as pool, Offload(recipes[0].memory / 2) as offload:
+        networks = Networks(prepared.network, quantized, output)
+        execution = prepared.view.execution(networks, pool, offload)
         try:
             execution.keep(_noted(chain([first], batches), seen))
-            if shared.activations is not None:
+            if recipes[0].activations is not None:
                 choose_grids(networks, recipes, execution.images(), pool)
-            stops = execution.stops(layers)
+            stops = execution.stops(prepared.layers)
             done = [_quantize_layer(execution, stop, recipes) for stop in stops]
         except (QuantizationError, torch.OutOfMemoryError):
             raise
         except Exception:
             for batch in seen.values():
-                check_runs(analog, batch)  # tells in a line where it is the network that fails
+                check_runs(prepared.network, batch)  # tells in a line where it is the network that fails
             raise
-    others = _others(view.structure, shared.ignore)
+    p, others = prepared, _others(prepared.view.structure, recipes[0].ignore)
     made = (
-        QuantizedNetwork(network, (), 0.0, recipe, folded, "", others, on_floats, inputs)
-        for network, recipe in zip(quantized, recipes, strict=True)
+        QuantizedNetwork(network, layers, 0.0, recipe, p.folded, "", others, p.on_floats, p.inputs)
+        for network, layers, recipe in zip(quantized, zip(*done, strict=True), recipes, strict=True)
     )
-    return [_with_errors(result, k, done, execution) for k, result in enumerate(made)]
+    return prepared, [_with_errors(result, k, execution) for k, result in enumerate(made)]
+
+
+def _most(network: nn.Module) -> int | None:
+    """How many threads work on a network, at most."""
+    return 1 if device_of(network).type == "cuda" else None
+
+
+def _quantize_only(
+    analog: nn.Module, batches: Iterable[Batch], recipes: Sequence[Recipe], output: Output
+) -> list[QuantizedNetwork]:
+    """Quantize by each recipe."""
+    return _quantize_copies(analog, batches, recipes, output)[1]
+
+
+def _quantize_and_tune(
+    analog: nn.Module, batches: Iterable[Batch], recipes: Sequence[Recipe], output: Output
+) -> list[QuantizedNetwork]:
+    """Quantize by each recipe without the images that are held back, and tune.
+
+    What differs in tuning alone is quantized once, and the float network gives its answers once for all.
+    """
+    plans = [(recipe, recipe.tune) for recipe in recipes if recipe.tune]
+    split, lessons = Split.of(batches, plans[0][1].held_back, recipes[0].seed), dict[Tuning, Lessons]()
+    with worker_pool(_most(analog)) as pool:
+        for recipe, tuning in plans:
+            if tuning.of_any_loss not in lessons:
+                lessons[tuning.of_any_loss] = lessons_of(analog, split, recipe, output, pool)
+            lessons[tuning.of_any_loss].check(tuning.compared)
+    untuned = list[Recipe]()
+    for recipe in recipes:
+        if (plain := replace(recipe, tune=None)) not in untuned:  # recipes with maps cannot be hashed
+            untuned.append(plain)
+    learned = list(cut(split.learned, recipes[0].batch_size))
+    prepared, made = _quantize_copies(analog, learned, untuned, output)
+    tuned = list[QuantizedNetwork]()
+    with worker_pool(_most(analog)) as pool:
+        for recipe, tuning in plans:
+            result = replace(made[untuned.index(replace(recipe, tune=None))], recipe=recipe)
+            tuned.append(tune(result, lessons[tuning.of_any_loss], pool))
+    return _measured_again(prepared, tuned, learned, output)
+
+
+def _measured_again(
+    prepared: _Prepared, results: Sequence[QuantizedNetwork], batches: Sequence[Batch], output: Output
+) -> list[QuantizedNetwork]:
+    """The results with the errors that they have now."""
+    networks, recipe = (
+        Networks(prepared.network, tuple(r.network for r in results), output),
+        results[0].recipe,
+    )
+    with worker_pool(_most(prepared.network)) as pool, Offload(recipe.memory / 2) as offload:
+        execution = prepared.view.execution(networks, pool, offload)
+        execution.keep(batches)
+        for _ in execution.stops(prepared.layers):
+            pass  # the weights are there already
+    return [_with_errors(result, k, execution) for k, result in enumerate(results)]
 
 
 def _noted(batches: Iterable[Batch], seen: dict[Any, Batch]) -> Iterator[Batch]:
@@ -236,6 +316,10 @@ def _check_alike(recipes: Sequence[Recipe]) -> None:
     if len({recipe.activations is None for recipe in recipes}) > 1:
         raise QuantizationError(
             "activations: recipes of one pass must all have bits for these, or none of them"
+        )
+    if len({recipe.tune and (recipe.tune.held_back, recipe.seed) for recipe in recipes}) > 1:
+        raise QuantizationError(
+            "tune: recipes of one pass must all be tuned, with the same held_back and seed, or none of them"
         )
     for option in _SHARED:
         values = [getattr(recipe, option) for recipe in recipes]
@@ -358,15 +442,12 @@ def _shift_bias(network: nn.Module, name: str, shift: Tensor) -> None:
         bias.add_(shift)
 
 
-def _with_errors(
-    result: QuantizedNetwork, k: int, done: Sequence[Sequence[QuantizedLayer]], execution: Execution
-) -> QuantizedNetwork:
-    """Fill in network ``k``'s layers with their measured errors."""
+def _with_errors(result: QuantizedNetwork, k: int, execution: Execution) -> QuantizedNetwork:
+    """Fill in the measured errors of network ``k`` and its layers."""
     errors = {name: by_network[k] for name, by_network in execution.errors.items()}
     for name, error in errors.items():
         if not (isfinite(error.size) and isfinite(error.error)):
             where = name if name == OUTPUTS else f"outputs of layer {name}"
             raise QuantizationError(f"{where} are not finite; check weights and images")
-    layers = (by_recipe[k] for by_recipe in done)
-    filled = tuple(replace(layer, relative_error=errors[layer.name].relative) for layer in layers)
+    filled = tuple(replace(layer, relative_error=errors[layer.name].relative) for layer in result.layers)
     return replace(result, layers=filled, relative_error=errors[OUTPUTS].relative)

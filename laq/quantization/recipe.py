@@ -18,6 +18,7 @@ from laq.quantization.options import (
     RangeRule,
     check,
 )
+from laq.quantization.tuning.settings import Tuning, tuning_of
 
 __all__ = ["QuantizationError", "QuantizedLayer", "QuantizedNetwork", "Recipe"]
 
@@ -46,7 +47,9 @@ class Recipe:
         activations: bits of all activations, or of each by patterns of the names of the points where they are
             rounded, of which the first that matches counts; None leaves them floats. Batch norms are folded.
         activation_range: how to choose the range of an activation, a name in ``activations.ranges.RANGES``.
-        seed: draws the patches and the stochastic roundings.
+        tune: how to tune the whole network after the method, if at all: a ``Tuning``, a map of its options,
+            or its loss alone, ``subset`` or ``all``. The method too learns without the images held back.
+        seed: draws the patches, the stochastic roundings, and what tuning draws.
         options: the method's own, by name; what is left out has its default. GPFQ and its kin have
             ``form`` (``residual`` or ``covariance``; ``auto`` is the cheaper one), the sparse ones also
             ``threshold`` (λ, in steps of the alphabet: 0.75).
@@ -78,6 +81,7 @@ class Recipe:
     memory_gib: float = 4.0
     activations: int | dict[str, int] | None = None
     activation_range: RangeRule = "mse"
+    tune: Tuning | None = None
     seed: int = 0
     options: Mapping[str, Any] = field(default_factory=dict, hash=False)
 
@@ -86,6 +90,7 @@ class Recipe:
             object.__setattr__(self, name, check(name, getattr(self, name)))
         if self.activations is not None:
             object.__setattr__(self, "fuse", True)
+        object.__setattr__(self, "tune", check("tune", self.tune, tuning_of))
         method = check("method", self.method, find_method)
         object.__setattr__(self, "options", check("options", self.options, method.check))
 
@@ -191,6 +196,41 @@ class InputKind:
 
 
 @dataclass(frozen=True)
+class Tuned:
+    """What a tuning did, by the calibration images that neither it nor the method learned from.
+
+    Divergences are KL(float ‖ quantized) of the tempered probabilities that the tuning compares, times the
+    square of the temperature, in nats, averaged over the images that were held back.
+
+    Attributes:
+        taken: whether the tuned network is the nearer one to the float network; else it was left.
+        divergence_before: of the network as the method made it.
+        divergence_after: of the tuned network; None if it was never finite.
+        codes_moved: how many weights have another code in the tuned network.
+        passes: how often it went over as many images as are learned from.
+        learned: how many images are learned from.
+        held_back: how many are held back.
+
+    Examples:
+        >>> import torch
+        >>> from laq.quantization import Recipe, Tuning, quantize
+        >>> tuning = Tuning(loss="all", steps=8, batch_size=4)
+        >>> network = torch.nn.Sequential(torch.nn.Linear(8, 4), torch.nn.ReLU(), torch.nn.Linear(4, 2))
+        >>> told = quantize(network, torch.rand(16, 8), Recipe(bits=3, tune=tuning)).tuned
+        >>> told.learned, told.held_back
+        (14, 2)
+    """
+
+    taken: bool
+    divergence_before: float
+    divergence_after: float | None
+    codes_moved: int
+    passes: float
+    learned: int
+    held_back: int
+
+
+@dataclass(frozen=True)
 class QuantizedNetwork:
     """A quantized copy of a network, its layers in the order of execution, and its outputs' error.
 
@@ -203,6 +243,8 @@ class QuantizedNetwork:
             nodes: no integer runtime has a form of it.
         inputs: what the network is called with, if its activations are rounded.
         device: what it was quantized on: ``cpu``, or the name of a GPU.
+        tuned: what tuning did, if the recipe asks for it; errors are then over the images learned from.
+        tuning_seconds: what that took.
 
     Examples:
         >>> import torch
@@ -225,6 +267,8 @@ class QuantizedNetwork:
     on_floats: tuple[str, ...] = ()
     inputs: tuple[InputKind, ...] = ()
     device: str = "cpu"
+    tuned: Tuned | None = None
+    tuning_seconds: float = 0.0
 
     @property
     def weights(self) -> int:

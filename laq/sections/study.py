@@ -21,6 +21,8 @@ from laq.quantization.options import (
     Radius,
     RangeRule,
 )
+from laq.quantization.tuning.settings import SCHEMA as TUNING_SCHEMA
+from laq.quantization.tuning.settings import Tuning, tuning_of
 from laq.sections.base import Checked, Positive, Section, Seed, Several
 
 Base = Literal["original", "finetuned"]
@@ -63,6 +65,13 @@ def _check_options(value: Any) -> dict[str, dict[str, Any]]:
     if not isinstance(value, Mapping):
         raise ValueError(f"found {value!r}; must be a map of methods to their options")  # noqa: TRY004
     return {name: dict(find_method(name).check(options)) for name, options in value.items()}
+
+
+def _check_tuning(value: Any) -> Tuning | None:
+    tuning = tuning_of(value)
+    if tuning and tuning.classes:
+        raise ValueError(f"classes: found {list(tuning.classes)}; leave it out: they are the subsets'")
+    return tuning
 
 
 def _map(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -136,6 +145,7 @@ class Study(Grid):
     bias_correction: Annotated[bool, Checked(OPTIONS["bias_correction"])]
     activations: Annotated[int | dict[str, int] | None, Checked(OPTIONS["activations"])] = None
     activation_range: Annotated[RangeRule, Checked(OPTIONS["activation_range"])] = "mse"
+    tune: Annotated[Tuning | None, BeforeValidator(_check_tuning), WithJsonSchema(dict(TUNING_SCHEMA))] = None
     calibration_images: Positive
     retain_rate: Annotated[float, Checked(OPTIONS["retain_rate"])]
     batch_size: Annotated[int, Checked(OPTIONS["batch_size"])]

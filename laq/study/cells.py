@@ -75,6 +75,8 @@ def _cells_of(subset: Subset, params: Study) -> Iterator[Cell]:
 
 def _quantized(subset: Subset, base: Base, grid: Grid, params: Study) -> Iterator[Cell]:
     shared = {f.name: getattr(params, f.name) for f in fields(Recipe) if f.name in Study.model_fields}
+    if params.tune and params.tune.loss == "subset":
+        shared["tune"] = replace(params.tune, classes=tuple(sorted(subset.classes)))
     for bits, method in product(grid.bits, grid.methods):
         known = {"bits": bits} if isinstance(bits, int) else {"bits": Recipe.bits}
         recipe = Recipe(**{**shared, **known, "method": method, "options": params.options.get(method, {})})
@@ -83,6 +85,7 @@ def _quantized(subset: Subset, base: Base, grid: Grid, params: Study) -> Iterato
             or recipe.radius == "error"
             or recipe.bias_correction
             or recipe.activations is not None
+            or recipe.tune is not None
         )
         if not (learns or is_label_aware(bits)):
             # Without calibration images, all calibrations and seeds give the same network.

@@ -32,9 +32,10 @@ from laq.study.inputs import StudyInputs, study_code
 from laq.study.results import TRAINING_KL, Judged, judge, write_results
 
 # Costs per calibration image, in runs of the network on one image: of quantizing a network, and of choosing
-# the bits of its layers.
+# the bits of its layers; and per image of each step of a tuning, which goes forth and back.
 _QUANTIZING: Final = 9
 _CHOOSING: Final = 120
+_TUNING: Final = 3
 _BAR: Final = "{desc}: {percentage:3.0f}%|{bar}| [{elapsed}<{remaining}{postfix}]"
 _MOST_NAMED: Final = 5
 
@@ -64,6 +65,8 @@ class _Shared:
     """The properties that the cells of a group have in common.
 
     ``subset`` is the one that their network is made for; None if the network is the same for all subsets.
+    ``tuned`` is the recipe, with its bits, of a network that is tuned: these take long, so that each is kept
+    before the next begins.
     """
 
     base: Base
@@ -72,6 +75,7 @@ class _Shared:
     label_aware: bool
     calibration: Calibration | None
     seed: int | None
+    tuned: tuple[Recipe, int | str] | None
 
 
 def groups_of(cells: Sequence[Cell]) -> list[CellGroup]:
@@ -87,6 +91,7 @@ def groups_of(cells: Sequence[Cell]) -> list[CellGroup]:
             label_aware=label_aware,
             calibration=cell.calibration,
             seed=cell.seed,
+            tuned=(cell.recipe, cell.bits) if cell.recipe and cell.recipe.tune else None,
         )
         groups.setdefault(shared, []).append(cell)
     return [CellGroup(tuple(group)) for group in groups.values()]
@@ -98,7 +103,9 @@ def cost(group: CellGroup, inputs: StudyInputs) -> float:
     scored = len(inputs.images(inputs.split)) * len(group.classes) / float(inputs.design["classes"])
     learned = _QUANTIZING * images * (first.recipe is not None)
     chosen = _CHOOSING * images * is_label_aware(first.bits)
-    return len(group.networks) * (scored + inputs.ranked + learned + chosen)
+    tuning = first.recipe and first.recipe.tune
+    tuned = _TUNING * tuning.steps * tuning.batch_size if tuning else 0
+    return len(group.networks) * (scored + inputs.ranked + learned + chosen + tuned)
 
 
 def measure_all(cells: Sequence[Cell], inputs: StudyInputs, workers: Workers) -> dict[Cell, Path]:

@@ -87,7 +87,8 @@ def write_results(
 ) -> None:
     """Write the measurements of the cell's network, and its quantized weights if ``keep_network``."""
     if isinstance(made, QuantizedNetwork):
-        write_json(folder / SECONDS, round(sum(layer.seconds for layer in made.layers), 3))
+        seconds = made.tuning_seconds + sum(layer.seconds for layer in made.layers)
+        write_json(folder / SECONDS, round(seconds, 3))
         outcome = _write_quantized(folder, made, cell.subset)
         if not keep_network:
             (folder / WEIGHTS).unlink()
@@ -142,6 +143,20 @@ def _write_quantized(folder: Path, result: QuantizedNetwork, subset: Subset) -> 
         "compression": float32_bytes(result.network) / size,
         "relative_error_mean": sum(layer.relative_error for layer in result.layers) / len(layers),
         "relative_error_logits": result.relative_error,
+        **_measured_tuning(result),
+    }
+
+
+def _measured_tuning(result: QuantizedNetwork) -> dict[str, Any]:
+    """What tuning did to a network; the columns exist only in tables of networks that were to be tuned."""
+    if result.tuned is None:
+        return {}
+    return {
+        "tuned": int(result.tuned.taken),
+        "held_back_before_nats": result.tuned.divergence_before,
+        "held_back_after_nats": result.tuned.divergence_after,
+        "codes_moved_percent": 100 * result.tuned.codes_moved / result.weights,
+        "tuning_passes": result.tuned.passes,
     }
 
 

@@ -21,6 +21,7 @@ from laq.params import Params, load_params
 from laq.paths import SUBSETS
 from laq.pictures import Preprocessing
 from laq.quantization import QuantizedNetwork, Recipe, choose_bits_each, quantize_each
+from laq.quantization.tuning.settings import Tuning
 from laq.sections.study import Further, Study
 from laq.study import plan, read_measurements
 from laq.study.cells import Cell
@@ -102,6 +103,36 @@ def test_recipes_are_what_the_parameters_say() -> None:
     assert {name: getattr(cell.recipe, name) for name in options} == options
     assert (cell.recipe.bits, cell.recipe.method, cell.recipe.alphabet) == (3, "gpfq_l0", "midrise")
     assert cell.recipe.options == {"threshold": 0.3}
+
+
+def test_a_tuned_network_is_made_for_a_subset_or_for_all_and_learns_from_images() -> None:
+    for loss, networks in (("subset", 2), ("all", 1)):
+        tuning = Tuning(loss=loss, steps=7)
+        cells = plan([SUBSET, OTHER], study(bits=(2,), methods=("rtn",), calibrations=("all",), tune=tuning))
+        quantized = [cell for cell in cells if cell.variant == "quantized"]
+        assert [cell.name.partition(".")[2] for cell in quantized] == ["quantized.rtn-2bit.all-0"] * 2
+        groups = groups_of(quantized)
+        assert sum(len(group.networks) for group in groups) == len(groups) == networks
+        found = {cell.recipe.tune for cell in quantized if cell.recipe}
+        subsets = (SUBSET, OTHER) if loss == "subset" else ()
+        assert found == ({replace(tuning, classes=one.classes) for one in subsets} or {tuning})
+
+
+def test_a_tuned_study_says_what_tuning_did(project: Path) -> None:
+    params = ready_for_a_study(project)
+    tuning = Tuning(steps=3, batch_size=4)
+    plain = {"bits": (2,), "methods": ("rtn",), "bases": ("original",)}
+    room.run(params.study.model_copy(update={**plain, "tune": tuning}))
+    table = read_measurements()
+    tuned = table[table.method == "rtn"]
+    assert set(tuned.tuned) <= {0, 1}
+    assert (tuned.held_back_before_nats > 0).all()
+    assert (tuned.held_back_after_nats >= 0).all()
+    assert tuned.codes_moved_percent.between(0, 100).all()
+    assert (tuned.tuning_passes > 0).all()
+    assert table[table.method == "float"].tuned.isna().all()
+    room.run(params.study.model_copy(update=plain))
+    assert "tuned" not in read_measurements()
 
 
 def ready_for_a_study(folder: Path) -> Params:
@@ -196,7 +227,7 @@ def test_a_cell_that_raises_is_told_and_tried_again_while_the_others_are_kept(
         calls.append(recipes)
         if any((recipe.bits, recipe.method) == (2, "gpfq") for recipe in recipes):
             raise RuntimeError("no memory")
-        return quantize_each(network, images, recipes)
+        return quantize_each(network, images, recipes, device=device)
 
     monkeypatch.setattr("laq.study.measure.quantize_each", failing)
     with pytest.raises(LaqError) as caught:

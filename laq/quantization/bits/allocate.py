@@ -104,7 +104,7 @@ def _measure(
         network = copied(unwrapped(network))
         fold_batch_norms(network, next(calibration_batches(network, images, 1)))
     # Weights alone are compared: they must be those of the network as it is, without shifted biases.
-    recipe = replace(recipe, fuse=False, bias_correction=False)
+    recipe = replace(recipe, fuse=False, bias_correction=False, tune=None)
     trials = quantize_each(network, images, [replace(recipe, bits=bits) for bits in choices])
     return sensitivities(network, images, trials, classes)
 

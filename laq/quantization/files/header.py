@@ -9,7 +9,7 @@ from typing import Annotated, Any, Final
 from pydantic import PlainValidator, TypeAdapter, ValidationError
 from pydantic_core import from_json
 
-from laq.quantization.recipe import InputKind, NotQuantized, QuantizationError, Recipe
+from laq.quantization.recipe import InputKind, NotQuantized, QuantizationError, Recipe, Tuned
 
 # Format 1 knows Conv2d and Linear modules with a step per row, in the type of their weights.
 FORMAT: Final = 2
@@ -20,7 +20,7 @@ _RECIPE_1: Final = (
     "batch_size", "ignore", "fuse", "bias_correction", "form", "memory_gib", "seed",
 )  # fmt: skip
 _OFFSETS: Final = (0.0, 0.5)
-_LEFT_OUT_EMPTY: Final = ("not_quantized", "on_floats", "inputs")
+_LEFT_OUT_EMPTY: Final = ("not_quantized", "on_floats", "inputs", "tuned")
 _OF_ACTIVATIONS: Final = ("activations", "activation_range")
 _SINCE_FORMAT_2: Final = ("parameter", "operation", "dtype")
 
@@ -81,7 +81,7 @@ class Header:
         calibration: SHA-256 of the calibration inputs' bytes.
         notes: whatever the writer added, such as the classes that the network is for.
         not_quantized: what else holds weights, and why it keeps them.
-        on_floats, inputs: as those of ``QuantizedNetwork``; with ``inputs``, activations are rounded.
+        on_floats, inputs, tuned: as those of ``QuantizedNetwork``; with ``inputs``, activations are rounded.
     """
 
     format: int
@@ -97,6 +97,7 @@ class Header:
     not_quantized: tuple[NotQuantized, ...] = ()
     on_floats: tuple[str, ...] = ()
     inputs: tuple[InputKind, ...] = ()
+    tuned: Tuned | None = None
 
     def __post_init__(self) -> None:
         _require("format", self.format, fits=1 <= self.format <= FORMAT)
@@ -129,6 +130,8 @@ def write_header(header: Header) -> str:
     if header.recipe.activations is None:
         for name in _OF_ACTIVATIONS:
             del content["recipe"][name]
+    if header.recipe.tune is None:
+        del content["recipe"]["tune"]
     if header.format == 1:
         content["layers"] = [
             {key: value for key, value in layer.items() if key not in _SINCE_FORMAT_2}

@@ -179,6 +179,7 @@ def _header_of(
         not_quantized=result.not_quantized,
         on_floats=result.on_floats,
         inputs=result.inputs,
+        tuned=result.tuned,
     )
 
 
@@ -218,6 +219,7 @@ def unpack(tensors: Mapping[str, Tensor], header: Header, network: nn.Module) ->
         not_quantized=header.not_quantized,
         on_floats=header.on_floats,
         inputs=header.inputs,
+        tuned=header.tuned,
     )
 
 

@@ -1,0 +1,140 @@
+"""Tuning: a quantized network learns from the float one, without labels (Hinton, Vinyals and Dean 2015)."""
+
+import copy
+import math
+import time
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Final
+
+import torch
+import torch.nn.functional as F  # noqa: N812 (torch's own convention)
+from torch import Tensor
+
+from laq.quantization.execution.base import in_float32
+from laq.quantization.execution.layerwise import run
+from laq.quantization.execution.outputs import logits_of
+from laq.quantization.recipe import QuantizedNetwork, Tuned
+from laq.quantization.threads import Pool
+from laq.quantization.tuning.lessons import CHUNK, Lessons, cut, logits_of_all
+from laq.quantization.tuning.settings import Tuning
+from laq.quantization.tuning.student import Student
+
+_CHECKS: Final = 16  # how often the images that were held back are asked
+_PATIENCE: Final = 8  # so many checks without a gain end it
+
+
+@dataclass(frozen=True)
+class TemperedDivergence:
+    """How far logits are from the float network's, among the classes that count."""
+
+    classes: Sequence[int] | None
+    temperature: float
+
+    def __call__(self, logits: Tensor, reference: Tensor) -> Tensor:
+        """T² KL(p ‖ q) in nats, summed over the images: p by ``reference``, q by ``logits``, both (n, c).
+
+        Of logits divided by the temperature T; the factor keeps gradients of one size whatever that is.
+        """
+        of = slice(None) if self.classes is None else list(self.classes)
+        p, q = ((t[:, of] / self.temperature).log_softmax(1) for t in (reference, logits))
+        return F.kl_div(q, p, reduction="sum", log_target=True) * self.temperature**2
+
+
+class Course:
+    """One network's tuning: it learns step by step, and is judged by the images that were held back."""
+
+    def __init__(
+        self, student: Student, lessons: Lessons, divergence: TemperedDivergence, pool: Pool
+    ) -> None:
+        self.student = student
+        self.lessons = lessons
+        self.divergence = divergence
+        self.pool = pool
+
+    def judged(self) -> float:
+        """The mean divergence (nats) on the images that were held back, of the network as it is."""
+        self.student.show()
+        split, network = self.lessons.split, self.student.copies[0]
+        logits = logits_of_all(network, cut(split.held_back), self.lessons.output, self.pool)
+        return self.divergence(logits, self.lessons.held_back).item() / split.held_back.count
+
+    def learn(self, rows: Tensor) -> None:
+        """A step of the optimizer, from the images and mixtures of these numbers."""
+        now = self.student.show()
+        parts = enumerate(rows[start : start + CHUNK] for start in range(0, len(rows), CHUNK))
+        self.pool.run(lambda part: self._backward(*part, len(rows)), parts)
+        self.student.step(now)
+
+    def _backward(self, copy: int, rows: Tensor, count: int) -> None:
+        """Leave the gradients of a part of ``count`` images with one of the student's copies."""
+        with torch.enable_grad():
+            logits = logits_of(run(self.student.copies[copy], self.lessons.batch(rows)), self.lessons.output)
+            loss = self.divergence(in_float32(logits), self.lessons.logits[rows]) / count
+            torch.autograd.backward([loss])
+
+
+def tune(result: QuantizedNetwork, lessons: Lessons, pool: Pool) -> QuantizedNetwork:
+    """Tune a quantized network to the float one, if that brings it nearer on the images held back.
+
+    Of these, as of all that is reported, the divergence is that of the tempered probabilities that the
+    recipe's tuning compares.
+    Errors of layers and outputs stay as they are in ``result``: the caller measures them anew.
+
+    Args:
+        result: by a recipe with a tuning; it is left as it is.
+        lessons: for that recipe.
+        pool: does the work.
+
+    Returns:
+        The tuned network, or ``result`` with a warning; either with ``tuned`` filled in.
+    """
+    tuning, begin = result.recipe.tune, time.perf_counter()
+    assert tuning is not None
+    student = Student(result, tuning, parts=-(-tuning.batch_size // CHUNK))
+    course = Course(student, lessons, TemperedDivergence(tuning.compared, tuning.temperature), pool)
+    before, after, step = _learned(course, tuning, result.recipe.seed)
+    tuned = student.quantized(copy.deepcopy(result.network))
+    told = Tuned(
+        taken=after < before,
+        divergence_before=before,
+        divergence_after=after if math.isfinite(after) else None,
+        codes_moved=student.codes_moved(),
+        passes=step * tuning.batch_size / lessons.split.learned.count,
+        learned=lessons.split.learned.count,
+        held_back=lessons.split.held_back.count,
+    )
+    if not told.taken:
+        warnings.warn(
+            f"tune: on the images held back the tuned network is no nearer to the float one ({after:.4g} "
+            f"against {before:.4g} nats), so that it is left as {result.recipe.method} made it",
+            stacklevel=2,
+        )
+    kept = tuned if told.taken else result
+    return replace(kept, tuned=told, tuning_seconds=time.perf_counter() - begin)
+
+
+def _learned(course: Course, tuning: Tuning, seed: int) -> tuple[float, float, int]:
+    """Learn, and keep what was best after the beginning.
+
+    Returns:
+        The divergence on the images held back before, the best one after, and the step that it was at.
+    """
+    student, generator = course.student, torch.Generator().manual_seed(seed)
+    before, best, at, kept = course.judged(), math.inf, 0, student.state()
+    order = torch.empty(0, dtype=torch.int64)
+    pause = max(1, tuning.steps // _CHECKS)
+    for step in range(1, tuning.steps + 1):
+        if len(order) < tuning.batch_size:
+            order = torch.cat([order, torch.randperm(course.lessons.count, generator=generator)])
+        student.slow_down((1 + math.cos(math.pi * (step - 1) / tuning.steps)) / 2)
+        course.learn(order[: tuning.batch_size])
+        order = order[tuning.batch_size :]
+        if step % pause == 0 or step == tuning.steps:
+            if (found := course.judged()) < best:
+                best, kept, at = found, student.state(), step
+            elif step - at >= _PATIENCE * pause:
+                break
+    student.restore(kept)
+    return before, best, at
