@@ -73,6 +73,7 @@ def test_a_network_gets_the_codes_of_the_cpu(method: str, monkeypatch: pytest.Mo
         nn.Conv2d(2, 4, 3, stride=2, groups=2),
         nn.ReLU(),
         nn.Conv2d(4, 3, (3, 2), padding=1),
+        nn.ConvTranspose2d(3, 3, 1),  # whose weights of a neuron do not lie side by side in memory
         nn.Flatten(),
         nn.Linear(3 * 5 * 6, 5),  # more columns than a block has
     )
@@ -82,6 +83,7 @@ def test_a_network_gets_the_codes_of_the_cpu(method: str, monkeypatch: pytest.Mo
     recipe = Recipe(3, method, radius="error" if method == "gptq" else "auto", options=form)
     expected = quantize(network, images, recipe)
     launched: list[LayerProblem] = []
+    assert expected.layers[2].operation == "conv_transpose2d"
 
     def on_gpu(problem: LayerProblem) -> BlockRounding:
         launched.append(problem)

@@ -24,6 +24,11 @@ from laq.quantization.methods.problem import LayerProblem
 
 _ROWS: Final = 16  # neurons of a program: not yet measured on a GPU
 _WARPS: Final = 4  # of 32 threads, for a program: not yet measured on a GPU
+# Of these only the types count: a variant for each network's sizes would take seconds to compile each.
+_POINTERS: Final = ("H", "a", "v", "W", "noise", "steps", "levels", "codes", "E")
+_SIZES: Final = (
+    "neurons", "columns", "H_group", "H_row", "a_group", "a_row", "v_group", "v_row", "W_group", "W_row",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -63,13 +68,15 @@ class BlockRounding:
 
         H is (G, B, B), a and v are (G, N, B), all in float64; they may be parts of larger tensors.
         """
+        # The kernel takes numbers of a row to lie side by side, which those of transposed weights do not.
+        H, a, v = (t if t.stride(2) == 1 else t.contiguous() for t in (H, a, v))
         groups, neurons, columns = a.shape
         codes, E = torch.empty(a.shape, dtype=torch.int32, device=a.device), a.new_empty(a.shape)
         # Of several GPUs, Triton takes the current one.
         with torch.cuda.device_of(a):  # type: ignore[no-untyped-call]
             _round_columns[groups, triton.cdiv(neurons, _ROWS)](
                 *(H, a, v, self.W[..., b], self.noise[..., b], self.steps, self.levels, codes, E),
-                *(neurons, columns, *H.stride(), *(t.stride(i) for t in (a, v, self.W) for i in (0, 1))),
+                *(neurons, columns, *(t.stride(i) for t in (H, a, v, self.W) for i in (0, 1))),
                 ROWS=_ROWS,
                 BLOCK=triton.next_power_of_2(columns),
                 num_warps=_WARPS,
@@ -99,11 +106,11 @@ def _noise(problem: LayerProblem) -> Tensor:
     return torch.zeros_like(problem.W, dtype=torch.float64) if noise is None else noise.double()
 
 
-@triton.jit  # type: ignore[untyped-decorator]
+@triton.jit(do_not_specialize=_SIZES, do_not_specialize_on_alignment=_POINTERS)  # type: ignore[untyped-decorator]
 def _round_columns(  # noqa: PLR0913, PLR0917 (a kernel takes numbers and pointers)
     H: tl.tensor, a: tl.tensor, v: tl.tensor, W: tl.tensor, noise: tl.tensor, steps: tl.tensor,
     levels: tl.tensor, codes: tl.tensor, E: tl.tensor, neurons: int, columns: int,
-    H_group: int, H_row: int, H_column: int, a_group: int, a_row: int, v_group: int, v_row: int,
+    H_group: int, H_row: int, a_group: int, a_row: int, v_group: int, v_row: int,
     W_group: int, W_row: int, ROWS: tl.constexpr, BLOCK: tl.constexpr,
 ) -> None:  # fmt: skip
     """Some neurons of a group: at each column their codes, and what the errors leave to all columns ahead."""
@@ -121,7 +128,7 @@ def _round_columns(  # noqa: PLR0913, PLR0917 (a kernel takes numbers and pointe
     step = tl.where(own == 0, 1e-300, own.to(tl.float64))
     for t in range(columns):
         now = tl.load(v + t, known, 0.0)
-        energy = tl.load(H + t * H_row + t * H_column)
+        energy = tl.load(H + t * H_row + t)
         z = now + tl.sum(tl.where((s == t)[None, :], ahead, 0.0), 1) / tl.where(energy > 0, energy, 1.0)
         z = tl.where(energy > 0, z, tl.load(W + at + t, known, 0.0).to(tl.float64)) / step
         z = tl.where(tl.abs(z) <= zero, 0.0, z - tl.where(z < 0, -shrunk, shrunk)) - offset
@@ -133,4 +140,4 @@ def _round_columns(  # noqa: PLR0913, PLR0917 (a kernel takes numbers and pointe
         tl.store(codes + out + t, code.to(tl.int32), known)
         tl.store(E + out + t, level.to(tl.float64) - now, known)
         error = (code + offset) * step - now
-        ahead -= error[:, None] * tl.load(H + t * H_row + s * H_column, within, 0.0)[None, :]
+        ahead -= error[:, None] * tl.load(H + t * H_row + s, within, 0.0)[None, :]
