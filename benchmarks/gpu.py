@@ -8,15 +8,17 @@ in the project's folder::
 One run measures both devices in turn, on the same networks, images and recipes, and prints a table: seconds
 (the best of several repeats, which include moving a network there and back), the GPU's peak of memory, how
 far codes and layers' errors agree, whether two runs on the GPU give the same bytes, and which device ``auto``
-takes. What is repeated for many subsets, cores do in a process each, as `laq study` does. Brevitas (`make
-bench` installs it) is measured on the same GPU. ``--device cpu`` tries the script without a GPU.
+takes. A code that differs early changes what later layers are given, and with it many of their codes; so
+there is also how far the CPU agrees with itself in batches of four times the size. What is repeated for many
+subsets, cores do in a process each, as `laq study` does. Brevitas (`make bench` installs it) is measured on
+the same GPU. ``--device cpu`` tries the script without a GPU.
 """
 
 import importlib
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from operator import attrgetter
 from typing import Any, Final
@@ -60,6 +62,7 @@ def recipe(method: str, bits: int = 4) -> Recipe:
 _STUDY: Final = tuple(recipe(method, bits) for method in _STUDY_METHODS for bits in _STUDY_BITS)
 WORKS: Final = {
     "resnet20": Work("ResNet-20@32, 64 pictures, GPFQ", "resnet20", 64, (recipe("gpfq"),)),
+    "resnet20-qronos": Work("ResNet-20@32, 64 pictures, Qronos", "resnet20", 64, (recipe("qronos"),)),
     "resnet18": Work("ResNet-18@112, 64 pictures, GPFQ", "resnet18", 64, (recipe("gpfq"),)),
     "resnet50-gpfq": Work("ResNet-50@224, 512 pictures, GPFQ", "resnet50-512", 512, (recipe("gpfq"),)),
     "resnet50-qronos": Work("ResNet-50@224, 512 pictures, Qronos", "resnet50-512", 512, (recipe("qronos"),)),
@@ -104,6 +107,8 @@ def measure(work: Work, images: int, repeats: int, device: str) -> dict[str, Any
     seconds, by_gpu = best_of(repeats, lambda: quantized(work, network, given, device))
     memory = peak(device) / _GIB_IN_MIB if device != "cpu" else math.nan
     again = quantized(work, network, given, device)
+    batches = tuple(replace(one, batch_size=4 * one.batch_size) for one in work.recipes)
+    otherwise = quantized(replace(work, recipes=batches), network, given, "cpu")
     rival = math.nan
     if work.case.startswith("resnet50"):
         rival = best_rival(work.recipes[0].method, network.to(device), given.to(device), repeats)
@@ -114,6 +119,7 @@ def measure(work: Work, images: int, repeats: int, device: str) -> dict[str, Any
         "CPU / GPU": f"{cpu_seconds / seconds:.2f}",
         "memory, GiB": round(memory, 2),
         "codes alike, %": f"{100 * codes_alike(by_cpu, by_gpu):.2f}",
+        "in other batches on the CPU, %": f"{100 * codes_alike(by_cpu, otherwise):.2f}",
         "errors differ by, %": f"{100 * errors_apart(by_cpu, by_gpu):.4f}",
         "same bytes twice": "yes" if codes_alike(by_gpu, again) == 1 else "no",
         "auto takes": auto,
