@@ -32,7 +32,8 @@ class Recipe:
 
     Attributes:
         bits: of every layer, or of each by name (``laq.quantization.bits.spec`` makes such maps).
-        method: a name in ``METHODS``: round-to-nearest, GPFQ, its stochastic and sparse kin, GPTQ, Qronos.
+        method: a name in ``METHODS``: round-to-nearest, GPFQ, its stochastic and sparse kin, GPTQ, Qronos,
+            AdaRound.
         alphabet: which levels there are, see ``make_alphabet``, as for the next three.
         granularity: a step per output channel, or one for the layer.
         radius: the largest level: a fraction of the largest weight, or how to choose it.

@@ -39,7 +39,7 @@ BITS = (
     "must be a whole number from 2 to 24, or a text such as auto:3, auto:96000B, asc:4, desc:4, "
     '"3 first:8 last:8", "8,4,4" or "body.fc=8 *=3", whose numbers of bits are within that'
 )
-METHODS = "must be rtn, gpfq, sgpfq, gpfq_l0, gpfq_l1, gptq, qronos"
+METHODS = "must be rtn, gpfq, sgpfq, gpfq_l0, gpfq_l1, gptq, qronos, adaround"
 TEXT = "must be a text, not empty and without null characters"
 COLOURS = "must be a list of three numbers, each a number"
 TRAINING = (

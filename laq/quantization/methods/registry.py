@@ -17,7 +17,7 @@ from importlib import import_module
 from types import MappingProxyType
 from typing import Any, Final, Literal
 
-from laq.quantization.options import Option, QuantizationError, nearest_name, number, one_of
+from laq.quantization.options import Option, QuantizationError, nearest_name, number, one_of, whole_number
 
 _HERE: Final = __name__.rpartition(".")[0]
 LearnsFrom = Literal["nothing", "quantized", "both"]
@@ -231,6 +231,13 @@ _BUILT_IN: Final = (
         "Qronos",
         "laq.quantization.methods.qronos:solve",
         look=Look("#d55e00", "diamond"),
+    ),
+    Method(
+        "adaround",
+        "AdaRound",
+        "laq.quantization.methods.adaround:solve",
+        options={"iterations": MethodOption(whole_number(1), 1000)},
+        look=Look("#f0e442", "triangle-left"),
     ),
 )
 for _method in _BUILT_IN:
