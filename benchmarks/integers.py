@@ -1,7 +1,7 @@
 """How accurate and how fast are networks whose weights and activations are integers, in onnxruntime?
 
 In the project's folder, after `laq dataset` and `laq network` of the study cifar100 (`study: cifar100` in
-params.yaml)::
+params.yaml), and again of cifar100_efficientnet::
 
     PYTHONPATH=. python benchmarks/integers.py accuracy --every 2
     PYTHONPATH=. python benchmarks/integers.py speed
@@ -81,11 +81,11 @@ W7A8 are weights of 7 and activations of 8 bits; ours are chosen by GPFQ.
 _ACCURACY: Final = """\
 ## Accuracy
 
-ResNet-20 on CIFAR-100, {subsets} subsets of 10 classes with 1,000 test images each, {images} calibration
-images of the subset's classes, as onnxruntime computes it. Float: {float:.2f} % restricted top-1 on average.
-Points lost are paired by subset, with a normal 95 % interval of their mean over subsets.
+Restricted top-1 on CIFAR-100 as onnxruntime computes it: subsets of 10 classes with 1,000 test images each,
+{images} calibration images of the subset's classes. Points lost are paired by subset, with a normal 95 %
+interval of their mean over subsets.
 
-{table}
+{tables}
 """
 _SPEED: Final = """\
 ## Speed
@@ -121,7 +121,9 @@ def accuracy(results: Path, every: int) -> None:
     """Measure restricted top-1 on the test images of each subset."""
     network = load_network()
     train, test = (read_images(DATASET, split) for split in ("train", "test"))
-    known = {(r["subset"], r["file"]) for r in read_records(results) if "top1" in r}
+    architecture = network.design.architecture
+    scored = (r for r in read_records(results) if "top1" in r and r["network"] == architecture)
+    known = {(r["subset"], r["file"]) for r in scored}
     subsets = [subset for subset in read_subsets(SUBSETS) if len(subset.classes) == 10][::every]
     for subset in progress(subsets, "accuracy", unit="subset"):
         missing = [name for name in (*OURS, *PEERS) if (subset.name, name) not in known]
@@ -130,7 +132,7 @@ def accuracy(results: Path, every: int) -> None:
         X, X_test = (network.preprocess(images) for images in (drawn.images, own.images))
         for name, path in files(network.body, X, missing):
             top1 = 100 * float((predicted(path, X_test, subset) == own.labels.numpy()).mean())
-            write(results, {"subset": subset.name, "kind": subset.kind, "file": name, "top1": top1})
+            write(results, {"network": architecture, "subset": subset.name, "file": name, "top1": top1})
 
 
 @main.command()
@@ -307,6 +309,12 @@ def rendered(found: pd.DataFrame, records: Sequence[Record]) -> str:
 
 
 def accuracies(found: pd.DataFrame) -> str:
+    """A table for each network."""
+    tables = [accuracies_of(str(name), rows) for name, rows in found.groupby("network", sort=False)]
+    return _ACCURACY.format(images=IMAGES, tables="\n\n".join(tables))
+
+
+def accuracies_of(network: str, found: pd.DataFrame) -> str:
     """Points of restricted top-1 lost against float, paired by subset."""
     wide = found.pivot_table(index="subset", columns="file", values="top1").dropna()
     lost = wide.rsub(wide["float"], axis=0)
@@ -319,8 +327,8 @@ def accuracies(found: pd.DataFrame) -> str:
             "worst subset": [f"{lost[name].max():.1f}" for name in order],
         }
     )
-    given = {"subsets": len(wide), "images": IMAGES, "float": wide["float"].mean()}
-    return _ACCURACY.format(**given, table=markdown_table(rows))
+    about = f"{network}, {len(wide)} subsets; float: {wide['float'].mean():.2f} % on average."
+    return f"{about}\n\n{markdown_table(rows)}"
 
 
 def speeds(found: pd.DataFrame) -> str:
