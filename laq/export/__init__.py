@@ -9,7 +9,7 @@ from laq.dataset.images import read_images
 from laq.errors import LaqError
 from laq.export.file import write_file, write_float_file
 from laq.export.latency import latency
-from laq.export.made import MadeNetworks, make
+from laq.export.restricted import RestrictedNetworks, restrict
 from laq.export.scores import RuntimeScores, scores
 from laq.files import replacing_file
 from laq.params import Params
@@ -45,19 +45,19 @@ def run(params: Params, subset: Subset, asked: Export, out: Path, threads: int) 
     Raises:
         LaqError: the network cannot be quantized or exported so, or onnxruntime is missing.
     """
-    made = make(params.study, subset, asked)
+    networks = restrict(params.study, subset, asked)
     images = read_images(DATASET, "test").select(subset.classes)
     with replacing_file(out) as path, TemporaryDirectory() as folder:
         original = Path(folder) / "float.onnx"
-        write_float_file(original, made.original)
-        write_file(path, made.quantized, subset, asked)
+        write_float_file(original, networks.original)
+        write_file(path, networks.quantized, subset, asked)
         sizes = path.stat().st_size, original.stat().st_size
-        measured = scores(path, made, images, vnni=asked.vnni)
+        measured = scores(path, networks, images, vnni=asked.vnni)
         taken = latency(path, images.images[:1].numpy(), threads, original)
     told = [
         ("file", f"{out}, {sizes[0] / 1024:.1f} KiB; in float {sizes[1] / 1024:.1f} KiB"),
         ("classes", ", ".join(subset.names_in_order)),
-        *_bits(made, asked),
+        *_bits(networks, asked),
         *_scored(measured),
         ("time", taken.figures),
         ("", taken.conditions),
@@ -65,13 +65,13 @@ def run(params: Params, subset: Subset, asked: Export, out: Path, threads: int) 
     return "\n".join(f"{name:<10} {text}" for name, text in told)
 
 
-def _bits(made: MadeNetworks, asked: Export) -> Iterator[Line]:
+def _bits(networks: RestrictedNetworks, asked: Export) -> Iterator[Line]:
     """The lines on bits, and on what keeps its weights or stays float."""
-    result = made.quantized
+    result = networks.quantized
     recipe = result.recipe
     activations = "float" if recipe.activations is None else f"of {recipe.activations}"
     yield "bits", f"weights of {result.mean_bits:.3g} by {recipe.method}, activations {activations}"
-    if made.capped:
+    if networks.capped:
         most = most_bits(recipe.alphabet)
         yield "", f"asked for {asked.bits}; a weight gets {most} bits at most, because more may overflow on"
         yield "", "processors without VNNI, which add products in 16 bits; --vnni keeps them"

@@ -8,7 +8,7 @@ import numpy as np
 from sklearn.metrics import balanced_accuracy_score
 
 from laq.dataset.images import ImageSet
-from laq.export.made import MadeNetworks
+from laq.export.restricted import RestrictedNetworks
 from laq.machine import adds_in_32_bits
 from laq.network.evaluation import batch_size, predict
 from laq.quantization import QuantizedNetwork
@@ -46,17 +46,18 @@ class RuntimeScores:
     reason: str
 
 
-def scores(path: Path, made: MadeNetworks, images: ImageSet, *, vnni: bool) -> RuntimeScores:
+def scores(path: Path, networks: RestrictedNetworks, images: ImageSet, *, vnni: bool) -> RuntimeScores:
     """The scores of the file at ``path`` on the images of its classes.
 
     Raises:
         LaqError: onnxruntime cannot run the file.
     """
-    labels = made.outputs_of(images.labels).numpy()
-    session, size = open_file(path), batch_size(made.original, images)
+    labels = networks.outputs_of(images.labels).numpy()
+    session, size = open_file(path), batch_size(networks.original, images)
     of_file = np.concatenate([logits(session, part.numpy()) for part in images.batches(size)]).argmax(1)
     simulated, original = (
-        predict(network, images).argmax(1).numpy() for network in (made.quantized.network, made.original)
+        predict(network, images).argmax(1).numpy()
+        for network in (networks.quantized.network, networks.original)
     )
     given = (of_file, simulated, original)
     equal = len(set(np.bincount(labels))) == 1
@@ -67,7 +68,7 @@ def scores(path: Path, made: MadeNetworks, images: ImageSet, *, vnni: bool) -> R
         if equal
         else Percentages(*(100 * float(balanced_accuracy_score(labels, answers)) for answers in given)),
         changed=int((of_file != simulated).sum()),
-        reason=_reason(made.quantized, float((of_file != simulated).mean()), vnni=vnni),
+        reason=_reason(networks.quantized, float((of_file != simulated).mean()), vnni=vnni),
     )
 
 

@@ -24,10 +24,10 @@ from laq import machine
 from laq.dataset import read_images
 from laq.dataset.images import ImageSet
 from laq.export import _scored
-from laq.export import made as room
+from laq.export import restricted as room
 from laq.export.file import write_file
 from laq.export.latency import latency
-from laq.export.made import MadeNetworks, make
+from laq.export.restricted import RestrictedNetworks, restrict
 from laq.export.scores import _OVERFLOW, _TIES, _UNKNOWN, Percentages, RuntimeScores, _reason, scores
 from laq.network import predict
 from laq.params import Params, load_params
@@ -53,7 +53,7 @@ class Made:
     said: list[str]
     params: Params
     subset: Subset
-    networks: MadeNetworks
+    networks: RestrictedNetworks
     images: ImageSet
 
 
@@ -64,7 +64,7 @@ def made(clone: Path, tmp_path_factory: pytest.TempPathFactory) -> Made:
     with chdir(clone):
         params = load_params()
         subset = next(s for s in read_subsets() if s.name == NAME)
-        networks = make(params.study, subset, params.export)
+        networks = restrict(params.study, subset, params.export)
         return Made(file, said, params, subset, networks, read_images(Path("data/dataset"), "test"))
 
 
@@ -176,7 +176,7 @@ def test_what_a_file_is_told_of_itself_is_read_back(made: Made, tmp_path: Path) 
 def test_the_images_and_the_recipe_are_those_that_the_study_would_take(made: Made, clone: Path) -> None:
     with chdir(clone):
         grid = made.params.study.restricted(bits=(7,), methods=("gpfq",), activations=8)
-        own = room.restricted(made.params.study, made.params.export)
+        own = room.as_study(made.params.study, made.params.export)
         (cell,) = [c for c in plan([made.subset], grid) if c.base == "original" and c.recipe]
         images = StudyInputs(own).calibration_images(plan([made.subset], own)[-1])
         assert torch.equal(images, StudyInputs(grid).calibration_images(cell))
@@ -339,7 +339,7 @@ def test_weights_keep_the_bits_that_cannot_overflow_or_all_if_asked(made: Made, 
             (mixed.model_copy(update={"activations": None}), {3, 8}, False),
             (Export(bits=4, method="rtn"), {4}, False),
         ):
-            found = make(made.params.study, made.subset, asked)
+            found = restrict(made.params.study, made.subset, asked)
             assert {layer.bits for layer in found.quantized.layers} == bits
             assert found.capped == capped
 

@@ -1,4 +1,4 @@
-"""Makes the network that is exported: quantized as the study would, and cut to its subset's classes."""
+"""The network that is exported: quantized as the study would, and cut to its subset's classes."""
 
 from dataclasses import dataclass, replace
 
@@ -29,7 +29,7 @@ Bits = int | dict[str, int]
 
 
 @dataclass(frozen=True)
-class MadeNetworks:
+class RestrictedNetworks:
     """The quantized network and the float one, both with the outputs of the subset's classes alone.
 
     Output i stands for the i-th of ``numbers``, the classes in rising order. ``capped`` says whether weights
@@ -46,14 +46,14 @@ class MadeNetworks:
         return torch.searchsorted(torch.tensor(self.numbers), labels)
 
 
-def make(study: Study, subset: Subset, asked: Export) -> MadeNetworks:
+def restrict(study: Study, subset: Subset, asked: Export) -> RestrictedNetworks:
     """Quantize for the subset, on the images that the study would calibrate on.
 
     Raises:
         LaqError: the network cannot be quantized so, or cut to classes.
     """
     network, numbers = load_network(), tuple(sorted(subset.classes))
-    cut, asks = cut_of(network, numbers), restricted(study, asked)
+    cut, asks = cut_of(network, numbers), as_study(study, asked)
     cell = plan([subset], asks)[-1]
     images = StudyInputs(asks).calibration_images(cell)
     try:
@@ -62,10 +62,10 @@ def make(study: Study, subset: Subset, asked: Export) -> MadeNetworks:
     except QuantizationError as error:
         raise LaqError(f"export: {error}") from error
     original = Classifier(network.design, put_rows(network.body, numbers, network.design.classes)).eval()
-    return MadeNetworks(quantized, original, numbers, capped)
+    return RestrictedNetworks(quantized, original, numbers, capped)
 
 
-def restricted(study: Study, asked: Export) -> Study:
+def as_study(study: Study, asked: Export) -> Study:
     """The study with what is exported as its one cell of a subset."""
     return study.restricted(
         bits=(asked.bits,),
