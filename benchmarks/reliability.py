@@ -33,8 +33,8 @@ _ROOT: Final = Path(__file__).parents[1]
 _results = click.option(
     "--results",
     type=click.Path(dir_okay=False, path_type=Path),
-    default=_ROOT / "benchmarks" / "results" / "reliability.jsonl",
-    help="The file of records, JSON lines.  [default: benchmarks/results/reliability.jsonl]",
+    default=_ROOT / "results" / "reliability.jsonl",
+    help="The file of records, JSON lines.  [default: results/reliability.jsonl]",
 )
 
 
