@@ -31,17 +31,17 @@ class Tuning:
     Examples:
         >>> from laq.quantization import Recipe, Tuning
         >>> Recipe(bits=2, tune=Tuning(classes=(3, 17, 42))).tune.steps
-        800
+        500
         >>> Recipe(bits=2, tune="all").tune == Tuning(loss="all")
         True
     """
 
     loss: Loss = "subset"
     classes: tuple[int, ...] = ()
-    steps: int = 800
+    steps: int = 500
     batch_size: int = 32
     temperature: float = 2.0
-    codes_rate: float = 0.01
+    codes_rate: float = 0.02
     scales_rate: float = 0.004
     mix: bool = True
     held_back: float = 0.125

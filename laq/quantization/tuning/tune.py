@@ -21,8 +21,10 @@ from laq.quantization.tuning.lessons import CHUNK, Lessons, cut, logits_of_all
 from laq.quantization.tuning.settings import Tuning
 from laq.quantization.tuning.student import Student
 
-_CHECKS: Final = 16  # how often the images that were held back are asked
-_PATIENCE: Final = 8  # so many checks without a gain end it
+_CHECKS: Final = 16  # how often the images that were held back are asked, if they were asked all the time
+# They are from this share of the steps on: few images err, and while steps are large what is best there by
+# chance is far from what the end would be.
+_SETTLED: Final = 0.75
 
 
 @dataclass(frozen=True)
@@ -116,7 +118,7 @@ def tune(result: QuantizedNetwork, lessons: Lessons, pool: Pool) -> QuantizedNet
 
 
 def _learned(course: Course, tuning: Tuning, seed: int) -> tuple[float, float, int]:
-    """Learn, and keep what was best after the beginning.
+    """Learn, and keep what was best while steps were small.
 
     Returns:
         The divergence on the images held back before, the best one after, and the step that it was at.
@@ -131,10 +133,8 @@ def _learned(course: Course, tuning: Tuning, seed: int) -> tuple[float, float, i
         student.slow_down((1 + math.cos(math.pi * (step - 1) / tuning.steps)) / 2)
         course.learn(order[: tuning.batch_size])
         order = order[tuning.batch_size :]
-        if step % pause == 0 or step == tuning.steps:
-            if (found := course.judged()) < best:
-                best, kept, at = found, student.state(), step
-            elif step - at >= _PATIENCE * pause:
-                break
+        is_check = step == tuning.steps or (step % pause == 0 and step >= _SETTLED * tuning.steps)
+        if is_check and (found := course.judged()) < best:
+            best, kept, at = found, student.state(), step
     student.restore(kept)
     return before, best, at
