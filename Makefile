@@ -26,7 +26,7 @@ test: $(INSTALLED)
 
 # Published studies whose images are on this machine: the drawn ones are, LAQ_CIFAR100 names a copy of CIFAR-100.
 verify: $(INSTALLED)
-	laq verify --at-hand $(patsubst %/dataset.json,%,$(wildcard results/*/dataset.json))
+	laq verify --at-hand $(patsubst %/provenance.json,%,$(wildcard results/*/provenance.json))
 
 lint: $(INSTALLED)
 	ruff check

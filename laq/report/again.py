@@ -14,13 +14,12 @@ from laq.paths import SUBSETS
 from laq.report import LAYERS, PAGE, PROVENANCE, TABLE, Source, write_report
 from laq.report.divergences import SubsetDivergences, divergences_in, members_of
 from laq.report.layers import COLUMNS
-from laq.report.page.data import read_matrix
+from laq.report.page.data import REMEDY, read_matrix
 from laq.sections.report import Report
 from laq.study.tables import read_measurements, read_table
 from laq.subsets.subset import read_subsets
 
 DIVERGENCES: Final = "divergences.csv"
-_REMEDY: Final = "name a folder that `laq report --publish FOLDER` wrote"
 _STALE: Final = (
     "correlations.csv",
     "accuracy_vs_bits.png",
@@ -38,11 +37,11 @@ def analyse_again(folder: Path, params: Report, divergence: str) -> None:
     Raises:
         LaqError: a file is missing or is not what a published report has.
     """
-    measurements = read_measurements(folder / f"{TABLE}.gz", _REMEDY)
-    subsets = read_subsets(folder / SUBSETS.name, remedy=_REMEDY)
+    measurements = read_measurements(folder / f"{TABLE}.gz", REMEDY)
+    subsets = read_subsets(folder / SUBSETS.name, remedy=REMEDY)
     if unknown := sorted(set(measurements.subset) - {subset.name for subset in subsets}):
-        raise LaqError(f"{folder / SUBSETS.name}: has no subset {unknown[0]}, which the table has; {_REMEDY}")
-    record: dict[str, Any] = read_json(folder / PROVENANCE, remedy=_REMEDY)
+        raise LaqError(f"{folder / SUBSETS.name}: has no subset {unknown[0]}, which the table has; {REMEDY}")
+    record: dict[str, Any] = read_json(folder / PROVENANCE, remedy=REMEDY)
     members = members_of(subsets)
     if (folder / DIVERGENCES).exists():
         within = SubsetDivergences(_read_divergences(folder / DIVERGENCES), members)
@@ -61,7 +60,7 @@ def _read_layers(path: Path) -> pd.DataFrame:
     if not path.exists():
         return pd.DataFrame(columns=COLUMNS)
     texts = dict.fromkeys(("network", "method", "bits", "layer"), str)
-    return read_table(path, texts | {"relative_error": float}, _REMEDY)
+    return read_table(path, texts | {"relative_error": float}, REMEDY)
 
 
 def _asked_before(record: Any, params: Report) -> bool:
@@ -75,6 +74,6 @@ def _asked_before(record: Any, params: Report) -> bool:
 
 def _read_divergences(path: Path) -> pd.DataFrame:
     """The table that ``SubsetDivergences.as_rows`` makes, as ``nats``."""
-    rows = read_table(path, {"divergence": str, "statistic": str, "subset": str, "nats": float}, _REMEDY)
+    rows = read_table(path, {"divergence": str, "statistic": str, "subset": str, "nats": float}, REMEDY)
     columns = pd.MultiIndex.from_frame(rows[["divergence", "statistic"]].drop_duplicates())
     return rows.pivot_table("nats", "subset", ["divergence", "statistic"], sort=False)[columns]

@@ -15,12 +15,13 @@ from laq.finetune import finetune
 from laq.imports import package_versions
 from laq.machine import processor
 from laq.parallel import Workers
+from laq.report import PROVENANCE
 from laq.report.rendering import templates
 from laq.study import StudyInputs, measure_all, plan
 from laq.study.cells import Cell
 from laq.study.results import read_measurement
 from laq.verify.comparison import Row
-from laq.verify.published import Published, read_published
+from laq.verify.published import Published, missing_files, read_published
 from laq.verify.rebuild import is_own_dataset, rebuilt
 
 __all__ = ["Verification", "run", "why_not"]
@@ -67,6 +68,9 @@ def why_not(folder: Path) -> str:
     Raises:
         LaqError: the folder is not a published study.
     """
+    missing = missing_files(folder)
+    if missing and PROVENANCE not in missing:
+        return f"it was published without {', '.join(missing)}"
     published = read_published(folder)
     dataset = published.params.dataset
     if is_own_dataset(published) or dataset.source.is_at_hand(dataset.options):

@@ -65,17 +65,19 @@ class Published:
         return self.table.iloc[np.sort(rows)]
 
 
+def missing_files(folder: Path) -> list[str]:
+    """What a published folder lacks of the files that measuring it again takes."""
+    return [name for name in _NEEDED if not (folder / name).is_file()]
+
+
 def read_published(folder: Path) -> Published:
     """Read a published folder.
 
     Raises:
         LaqError: a file is missing or is not what a published report has.
     """
-    for name in _NEEDED:
-        if not (folder / name).is_file():
-            raise LaqError(
-                f"{folder / name}: not found; name a folder that `laq report --publish FOLDER` wrote"
-            )
+    if missing := missing_files(folder):
+        raise LaqError(f"{folder / missing[0]}: not found, and needed to measure the study again; {_REMEDY}")
     record = read_json(folder / PROVENANCE, remedy=_REMEDY)
     try:
         inputs = record["stages"]["study"]["inputs"]

@@ -11,8 +11,10 @@ import pandas as pd
 import pytest
 import yaml
 
+from laq.errors import LaqError
 from laq.files import read_json
 from laq.sections.commands import Tolerance
+from laq.verify import why_not
 from laq.verify.comparison import Row
 from laq.verify.published import read_published
 from tests.conftest import ROOT
@@ -160,7 +162,10 @@ def test_the_outcome_of_a_row(change: dict[str, Any], outcome: str) -> None:
 )
 def test_a_missing_file_is_told(own: Path, published: Path, name: str) -> None:
     (published / name).unlink()
-    told = f"laq: {published / name}: not found; name a folder that `laq report --publish FOLDER` wrote\n"
+    told = (
+        f"laq: {published / name}: not found, and needed to measure the study again; name a folder as "
+        "`laq report --publish FOLDER` wrote it\n"
+    )
     assert laq(own, "verify", str(published), code=2) == told
 
 
@@ -215,6 +220,15 @@ def test_other_data_than_the_published_are_told(own: Path, published: Path) -> N
     edit_json(published / "dataset.json", lambda images: images["md5"].update({"test.npy": "0"}))
     output = laq(own, "verify", str(published), "--cells", "2", code=2)
     assert "data/dataset/test.npy is not what was published: its MD5 is " in output
+
+
+def test_a_study_that_was_published_without_its_hashes_is_left_out(published: Path) -> None:
+    (published / "dataset.json").unlink()
+    (published / "network.json").unlink()
+    assert why_not(published) == "it was published without dataset.json, network.json"
+    (published / "provenance.json").unlink()
+    with pytest.raises(LaqError, match=r"provenance\.json: not found, and needed"):
+        why_not(published)
 
 
 def test_a_study_whose_images_are_not_at_hand_is_left_out(

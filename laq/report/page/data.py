@@ -31,6 +31,8 @@ from laq.report.plotted import in_order
 from laq.report.tables import BALANCED, BASE_OF, DROPS
 from laq.study.tables import IMAGES_OF, NO_IMAGES
 
+REMEDY: Final = "name a folder that `laq report --publish FOLDER` wrote"
+
 
 class Setting(NamedTuple):
     """A choice of the controls: a network (its ``variant`` before quantization), and how it is quantized."""
@@ -94,7 +96,7 @@ def read_matrix(page: Path) -> tuple[Floats, list[str]]:
     Raises:
         LaqError: the file is missing or is no page of a study.
     """
-    text = need(page, "name a folder that `laq report --publish FOLDER` wrote").read_text(encoding="utf-8")
+    text = need(page, REMEDY).read_text(encoding="utf-8")
     found = re.search(r'<script type="application/json"[^>]*>(.*?)</script>', text, re.DOTALL)
     try:
         content = json.loads(found[1] if found else "")
