@@ -195,7 +195,12 @@ def wrong_kind(error: ValidationError) -> str:
         return f"not JSON ({wrong['ctx']['error']})"
     keys = "".join(f"{key}: " for key in wrong["loc"])
     found = "" if wrong["type"] == "missing" else f"found {wrong['input']!r:.{_LONGEST}}; "
-    told = wrong["msg"].replace("Input should", "must").replace("Field required", "missing")
+    told = (
+        wrong["msg"]
+        .removeprefix("Value error, ")
+        .replace("Input should", "must")
+        .replace("Field required", "missing")
+    )
     return f"{keys}{found}{told.partition(' or instance of ')[0]}"
 
 

@@ -9,12 +9,11 @@ from typing import Any, Final
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from pydantic import TypeAdapter, ValidationError
 from torch import Tensor
 
 from laq.dataset.layout import CLASSES, MANIFEST, Classes, Manifest, images_file, labels_file
 from laq.errors import LaqError
-from laq.files import md5, need
+from laq.files import md5, need, read_json
 from laq.pictures import SQUASHED_TO_32, Preprocessing
 
 _REMEDY: Final = "remove the folder and run `dvc repro dataset`"
@@ -100,26 +99,19 @@ def read_class_names(folder: Path) -> tuple[str, ...]:
     Raises:
         LaqError: a file is missing or is not the one that the dataset stage wrote.
     """
-    return tuple(_parsed(_checked(folder, CLASSES), Classes).names)
+    return tuple(read_json(_checked(folder, CLASSES), Classes, _REMEDY).names)
 
 
-def read_manifest(folder: Path, name: str = MANIFEST) -> Manifest:
-    """What is known of the dataset without a look at its images; what is published has another name.
+def read_manifest(folder: Path, name: str = MANIFEST, remedy: str = "") -> Manifest:
+    """What is known of the dataset without a look at its images.
+
+    What is published has another ``name``, and another ``remedy`` where it is damaged.
 
     Raises:
         LaqError: the file is missing or damaged.
     """
-    manifest: Manifest = _parsed(need(folder / name), Manifest)
+    manifest: Manifest = read_json(need(folder / name), Manifest, remedy or _REMEDY)
     return manifest
-
-
-def _parsed(path: Path, kind: type) -> Any:
-    try:
-        return TypeAdapter(kind).validate_json(path.read_bytes())
-    except ValidationError as error:
-        reason = error.errors(include_url=False)[0]
-        where = ".".join(str(part) for part in reason["loc"])
-        raise LaqError(f"{path}: {where or 'not JSON'}: {reason['msg']}; {_REMEDY}") from error
 
 
 def _array(folder: Path, name: str) -> NDArray[Any]:

@@ -89,5 +89,5 @@ def read_published(folder: Path) -> Published:
     subsets = read_subsets(folder / SUBSETS, remedy=_REMEDY)
     if unknown := sorted(set(table.subset) - {subset.name for subset in subsets}):
         raise LaqError(f"{folder / SUBSETS}: has no subset {unknown[0]}, which the table has")
-    images = read_manifest(folder, IMAGES)
+    images = read_manifest(folder, IMAGES, _REMEDY)
     return Published(folder, load_params(folder / PARAMS), record, images, subsets, table)

@@ -158,10 +158,9 @@ def read_header(text: str) -> Header:
         header = None if later else _READER.validate_json(text, strict=True)
     except ValidationError as error:
         first = error.errors(include_url=False, include_context=False, include_input=False)[0]
-        where = ".".join(map(str, first["loc"]))
-        raise QuantizationError(
-            f"its header is damaged ({where}: {first['msg']}); write the file again"
-        ) from error
+        where = "".join(f"{part}: " for part in first["loc"])
+        told = first["msg"].removeprefix("Value error, ")
+        raise QuantizationError(f"its header is damaged ({where}{told}); write the file again") from error
     except (ValueError, TypeError, ArithmeticError) as error:  # of numbers beyond all bounds
         raise QuantizationError(f"its header is damaged ({error}); write the file again") from error
     if header is None:
