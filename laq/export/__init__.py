@@ -69,7 +69,9 @@ def _bits(networks: RestrictedNetworks, asked: Export) -> Iterator[Line]:
     """The lines on bits, and on what keeps its weights or stays float."""
     result = networks.quantized
     recipe = result.recipe
-    activations = "float" if recipe.activations is None else f"of {recipe.activations}"
+    points = recipe.activations
+    widths = sorted(set(points.values())) if isinstance(points, dict) else [points]
+    activations = "float" if points is None else f"of {' and '.join(map(str, widths))}"
     yield "bits", f"weights of {result.mean_bits:.3g} by {recipe.method}, activations {activations}"
     if networks.capped:
         most = most_bits(recipe.alphabet)

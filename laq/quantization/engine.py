@@ -216,10 +216,7 @@ def _quantize_and_tune(
             if tuning.of_any_loss not in lessons:
                 lessons[tuning.of_any_loss] = lessons_of(analog, split, recipe, output, pool)
             lessons[tuning.of_any_loss].check(tuning.compared)
-    untuned = list[Recipe]()
-    for recipe in recipes:
-        if (plain := replace(recipe, tune=None)) not in untuned:  # recipes with maps cannot be hashed
-            untuned.append(plain)
+    untuned = list(dict.fromkeys(replace(recipe, tune=None) for recipe in recipes))
     learned = list(cut(split.learned, recipes[0].batch_size))
     prepared, made = _quantize_copies(analog, learned, untuned, output)
     tuned = list[QuantizedNetwork]()

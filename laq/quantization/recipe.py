@@ -68,7 +68,7 @@ class Recipe:
         laq.quantization.options.QuantizationError: bits: found 1; must be a whole number from 2 to 24...
     """
 
-    bits: int | dict[str, int] = 4
+    bits: int | dict[str, int] = field(default=4, hash=False)  # a map has no hash
     method: str = DEFAULT
     alphabet: AlphabetKind = "symmetric"
     granularity: Granularity = "channel"
@@ -80,7 +80,7 @@ class Recipe:
     fuse: bool = False
     bias_correction: bool = False
     memory_gib: float = 4.0
-    activations: int | dict[str, int] | None = None
+    activations: int | dict[str, int] | None = field(default=None, hash=False)
     activation_range: RangeRule = "mse"
     tune: Tuning | None = None
     seed: int = 0

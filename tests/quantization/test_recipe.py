@@ -38,6 +38,13 @@ def refused(**options: Any) -> str:
     return message
 
 
+@pytest.mark.parametrize(
+    "maps", [{"bits": {"a": 3}}, {"activations": {"*": 8}}, {"options": {"form": "auto"}}]
+)
+def test_recipes_with_maps_can_be_keys(maps: dict[str, Any]) -> None:
+    assert len({Recipe(**maps), Recipe(**maps), Recipe()}) == 2 - (Recipe(**maps) == Recipe())
+
+
 @pytest.mark.parametrize("value", [True, False, float("nan"), float("inf"), -1, "1", None, [1], 1j])
 @pytest.mark.parametrize("name", NUMBERS)
 def test_a_number_is_a_finite_number_and_no_boolean(name: str, value: Any) -> None:

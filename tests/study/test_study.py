@@ -149,6 +149,16 @@ def ready_for_a_study(folder: Path) -> Params:
     return read
 
 
+def test_activations_may_have_bits_by_point(project: Path) -> None:
+    params = ready_for_a_study(project)
+    write_json(SUBSETS, [asdict(SUBSET)])
+    asked = {"bits": (3,), "methods": ("rtn",), "bases": ("original",)}
+    room.run(params.study.model_copy(update={**asked, "activations": {"*": 8}}))
+    assert list(read_measurements().method) == ["float", "rtn"]
+    with pytest.raises(LaqError, match="activations: 'nothing' matches no point"):
+        room.run(params.study.model_copy(update={**asked, "activations": {"nothing": 8}}))
+
+
 def test_nothing_is_fine_tuned_that_no_cell_asks_for(project: Path) -> None:
     params = ready_for_a_study(project)
     tuned = [f"{s.name}.safetensors" for s in (SUBSET, OTHER)]
