@@ -35,7 +35,7 @@ from laq.quantization.execution.unwrap import unwrapped
 from laq.quantization.methods.solve import solve
 from laq.quantization.options import DeviceChoice, QuantizationError, check_patterns
 from laq.quantization.recipe import InputKind, NotQuantized, QuantizedLayer, QuantizedNetwork, Recipe
-from laq.quantization.threads import Pool, worker_pool
+from laq.quantization.threads import Pool, as_workers, worker_pool
 from laq.quantization.tuning.lessons import Lessons, Split, cut, lessons_of
 from laq.quantization.tuning.settings import Tuning
 from laq.quantization.tuning.tune import tune
@@ -122,7 +122,7 @@ def quantize_each(
     _check_alike(recipes)
     check_device(device)
     digest = Digest()
-    with torch.no_grad(), linears_of_attention():
+    with as_workers(), linears_of_attention():
         analog = copied(unwrapped(network))
         batches = calibration_batches(analog, images, recipes[0].batch_size, digest)
         make = _quantize_only if recipes[0].tune is None else _quantize_and_tune
@@ -263,7 +263,7 @@ def layer_names(network: nn.Module, images: Any, ignore: Sequence[str] = ()) -> 
     Raises:
         QuantizationError: as ``quantize`` does of these.
     """
-    with torch.no_grad(), linears_of_attention():
+    with as_workers(), linears_of_attention():
         analog = copied(unwrapped(network))
         structure = _view(analog, next(calibration_batches(analog, images, 1))).structure
         return [layer.name for layer in _to_quantize(analog, structure, [Recipe(ignore=tuple(ignore))])]

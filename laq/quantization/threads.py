@@ -45,6 +45,13 @@ class Pool:
 
 
 @contextmanager
+def as_workers() -> Iterator[None]:
+    """Neither gradients nor inference mode, whose tensors workers, which are not in it, could not change."""
+    with torch.inference_mode(mode=False), torch.no_grad():
+        yield
+
+
+@contextmanager
 def worker_pool(most: int | None = None) -> Iterator[Pool]:
     """A pool of ``most`` threads at most; while it is open, torch keeps to one thread outside of it too."""
     threads = torch.get_num_threads()

@@ -18,12 +18,14 @@ from laq.quantization import (
     QuantizationError,
     QuantizedNetwork,
     Recipe,
+    choose_bits,
     layer_names,
     make_alphabet,
     quantize,
     quantize_each,
 )
 from laq.quantization.alphabet import ERROR_RADII
+from laq.quantization.bits.spec import Budget, Precision
 from laq.quantization.calibration.covariance import Inputs, choose_form
 from laq.quantization.calibration.patches import Patches, Sampler
 from laq.quantization.execution.offload import INPUTS, Offload
@@ -223,6 +225,29 @@ def test_the_callers_network_and_images_are_left_untouched() -> None:
     assert torch.equal(images, before)
     assert all(torch.equal(t, state[name]) for name, t in network.state_dict().items())
     assert torch.equal(result.network.head.weight, network.head.weight)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_inference_mode_of_the_caller_changes_nothing(method: str) -> None:
+    recipe = Recipe(bits=3, method=method)  # type: ignore[arg-type]
+    found = []
+    for mode in (False, True):
+        with torch.random.fork_rng(), torch.inference_mode(mode=mode):
+            torch.manual_seed(0)
+            network, images = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 3)), torch.randn(8, 4)
+            found.append(quantize(network, images, recipe))
+    assert all(torch.equal(a.codes, b.codes) for a, b in zip(*(r.layers for r in found), strict=True))
+    assert found[0].relative_error == found[1].relative_error
+    assert not any(parameter.is_inference() for parameter in found[1].network.parameters())
+
+
+@torch.inference_mode()
+def test_nor_does_it_in_choosing_bits_of_layers() -> None:
+    network = nn.Sequential(nn.Conv2d(1, 2, 1), nn.BatchNorm2d(2), nn.Flatten(), nn.Linear(8, 3)).eval()
+    images, precision = torch.randn(4, 1, 2, 2), Precision(Budget(mean=3), choices=(2, 4))
+    for fuse in (False, True):
+        bits = choose_bits(precision, network, images, Recipe(method="gpfq", fuse=fuse))
+        assert list(bits) == layer_names(network, images) == ["0", "3"]
 
 
 @pytest.mark.parametrize("method", METHODS)

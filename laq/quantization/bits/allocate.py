@@ -23,6 +23,7 @@ from laq.quantization.execution.fusion import fold_batch_norms
 from laq.quantization.execution.unwrap import unwrapped
 from laq.quantization.options import AlphabetKind, QuantizationError
 from laq.quantization.recipe import Recipe
+from laq.quantization.threads import as_workers
 
 
 def choose_bits(
@@ -101,8 +102,9 @@ def _measure(
     classes: Sequence[int] | None,
 ) -> Sensitivities:
     if recipe.fuse:
-        network = copied(unwrapped(network))
-        fold_batch_norms(network, next(calibration_batches(network, images, 1)))
+        with as_workers():
+            network = copied(unwrapped(network))
+            fold_batch_norms(network, next(calibration_batches(network, images, 1)))
     # Weights alone are compared: they must be those of the network as it is, without shifted biases.
     recipe = replace(recipe, fuse=False, bias_correction=False, tune=None)
     trials = quantize_each(network, images, [replace(recipe, bits=bits) for bits in choices])

@@ -20,7 +20,7 @@ from laq.quantization.execution.offload import Offload
 from laq.quantization.execution.outputs import logits_of
 from laq.quantization.execution.unwrap import unwrapped
 from laq.quantization.recipe import QuantizationError, QuantizedLayer, QuantizedNetwork
-from laq.quantization.threads import Pool, worker_pool
+from laq.quantization.threads import Pool, as_workers, worker_pool
 
 _BATCH: Final = 16  # images that a core takes at once; changes memory and rounding, nothing else
 _Runs = list[Callable[[], Tensor]]  # what computes the logits, batch by batch
@@ -72,7 +72,7 @@ def sensitivities(
     layers = [{layer.name: layer for layer in trial.layers} for trial in found]
     losses: dict[str, dict[int, float]] = {}
     memory = max((trial.recipe.memory / 2 for trial in found), default=0.0)
-    with worker_pool() as pool, Offload(memory) as offload, torch.no_grad(), linears_of_attention():
+    with worker_pool() as pool, Offload(memory) as offload, as_workers(), linears_of_attention():
         analog = copy.deepcopy(unwrapped(network)).eval()
         batches = list(calibration_batches(analog, images, _BATCH))
         probe = _Probe(analog, batches, classes, pool, offload)
