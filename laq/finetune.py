@@ -7,7 +7,7 @@ from pathlib import Path
 
 from laq.cache import cached
 from laq.dataset.images import read_images, read_manifest
-from laq.errors import LaqError
+from laq.errors import LaqError, within
 from laq.files import md5, replacing_folder
 from laq.imports import code_digest
 from laq.machine import processor
@@ -39,7 +39,7 @@ def finetune(subsets: Sequence[Subset], params: Training, workers: Workers) -> d
     with progress(None, "finetune", total=len(subsets), unit="subset") as bar:
         for done in run_all(partial(_finetuned, params), subsets, workers):
             if done.result is None:
-                raise LaqError(f"finetune {done.item.name}: {done.failure}")
+                raise LaqError(f"{done.failure} (fine-tuning for {done.item.name})")
             made[done.item] = done.result
             bar.update()
     return {subset: made[subset] for subset in subsets}
@@ -50,7 +50,9 @@ def _finetuned(params: Training, subset: Subset) -> Path:
 
     def fill(folder: Path) -> None:
         network = load_network()
-        fit(network, read_images(DATASET, "train").select(subset.classes), params)
+        images = read_images(DATASET, "train").select(subset.classes)
+        with within("finetune"):
+            fit(network, images, params)
         save_tensors(folder / WEIGHTS, network.state_dict())
 
     inputs = {

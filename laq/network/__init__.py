@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from laq.architectures import Classifier, NetworkDesign, build, file_of, make_body, put_rows, usual_of
 from laq.architectures.hub_errors import first_line
 from laq.dataset.images import ImageSet, read_images, read_manifest
-from laq.errors import LaqError
+from laq.errors import LaqError, within
 from laq.files import digest, project_root, replacing_folder, write_json
 from laq.imports import code_digest
 from laq.network.checkpoints import load_matching, renamed
@@ -108,7 +108,8 @@ def _trained_here(params: Network, train: ImageSet) -> tuple[Classifier, dict[st
         raise LaqError(
             f"network.architecture: {params.architecture} has {found} outputs, the dataset {classes} classes"
         )
-    fit(network, train, params.training, f"train {params.architecture}", _checkpoint(params))
+    with within("network.training"):
+        fit(network, train, params.training, f"train {params.architecture}", _checkpoint(params))
     origin = {"source": params.source, "images": len(train), "epochs": params.training.epochs}
     return network, origin | {"trained_on": trainer(params.training)}
 

@@ -4,6 +4,7 @@ import io
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from math import isfinite
 from pathlib import Path
 from typing import Any, Self
 
@@ -34,7 +35,8 @@ def fit(
     comes back from a GPU; on one, too, the same run twice gives the same weights, others than on a CPU.
 
     Raises:
-        LaqError: a GPU is asked for that is not there, or mixed precision of a processor that lacks it.
+        LaqError: a GPU is asked for that is not there, or mixed precision of a processor that lacks it, or
+            the loss is no longer finite. The key that the line begins with is one of ``config``.
     """
     _train(network, data, config, _Run(title, checkpoint))
 
@@ -97,11 +99,22 @@ def _train(network: nn.Module, data: ImageSet, config: Training, run: _Run) -> B
             with seeded(_epoch_seed(config.seed, epoch)), _repeatable():
                 batches = ((x.to(device), y.to(device)) for x, y in _batches(data, config, epoch))
                 loss = _epoch(state, config, batches, bar)
+            _check_finite(network, data, loss, epoch + 1)
             state.best.offer(network, epoch + 1, run.validation)
             bar.set_postfix(epoch=epoch + 1, loss=f"{loss:.3f}")
             state.save(run.checkpoint, epoch + 1)
     network.eval().to("cpu", memory_format=torch.contiguous_format)  # type: ignore[call-overload]
     return state.best
+
+
+def _check_finite(network: nn.Module, data: ImageSet, loss: float, epoch: int) -> None:
+    """See that the network has learned, not diverged: what its last step did is in no loss yet."""
+    device = next(network.parameters()).device
+    with torch.inference_mode():
+        outputs = network.eval()(data.take(torch.arange(min(2, len(data)))).images.to(device))
+    network.train()
+    if not (isfinite(loss) and outputs.isfinite().all()):
+        raise LaqError(f"learning_rate: the loss is not finite after epoch {epoch}; lower it")
 
 
 def _top1(network: nn.Module, data: ImageSet) -> float:

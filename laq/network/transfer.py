@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from laq.architectures import Classifier, classifier_head
 from laq.dataset.images import ImageSet
-from laq.errors import LaqError
+from laq.errors import LaqError, within
 from laq.network.evaluation import batch_size, collecting_features
 from laq.network.training import fit_best, trainer
 from laq.progress import progress
@@ -54,7 +54,8 @@ def adapt_to_classes(
     if validation is None:
         train, validation = split_by_share(train, config.validation, config.seed)
     head = learn_head(network, train, config)
-    best = fit_best(network, train, validation, config.training, checkpoint)
+    with within("network.transfer.training"):
+        best = fit_best(network, train, validation, config.training, checkpoint)
     training = {
         "images": len(train),
         "validation_images": len(validation),

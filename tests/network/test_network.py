@@ -217,6 +217,17 @@ def test_training_killed_after_an_epoch_ends_with_the_same_weights(
     assert torch.equal(flat(again), flat(whole))
 
 
+DIVERGED = "learning_rate: the loss is not finite after epoch 1; lower it"
+
+
+@pytest.mark.parametrize("batch_size", [16, 40])  # 40: one step, after which no loss of the epoch comes
+def test_training_that_diverges_stops_and_leaves_no_checkpoint(tmp_path: Path, batch_size: int) -> None:
+    config = RECIPE.model_copy(update={"learning_rate": 1e30, "batch_size": batch_size})
+    with pytest.raises(LaqError, match=f"^{DIVERGED}$"):
+        fit(build(SMALL), images(), config, checkpoint=tmp_path / "training.pt")
+    assert not list(tmp_path.iterdir())
+
+
 def fail_at(last: int):  # type: ignore[no-untyped-def]
     def seed(base: int, epoch: int) -> int:
         if epoch == last:

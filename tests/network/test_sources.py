@@ -32,7 +32,7 @@ from laq.sections.network import Network, Training, Transfer
 from laq.serving import load_classifier
 from tests.conftest import write_params
 from tests.network import load_checkpoint
-from tests.network.test_network import RECIPE
+from tests.network.test_network import DIVERGED, RECIPE
 
 SIDE, CLASSES = 16, 4
 GREY = {"mean": (0.5,) * 3, "std": (0.25,) * 3}
@@ -481,6 +481,21 @@ def test_all_of_the_network_is_trained_from_the_new_head_on(
     assert origin["training"]["validation_images"] == 12
     assert origin["training"]["validation_top1"] == 100
     assert origin["training"]["best_epoch"] == 0  # where a later epoch does no better, the first is kept
+
+
+def test_training_that_diverges_is_told_with_the_key_of_its_section(
+    code: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("laq.network._checkpoint", lambda params: Path("unfinished.pt"))
+    training = RECIPE.model_copy(update={"learning_rate": 1e30})
+    asked = {
+        "network.training": Network(source="train", architecture="python:net.py:tiny", training=training),
+        "network.transfer.training": from_file("tiny", transfer=Transfer(training=training)),
+    }
+    for section, params in asked.items():
+        with pytest.raises(LaqError, match=rf"^{section}\.{DIVERGED}"):
+            make_network(params, images())
+    assert not Path("unfinished.pt").exists()
 
 
 def test_the_epoch_is_kept_that_does_best_on_validation_images(code: Path) -> None:
