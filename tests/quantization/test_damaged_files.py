@@ -13,7 +13,7 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from laq.quantization import AlphabetSpec, QuantizationError
+from laq.quantization import AlphabetSpec, QuantizationError, Recipe, quantize
 from laq.quantization.files.header import Cut
 from laq.quantization.files.packing import load, read_metadata, save
 from tests.quantization.test_packing import Kinds, Small, rounded, rounded_kinds
@@ -270,3 +270,41 @@ def test_known_ways_to_tamper_are_refused(
     assert found
     with pytest.raises(QuantizationError, match=f"network.safetensors: .*{message}"):
         load(packed.path, packed.network)
+
+
+@pytest.fixture(scope="module")
+def with_inputs(tmp_path_factory: pytest.TempPathFactory) -> Packed:
+    """One that says what the network is called with, as activations are rounded."""
+    network = nn.Sequential(nn.Conv2d(1, 2, 1), nn.Flatten(), nn.Linear(8, 2))
+    path = tmp_path_factory.mktemp("rounded") / "network.safetensors"
+    save(path, quantize(network, torch.rand(4, 1, 2, 2), Recipe(method="rtn", activations=8)))
+    return Packed(network, path)
+
+
+IMAGES = {"keyword": "", "shape": [1, 2, 2], "dtype": "float32"}
+
+
+@pytest.mark.parametrize(
+    "inputs",
+    [
+        *(
+            [{**IMAGES, "shape": shape}]
+            for shape in ([-1, 8, 8], [0], [2**62, 2**62], [3] * 100, [1] * 100, [3, 60_000, 60_000], [10**9])
+        ),
+        [{**IMAGES, "keyword": "ghost"}],
+        [IMAGES, IMAGES],
+        [{**IMAGES, "keyword": "input"}] * 2,
+        [IMAGES] + [{**IMAGES, "keyword": f"x{k}", "shape": [2**27]} for k in range(9)],
+        *([{**IMAGES, "dtype": dtype}] for dtype in ("gothic", "nn", "quint8")),
+    ],
+)
+def test_inputs_that_no_network_has_are_refused_and_take_no_memory(
+    with_inputs: Packed, inputs: list[Any]
+) -> None:
+    with_inputs.write({**with_inputs.header, "inputs": inputs}, with_inputs.tensors)
+    assert "damaged" in with_inputs.check()
+
+
+def test_inputs_as_they_were_are_read(with_inputs: Packed) -> None:
+    with_inputs.write({**with_inputs.header, "inputs": [IMAGES]}, with_inputs.tensors)
+    assert not with_inputs.check()

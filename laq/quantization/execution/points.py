@@ -7,7 +7,7 @@ from typing import Any, Final
 
 import torch
 import torch.nn.functional as F  # noqa: N812 (torch's own convention)
-from torch import fx, nn
+from torch import Tensor, fx, nn
 
 from laq.quantization.activations.ranges import RANGES, Histogram
 from laq.quantization.activations.rounding import RoundActivations, collecting
@@ -56,6 +56,14 @@ _MOVED: Final = frozenset(
 _PASSED_ON: Final = frozenset({nn.Identity, F.dropout, nn.Dropout, nn.Dropout2d})
 
 
+class NoGraphError(QuantizationError):
+    """The network has no graph, for a ``reason``."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(f"activations: the network has no graph ({reason}); leave activations out")
+        self.reason = reason
+
+
 def with_points(network: nn.Module, batch: Batch) -> tuple[nn.Module, tuple[str, ...]]:
     """The network over the same parameters as a graph, with a ``RoundActivations`` at each point.
 
@@ -70,11 +78,11 @@ def with_points(network: nn.Module, batch: Batch) -> tuple[nn.Module, tuple[str,
         The graph's module, and the names of its nodes that compute on floats between points.
 
     Raises:
-        QuantizationError: the network has no graph.
+        NoGraphError: the network has no graph.
     """
     graph = trace(network, batch)
     if isinstance(graph, str):
-        raise QuantizationError(f"activations: the network has no graph ({graph}); leave activations out")
+        raise NoGraphError(graph)
     points = _Points(graph, network)
     points.insert()
     return points.module(), tuple(points.on_floats)
@@ -89,19 +97,20 @@ def inputs_of(batch: Batch) -> tuple[InputKind, ...]:
 
 
 def empty_batch(inputs: Sequence[InputKind]) -> Batch:
-    """Two images of zeros, of these kinds.
+    """Two images of these kinds, whose values mean nothing.
 
     Raises:
         QuantizationError: there is no such type of numbers.
     """
-    if unknown := [
-        kind.dtype for kind in inputs if not isinstance(getattr(torch, kind.dtype, None), torch.dtype)
-    ]:
-        raise QuantizationError(f"inputs: found the type {unknown[0]!r}; must be one of torch's")
-    values = [
-        (kind.keyword, torch.zeros(2, *kind.shape, dtype=getattr(torch, kind.dtype))) for kind in inputs
-    ]
+    values = [(kind.keyword, _empty(kind)) for kind in inputs]
     return Batch(tuple(v for name, v in values if not name), {name: v for name, v in values if name})
+
+
+def _empty(kind: InputKind) -> Tensor:
+    dtype = getattr(torch, kind.dtype, None)
+    if not isinstance(dtype, torch.dtype) or kind.dtype.startswith("q"):  # types of torch's own quantization
+        raise QuantizationError(f"inputs: the type {kind.dtype!r} is damaged; write the file again")
+    return torch.empty(2, *kind.shape, dtype=dtype)  # memory that nobody touches is none
 
 
 def choose_grids(networks: Networks, recipes: Sequence[Recipe], batches: Iterable[Batch], pool: Pool) -> None:

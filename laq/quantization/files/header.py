@@ -23,6 +23,8 @@ _OFFSETS: Final = (0.0, 0.5)
 _LEFT_OUT_EMPTY: Final = ("not_quantized", "on_floats", "inputs", "tuned")
 _OF_ACTIVATIONS: Final = ("activations", "activation_range")
 _SINCE_FORMAT_2: Final = ("parameter", "operation", "dtype")
+_MOST_DIMENSIONS: Final = 16  # of an image
+_MOST_VALUES: Final = 2**28  # of an image in all inputs
 
 
 @dataclass(frozen=True)
@@ -102,9 +104,16 @@ class Header:
     def __post_init__(self) -> None:
         _require("format", self.format, fits=1 <= self.format <= FORMAT)
         names, parameters = ([getattr(layer, k) for layer in self.layers] for k in ("name", "parameter"))
-        for field, values in (("layers", names), ("layers", parameters), ("folded", self.folded)):
+        keywords = [kind.keyword for kind in self.inputs if kind.keyword]
+        unique = (("layers", names), ("layers", parameters), ("folded", self.folded), ("inputs", keywords))
+        for field, values in unique:
             repeated = [value for value, count in Counter(values).items() if count > 1]
             _require(field, repeated, fits=not repeated)
+        shapes = [kind.shape for kind in self.inputs]
+        for shape in shapes:
+            _require("inputs", shape, fits=len(shape) <= _MOST_DIMENSIONS and min(shape, default=1) > 0)
+        total = sum(map(math.prod, shapes))
+        _require("inputs", total, fits=total <= _MOST_VALUES)
 
 
 _READER: Final = TypeAdapter(Header)

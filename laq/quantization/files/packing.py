@@ -24,7 +24,13 @@ from torch import Size, Tensor, nn
 from laq.quantization.activations.ranges import ActivationGrid
 from laq.quantization.alphabet import Alphabet
 from laq.quantization.calibration.batch import dtype_name
-from laq.quantization.execution.points import POINTS, empty_batch, points_of, with_points
+from laq.quantization.execution.points import (
+    POINTS,
+    NoGraphError,
+    empty_batch,
+    points_of,
+    with_points,
+)
 from laq.quantization.execution.unwrap import unwrapped
 from laq.quantization.files.architecture import (
     OTHER_NETWORK,
@@ -192,7 +198,7 @@ def unpack(tensors: Mapping[str, Tensor], header: Header, network: nn.Module) ->
     network = copy_to_fill(network)
     fit(network, header, tensors)
     if header.inputs:
-        network, _ = with_points(network, empty_batch(header.inputs))
+        network = _with_points(network, header)
         tensors = _without_grids(tensors, network)
     expected = state_of(network)
     own = {prefix + entry.name for entry in header.layers for prefix in (_CODES, _STEP)}
@@ -221,6 +227,22 @@ def unpack(tensors: Mapping[str, Tensor], header: Header, network: nn.Module) ->
         inputs=header.inputs,
         tuned=header.tuned,
     )
+
+
+def _with_points(network: nn.Module, header: Header) -> nn.Module:
+    """The network with the points that the inputs in the header lead to.
+
+    Raises:
+        QuantizationError: it does not take such inputs.
+    """
+    batch = empty_batch(header.inputs)
+    try:
+        return with_points(network, batch)[0]
+    except NoGraphError as error:
+        raise QuantizationError(
+            "inputs: they are damaged, so that the file must be written again, or those of another network: "
+            f"{OTHER_NETWORK} ({error.reason})"
+        ) from error
 
 
 def _with_grids(tensors: Mapping[str, Tensor], network: nn.Module) -> dict[str, Tensor]:
