@@ -2,20 +2,38 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any, Final
 
 import torch
+import torch.nn.functional as F  # noqa: N812 (torch's own convention)
+from torch import Tensor
+
+_of_torch: Final = F._in_projection_packed  # noqa: SLF001 (attention's own)
 
 
 @contextmanager
 def linears_of_attention() -> Iterator[None]:
-    """Keep torch from computing attention in one operation of its own, which hides its projections.
+    """Have torch compute attention by linears whose weights are parameters.
 
-    It does so in evaluation mode, and sets the outputs for masked keys to zero on the way; what calls of a
-    network give must not depend on who watches them. Holds for all threads.
+    In evaluation mode it has one operation of its own, which hides the projections, and sets the outputs for
+    masked keys to zero on the way; what calls of a network give must not depend on who watches them. Where
+    queries, keys and values are not the same, it multiplies each with a part of one parameter. Holds for all
+    threads.
     """
-    fast = torch.backends.mha.get_fastpath_enabled()
+    fast, packed = torch.backends.mha.get_fastpath_enabled(), F._in_projection_packed  # noqa: SLF001
     torch.backends.mha.set_fastpath_enabled(False)
+    F._in_projection_packed = _projections  # noqa: SLF001
     try:
         yield
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)
+        F._in_projection_packed = packed  # noqa: SLF001
+
+
+def _projections(q: Tensor, k: Tensor, v: Tensor, w: Tensor, b: Tensor | None = None) -> Any:
+    """Queries, keys and values (..., E), by the thirds of ``w`` (3 E, E): a linear for each input."""
+    if q is k is v:
+        return _of_torch(q, k, v, w, b)
+    inputs = {id(x): x for x in (q, k, v)}
+    outputs = {key: F.linear(x, w, b).chunk(3, -1) for key, x in inputs.items()}
+    return [outputs[id(x)][third].contiguous() for third, x in enumerate((q, k, v))]

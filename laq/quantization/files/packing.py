@@ -24,6 +24,7 @@ from torch import Size, Tensor, nn
 from laq.quantization.activations.ranges import ActivationGrid
 from laq.quantization.alphabet import Alphabet
 from laq.quantization.calibration.batch import dtype_name
+from laq.quantization.execution.attention import linears_of_attention
 from laq.quantization.execution.points import (
     POINTS,
     NoGraphError,
@@ -237,7 +238,8 @@ def _with_points(network: nn.Module, header: Header) -> nn.Module:
     """
     batch = empty_batch(header.inputs)
     try:
-        return with_points(network, batch)[0]
+        with linears_of_attention():  # as when they were found
+            return with_points(network, batch)[0]
     except NoGraphError as error:
         raise QuantizationError(
             "inputs: they are damaged, so that the file must be written again, or those of another network: "
