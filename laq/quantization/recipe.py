@@ -180,7 +180,10 @@ class QuantizedLayer:
 
 @dataclass(frozen=True)
 class NotQuantized:
-    """A parameter of two dimensions or more that keeps its values, how many there are, and the reason."""
+    """Weights that keep their values, how many there are, and the reason.
+
+    They are a parameter of two dimensions or more, or what an operation multiplies with and is no parameter.
+    """
 
     name: str
     weights: int

@@ -359,6 +359,28 @@ def test_whatever_keeps_its_weights_is_named_with_the_reason(way: str) -> None:
     assert quiet.not_quantized == result.not_quantized
 
 
+class Frozen(nn.Module):
+    """Weights that are no parameters, a buffer that is no weight, and a linear."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("kernel", torch.randn(4, 4))
+        self.register_buffer("table", torch.randn(4, 4))
+        self.plain = torch.randn(4, 4, dtype=torch.float64)
+        self.head = nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(F.linear(F.linear(x, self.kernel), self.plain) + self.table[0])
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_weights_that_are_no_parameters_are_named_with_what_to_do(way: str) -> None:
+    with by(way), pytest.warns(UserWarning, match="not quantized: .*kernel .*plain .*nn.Parameter"):
+        result = quantize(seeded(Frozen), noise(12, 4), Recipe(bits=4, method="rtn"))
+    assert {other.name: other.weights for other in result.not_quantized} == {"kernel": 16, "plain": 16}
+    assert [layer.name for layer in result.layers] == ["head"]
+
+
 def test_a_layer_that_is_ignored_is_named_too() -> None:
     network, images = seeded(Twice), noise(4, 4, 6, 6)
     (other,) = quantize(network, images, Recipe(ignore=("head",))).not_quantized

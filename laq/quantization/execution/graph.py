@@ -21,6 +21,7 @@ from laq.quantization.execution.layers import (
     attribute,
     bias_of,
     computed_reason,
+    held_reason,
     other_reason,
 )
 from laq.quantization.execution.offload import Values
@@ -275,6 +276,8 @@ class Reading:
         self._named = {
             n: self._parameters.name_of(attribute(network, at)) for n, at in graph.attributes.items()
         }
+        tensors = {n: attribute(network, at) for n, at in graph.attributes.items()} | dict(graph.constants)
+        self._held = {n: self._parameters.held_name_of(tensor) for n, tensor in tensors.items()}
         self._reasons: dict[str, str] = {}
         for position, node in enumerate(graph.nodes):
             self._read(position, node)
@@ -306,6 +309,8 @@ class Reading:
         """Note a call, and return the name of its weight, if that is a parameter."""
         weight, inputs = arguments["weight"], arguments["input"]
         parameter = self._named.get(weight)
+        if held := self._held.get(weight):
+            self._reasons[held] = held_reason(name)
         if parameter is None:
             self._computed(weight, name)
             return None

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from laq.quantization.operations import Operation
 from laq.quantization.recipe import NotQuantized, QuantizationError
@@ -47,15 +47,24 @@ class Structure:
 
 
 class Parameters:
-    """The parameters of a network by their tensors; one under several names has the first of them."""
+    """The parameters of a network by their tensors; one under several names has the first of them.
+
+    So has a buffer or another attribute of two dimensions or more, which may be a weight too.
+    """
 
     def __init__(self, network: nn.Module) -> None:
         self.tensors: Mapping[str, nn.Parameter] = dict(network.named_parameters())
         self._names = {id(tensor): name for name, tensor in self.tensors.items()}
+        self._held = {name: tensor for name, tensor in _held(network) if id(tensor) not in self._names}
+        self._names_held = {id(tensor): name for name, tensor in reversed(self._held.items())}
 
     def name_of(self, tensor: object) -> str | None:
         """The parameter's name; none if it is another tensor."""
         return self._names.get(id(tensor))
+
+    def held_name_of(self, tensor: object) -> str | None:
+        """The name of a buffer or another attribute with several dimensions; none if it is another tensor."""
+        return self._names_held.get(id(tensor))
 
     def structure(
         self,
@@ -86,11 +95,21 @@ class Parameters:
         return ""
 
     def _others(self, quantized: set[str], reasons: Mapping[str, str]) -> Iterator[NotQuantized]:
-        """All that hold weights, which are parameters of two dimensions or more."""
+        """All that hold weights: parameters of two dimensions or more, and what operations multiply with."""
         for name, tensor in self.tensors.items():
             if tensor.dim() > 1 and name not in quantized:
                 reason = reasons.get(name, "the network never reads it in evaluation mode")
                 yield NotQuantized(layer_name(name), tensor.numel(), reason)
+        for name, tensor in self._held.items():
+            if name in reasons:
+                yield NotQuantized(layer_name(name), tensor.numel(), reasons[name])
+
+
+def _held(network: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    for prefix, module in network.named_modules():
+        for name, value in (*module.named_buffers(recurse=False), *vars(module).items()):
+            if isinstance(value, Tensor) and value.dim() > 1:
+                yield f"{prefix}.{name}".removeprefix("."), value
 
 
 def layer_name(parameter: str) -> str:
@@ -104,6 +123,11 @@ def computed_reason(kind: str, parameter: str, *, from_inputs: bool) -> str:
         return f"the weight of {kind} is computed from it and from the network's inputs"
     remedy = next((call for part, call in _COMPUTED if part in parameter), _FOLD)
     return f"the weight of {kind} is computed from it before use; to quantize that: {remedy}"
+
+
+def held_reason(kind: str) -> str:
+    """Why the weight of a ``kind`` of operation is not quantized that is no parameter."""
+    return f"{kind} multiplies with it, and it is no parameter; to quantize it, make it a torch.nn.Parameter"
 
 
 def other_reason(reader: str) -> str:

@@ -30,6 +30,7 @@ from laq.quantization.execution.layers import (
     attribute,
     bias_of,
     computed_reason,
+    held_reason,
     other_reason,
 )
 from laq.quantization.execution.offload import Offload
@@ -138,6 +139,8 @@ class Recording:
         if weight is not None:
             operation = kind.of(called, arguments, arguments["weight"])
             self._calls.setdefault(weight, []).append(operation)
+        if held := self._parameters.held_name_of(arguments["weight"]):
+            self._reasons[held] = held_reason(called)
         for name in self._computed.get(id(arguments["weight"]), ()):
             self._reasons[name] = computed_reason(called, name, from_inputs=False)
         return weight
