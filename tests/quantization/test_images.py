@@ -247,6 +247,7 @@ NETWORKS: dict[str, Callable[[], nn.Module]] = {
 }
 
 
+@pytest.mark.filterwarnings("ignore:.*[nN]ested ?[tT]ensor")
 @pytest.mark.parametrize(
     ("network", "images", "message"),
     [
@@ -279,6 +280,12 @@ NETWORKS: dict[str, Callable[[], nn.Module]] = {
         ("conv", lambda: torch.tensor(3.0), r"found an array of torch.float32 \(\); give"),
         ("conv", lambda: np.array(["a", "b"]), r"found an array of <U1 \(2,\); give"),
         ("conv", lambda: np.array([None, {}]), r"found an array of object \(2,\); give"),
+        ("conv", lambda: pixels().to_sparse(), r"found a sparse tensor; give images.to_dense\(\)"),
+        ("conv", lambda: [pixels().to_sparse()], "found a sparse tensor"),
+        ("conv", lambda: torch.nested.nested_tensor(list(pixels())), "found a nested tensor; give"),
+        ("conv", lambda: (torch.nested.nested_tensor(list(pixels())),), "found a nested tensor; give"),
+        ("conv", lambda: pixels().to("meta"), "found a tensor on the meta device, which holds no values"),
+        ("conv", lambda: np.ma.masked_less(pixels().numpy(), 0), r"found a masked array; .*filled\(0\)"),
         ("conv", Photographs, r"found Photographs; give .*DataLoader"),
         ("conv", lambda: {"picture": pixels()}, r"found a mapping of picture; it must hold x, .* or 'image'"),
         ("conv", lambda: [()], "takes x, found 0 inputs"),

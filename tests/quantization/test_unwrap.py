@@ -2,11 +2,13 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
+from laq.quantization import QuantizationError, Recipe, load, quantize, read_metadata, save
 from laq.quantization.execution.unwrap import unwrapped
 
 
@@ -56,3 +58,23 @@ def test_wrapped_parts_are_unwrapped_in_a_copy(wrapper: str) -> None:
     inputs = torch.randn(3, 4)
     expected = network[1](network[1](network[0](inputs)).relu()).relu()
     assert torch.equal(plain(inputs), expected)
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.* is (deprecated|not supported)")
+def test_what_is_no_module_or_a_scripted_one_is_refused_in_a_line() -> None:
+    scripted = torch.jit.trace(nn.Linear(4, 3), torch.rand(2, 4))
+    with pytest.raises(QuantizationError, match="^network: found a ScriptModule, .* give the module"):
+        quantize(scripted, torch.rand(8, 4), Recipe())
+    with pytest.raises(QuantizationError, match="^network: found 'net'; give a torch.nn.Module"):
+        quantize("net", torch.rand(8, 4), Recipe())  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("path", [3, None, b"file"])
+def test_what_is_no_path_is_refused_in_a_line(path: Any, tmp_path: Path) -> None:
+    network = nn.Linear(4, 3)
+    for read in (lambda: load(path, network), lambda: read_metadata(path)):
+        with pytest.raises(QuantizationError, match=f"^path: found {path!r}; give the name of a file"):
+            read()
+    save(tmp_path / "packed", quantize(network, torch.rand(8, 4), Recipe(method="rtn")))
+    with pytest.raises(QuantizationError, match="packed: network: found 'net'; give"):
+        load(tmp_path / "packed", "net")  # type: ignore[arg-type]

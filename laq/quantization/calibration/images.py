@@ -128,6 +128,8 @@ def _holds_batches(images: tuple[Any, ...], signature: _Signature) -> bool:
     """Whether a tuple is one of batches, and not one of inputs."""
     if not all(isinstance(value, _ARRAYS) for value in images):
         return True
+    for value in images:
+        _check_plain(value)
     kinds = {(dtype_name(value.dtype), tuple(value.shape[1:])) for value in images}
     return len(kinds) <= 1 and len(signature.positional) <= 1
 
@@ -165,6 +167,7 @@ def _by_name(batch: Mapping[Any, Any], signature: _Signature) -> Batch:
 
 def _tensor(value: Any) -> Tensor:
     """An array as a tensor whose bytes can be read and of which views can be taken."""
+    _check_plain(value)
     if not isinstance(value, _ARRAYS) or value.ndim == 0:
         raise _unusable(value)
     if isinstance(value, np.ndarray):
@@ -177,6 +180,27 @@ def _tensor(value: Any) -> Tensor:
     with torch.inference_mode(mode=False):
         tensor: Tensor = value.detach()
         return tensor.clone() if tensor.is_inference() else tensor
+
+
+def _check_plain(value: Any) -> None:
+    """See that an array holds a number at each of its places.
+
+    Raises:
+        QuantizationError: it is of another kind.
+    """
+    other = ""
+    if isinstance(value, np.ma.MaskedArray):
+        other = "a masked array; fill in its masked values, as by images.filled(0)"
+    elif isinstance(value, Tensor):
+        kinds = {
+            "a nested tensor; give batches of images of one size": value.is_nested,
+            "a tensor on the meta device, which holds no values; give one on the CPU": value.is_meta,
+            "a quantized tensor; give images.dequantize()": value.is_quantized,
+            "a sparse tensor; give images.to_dense()": value.layout != torch.strided,
+        }
+        other = next((told for told, found in kinds.items() if found), "")
+    if other:
+        raise QuantizationError(f"calibration images: found {other}")
 
 
 def _unusable(value: Any) -> QuantizationError:

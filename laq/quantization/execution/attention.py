@@ -8,7 +8,8 @@ import torch
 import torch.nn.functional as F  # noqa: N812 (torch's own convention)
 from torch import Tensor
 
-_of_torch: Final = F._in_projection_packed  # noqa: SLF001 (attention's own)
+_functions: Final[Any] = F  # whose stubs know nothing of what attention is made of
+_of_torch: Final = _functions._in_projection_packed  # noqa: SLF001 (attention's own)
 
 
 @contextmanager
@@ -20,14 +21,14 @@ def linears_of_attention() -> Iterator[None]:
     queries, keys and values are not the same, it multiplies each with a part of one parameter. Holds for all
     threads.
     """
-    fast, packed = torch.backends.mha.get_fastpath_enabled(), F._in_projection_packed  # noqa: SLF001
+    fast, packed = torch.backends.mha.get_fastpath_enabled(), _functions._in_projection_packed  # noqa: SLF001
     torch.backends.mha.set_fastpath_enabled(False)
-    F._in_projection_packed = _projections  # noqa: SLF001
+    _functions._in_projection_packed = _projections  # noqa: SLF001
     try:
         yield
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)
-        F._in_projection_packed = packed  # noqa: SLF001
+        _functions._in_projection_packed = packed  # noqa: SLF001
 
 
 def _projections(q: Tensor, k: Tensor, v: Tensor, w: Tensor, b: Tensor | None = None) -> Any:

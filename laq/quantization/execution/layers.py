@@ -100,9 +100,9 @@ class Parameters:
             if tensor.dim() > 1 and name not in quantized:
                 reason = reasons.get(name, "the network never reads it in evaluation mode")
                 yield NotQuantized(layer_name(name), tensor.numel(), reason)
-        for name, tensor in self._held.items():
+        for name, held in self._held.items():
             if name in reasons:
-                yield NotQuantized(layer_name(name), tensor.numel(), reasons[name])
+                yield NotQuantized(layer_name(name), held.numel(), reasons[name])
 
 
 def _held(network: nn.Module) -> Iterator[tuple[str, Tensor]]:

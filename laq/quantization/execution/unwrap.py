@@ -2,7 +2,10 @@
 
 import copy
 
+import torch
 from torch import nn
+
+from laq.quantization.options import QuantizationError
 
 
 def unwrapped(network: nn.Module) -> nn.Module:
@@ -10,8 +13,17 @@ def unwrapped(network: nn.Module) -> nn.Module:
 
     They add to the names of its parameters. Where such wrappers are further inside, it is a copy; else it
     is the module that was wrapped, or ``network`` itself.
+
+    Raises:
+        QuantizationError: it is no module, or a scripted one, which hides its operations.
     """
+    if not isinstance(network, nn.Module):
+        raise QuantizationError(f"network: found {network!r:.80}; give a torch.nn.Module")
     network = _inner(network)
+    if isinstance(network, torch.jit.ScriptModule):
+        raise QuantizationError(
+            "network: found a ScriptModule, which hides its operations; give the module that it was made of"
+        )
     if all(_inner(module) is module for module in network.modules()):
         return network
     network = copy.deepcopy(network)

@@ -446,6 +446,8 @@ def _header(metadata: Mapping[str, str] | None) -> Header:
 @contextmanager
 def _named(path: PathLike) -> Iterator[None]:
     """Errors name the file, in one line, whatever the file has in it."""
+    if not isinstance(path, str | os.PathLike):
+        raise QuantizationError(f"path: found {path!r:.80}; give the name of a file that save wrote")
     try:
         yield
     except QuantizationError as error:
