@@ -1,10 +1,11 @@
 """A subset of classes, as the stage ``subsets`` writes it and all later ones read it."""
 
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import astuple, dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +16,7 @@ from laq.files import read_json
 from laq.paths import SUBSETS
 
 Matrix = NDArray[np.float64]
+_NAME: Final = re.compile(r"[\w-]+", re.ASCII)
 
 
 @dataclass(frozen=True)
@@ -50,8 +52,12 @@ def _checked(subsets: list[Subset]) -> list[Subset]:
     """The subsets, which must be different ones of two or more different classes."""
     if not subsets:
         raise ValueError("must hold one or more subsets")
-    names = [subset.name for subset in subsets]
+    names = [subset.name for subset in subsets]  # which become parts of paths
     for s in subsets:
+        if not _NAME.fullmatch(s.name):
+            raise ValueError(
+                f"name: found {s.name!r}; must be letters, digits, - and _, as parts of paths are"
+            )
         if names.count(s.name) > 1:
             raise ValueError(f"{s.name}: must stand but once")
         if not (2 <= len(set(s.classes)) == len(s.classes) == len(s.class_names)) or min(s.classes) < 0:

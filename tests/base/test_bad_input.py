@@ -366,7 +366,7 @@ def damaged(path: str, content: Any) -> None:
 MAKE = "run `dvc repro` (or `make repro`) to make it"
 CELL_AGAIN = f"remove the folder {CELL} and run the command again"
 WHOLE = asdict(SUBSET)
-DIFFERENT = "Value error, random-1: classes must be two or more different ones, each with its name"
+DIFFERENT = "random-1: classes must be two or more different ones, each with its name"
 FEATURES, LABELS, MATRIX = (
     f"data/{n}.npy" for n in ("embeddings/features", "embeddings/labels", "divergence/matrix")
 )
@@ -374,15 +374,16 @@ SUBSETS, TABLE = "data/subsets.json", "data/study/measurements.csv"
 # A file, what is in it instead, and what is said of it.
 CONTENTS: list[tuple[str, Any, str]] = [
     (SUBSETS, {}, f"found {{}}; must be a valid array; {MAKE}"),
-    (SUBSETS, [], f"found []; Value error, must hold one or more subsets; {MAKE}"),
+    (SUBSETS, [], f"found []; must hold one or more subsets; {MAKE}"),
     (SUBSETS, [{}], f"0: name: missing; {MAKE}"),
     (SUBSETS, [{**WHOLE, "classes": [0, "2"]}], f"0: classes: 1: found '2'; must be a valid integer; {MAKE}"),
     (SUBSETS, [{**WHOLE, "classes": [0, 0]}], DIFFERENT),
     (SUBSETS, [{**WHOLE, "classes": [-1, 0]}], DIFFERENT),
     (SUBSETS, [{**WHOLE, "classes": [0]}], DIFFERENT),
     (SUBSETS, [{**WHOLE, "class_names": ["a"]}], DIFFERENT),
-    (SUBSETS, [WHOLE, WHOLE], "Value error, random-1: must stand but once"),
-    (SUBSETS, [{**WHOLE, "mean_divergence": float("nan")}], "Value error, random-1: divergences must be finite numbers"),
+    (SUBSETS, [WHOLE, WHOLE], "random-1: must stand but once"),
+    (SUBSETS, [{**WHOLE, "name": "../x"}], "name: found '../x'; must be letters, digits, - and _"),
+    (SUBSETS, [{**WHOLE, "mean_divergence": float("nan")}], "random-1: divergences must be finite numbers"),
     (MATRIX, np.ones((3, 4)), f"found float64 of shape (3, 4); must be finite numbers of shape (3, 3); {MAKE}"),
     (MATRIX, np.ones((3, 3), int), f"found int64 of shape (3, 3); must be finite numbers of shape (3, 3); {MAKE}"),
     (MATRIX, np.full((3, 3), np.nan), f"found numbers that are not finite; must be finite numbers; {MAKE}"),
