@@ -121,6 +121,7 @@ def foreign_network(params: Embeddings, preprocessing: Preprocessing) -> Classif
         body = make_body(params.network, params.arguments, pretrained=True)
     except LaqError as error:
         reason = str(error).replace("network.architecture", "embeddings.network")
+        reason = reason.replace("network.arguments", "embeddings.arguments")
         raise LaqError(f"{reason}; or use embeddings.network: {OWN}") from error
     mean, std = params.mean or usual.mean, params.std or usual.std
     if mean is None or std is None:

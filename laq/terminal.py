@@ -53,14 +53,22 @@ class Commands(click.Group):
                 formatter.write_dl([(f"{c.name:<{width}}", " ".join(first[c].split())) for c in own])
                 formatter.write_text(f"For example: {own[-1].example}")
 
+    def make_context(self, info_name: str | None, args: list[str], *rest: Any, **extra: Any) -> click.Context:
+        """Read the options before the command; one that is wrong is told in a line."""
+        try:
+            return super().make_context(info_name, args, *rest, **extra)
+        except click.exceptions.NoArgsIsHelpError:
+            raise  # the help is what is told
+        except click.UsageError as error:
+            _show_usage(error, str(info_name))
+            raise click.exceptions.Exit(2) from error
+
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command; what stops it is told in a line."""
         try:
             return super().invoke(ctx)
         except click.UsageError as error:
-            command = f"{ctx.command_path} {ctx.invoked_subcommand or ''}".rstrip()
-            reason = error.format_message().removeprefix("Invalid value for ").rstrip(".")
-            click.echo(f"laq: {reason}; `{command} --help` says what is allowed", err=True)
+            _show_usage(error, f"{ctx.command_path} {ctx.invoked_subcommand or ''}".rstrip())
             ctx.exit(2)
         except LaqError as error:
             for line in str(error).splitlines():
@@ -77,6 +85,11 @@ class Commands(click.Group):
             where = f"{error.filename}: " if error.filename else ""
             click.echo(f"laq: {where}{error.strerror or error}", err=True)
             ctx.exit(2)
+
+
+def _show_usage(error: click.UsageError, command: str) -> None:
+    reason = error.format_message().removeprefix("Invalid value for ").rstrip(".")
+    click.echo(f"laq: {reason}; `{command} --help` says what is allowed", err=True)
 
 
 def _end_workers() -> None:

@@ -44,12 +44,7 @@ def usual(request: NetworkRequest) -> Usual:  # noqa: ARG001 (the registry's cal
 
 
 def _function(request: NetworkRequest) -> Callable[..., Any]:
-    where, colon, name = request.name.rpartition(":")
-    if not (colon and where and name.isidentifier()):
-        raise LaqError(
-            f"network.architecture: found {request.architecture!r}; must be python:package.module:function "
-            "or python:path/to/file.py:function"
-        )
+    where, _, name = request.name.rpartition(":")
     module = _module(request, where)
     function = getattr(module, name, None)
     if not callable(function):

@@ -1,7 +1,8 @@
 """The registry of network sources: all that other modules know of a source stands in its entry here.
 
-A new source is a module of this package with two functions, and an entry in this file: ``make(request)``
-builds a network, and ``usual(request)`` tells what its published weights were trained with.
+A new source is a module of this package with two functions, an entry in this file, and the form of its names
+in ``laq.sections.architecture``: ``make(request)`` builds a network, and ``usual(request)`` tells what its
+published weights were trained with.
 This module imports no torch.
 """
 
@@ -15,7 +16,7 @@ from typing import Any, Final
 
 from laq.errors import LaqError
 from laq.files import project_root
-from laq.quantization.options import nearest_name
+from laq.sections.architecture import ARCHITECTURE, EFFICIENTNET_LITE, RESNETS
 
 Colours = tuple[float, float, float]
 
@@ -91,16 +92,16 @@ class NetworkSource:
 
 
 _EFFICIENTNET_LITE: Final = NetworkSource(
-    "efficientnet_lite0",
+    EFFICIENTNET_LITE,
     "laq.architectures.efficientnet_lite",
-    names=("efficientnet_lite0",),
+    names=(EFFICIENTNET_LITE,),
     packages=("efficientnet-lite-pytorch",),
     extra="efficientnet-lite",
 )
 _ZOO: Final = NetworkSource(
     "resnet20",
     "laq.architectures.resnet",
-    names=("resnet8", "resnet20", "resnet20x2", "resnet32", "resnet44", "resnet56"),
+    names=RESNETS,
     has_weights=False,
 )
 _EXPORTED: Final = NetworkSource("FILE.pt2", "laq.architectures.exported")
@@ -126,6 +127,10 @@ def find_source(architecture: str) -> tuple[NetworkSource, str]:
     Raises:
         LaqError: no source has such names.
     """
+    try:
+        ARCHITECTURE(architecture)
+    except ValueError as error:
+        raise LaqError(f"network.architecture: {error}") from error
     for source in SOURCES:
         if architecture in source.names:
             return source, architecture
@@ -133,17 +138,7 @@ def find_source(architecture: str) -> tuple[NetworkSource, str]:
             return source, architecture.removeprefix(source.prefix)
     if architecture.endswith(".pt2"):
         return _EXPORTED, architecture
-    prefix, colon, _ = architecture.partition(":")
-    if colon:
-        forms = [source.form for source in SOURCES]
-        hint = nearest_name(f"{prefix}:", [source.prefix for source in SOURCES if source.prefix])
-        raise LaqError(f"network.architecture: found {architecture!r}; must be like {', '.join(forms)}{hint}")
     return _TORCHVISION, architecture
-
-
-def own_names() -> list[str]:
-    """The networks' names that have no prefix, torchvision's left out."""
-    return [name for source in SOURCES for name in source.names]
 
 
 def optional_package(name: str, request: NetworkRequest) -> ModuleType:

@@ -6,7 +6,7 @@ from typing import Any, Final
 import torch
 from torch import nn
 
-from laq.architectures.registry import NetworkRequest, Usual, own_names
+from laq.architectures.registry import NetworkRequest, Usual
 from laq.errors import LaqError
 from laq.quantization.options import nearest_name
 
@@ -72,9 +72,7 @@ def _check_known(request: NetworkRequest) -> None:
 
     known = torchvision.models.list_models(module=sys.modules["torchvision.models"])
     if request.name not in known:
-        own = [] if ":" in request.architecture else own_names()
-        hint = nearest_name(request.name, [*known, *own])
-        allowed = (
-            f"{', '.join(own)}, or a classifier of torchvision" if own else "a classifier of torchvision"
+        hint = nearest_name(request.name, known)
+        raise LaqError(
+            f"network.architecture: found {request.architecture!r}; must be a classifier of torchvision{hint}"
         )
-        raise LaqError(f"network.architecture: found {request.architecture!r}; must be {allowed}{hint}")

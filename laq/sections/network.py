@@ -5,6 +5,7 @@ from typing import Annotated, Any, Final, Literal, Self
 from pydantic import ConfigDict, Field, model_validator
 
 from laq.quantization.options import Option
+from laq.sections.architecture import ARCHITECTURE, takes_arguments
 from laq.sections.base import Checked, Count, Deviation, Mean, Positive, Section, Seed, Sha256, Text
 
 _NEEDED: Final = {"train": ["training"], "file": ["weights", "sha256"]}
@@ -97,7 +98,7 @@ class Network(Section):
     model_config = ConfigDict(json_schema_extra=_CONDITIONS)
 
     source: Literal["train", "file", "pretrained"]
-    architecture: Text
+    architecture: Annotated[str, Checked(ARCHITECTURE)]
     arguments: dict[str, Any] = Field(default_factory=dict)
     input_size: Annotated[int, Field(ge=1, le=4096)] | None = None
     mean: Mean | None = None
@@ -107,6 +108,12 @@ class Network(Section):
     outputs: Annotated[str | dict[str, int | str], Checked(_OUTPUTS)] | None = None
     transfer: Transfer | None = None
     training: Training | None = None
+
+    @model_validator(mode="after")
+    def _nothing_is_ignored(self) -> Self:
+        if self.arguments and not takes_arguments(self.architecture):
+            raise ValueError(f"arguments: found {self.arguments}; {self.architecture} takes none")
+        return self
 
     @model_validator(mode="after")
     def _source_has_what_it_needs(self) -> Self:

@@ -40,6 +40,10 @@ BITS = (
     '"3 first:8 last:8", "8,4,4" or "body.fc=8 *=3", whose numbers of bits are within that'
 )
 METHODS = "must be rtn, gpfq, sgpfq, gpfq_l0, gpfq_l1, gptq, qronos, adaround"
+ARCHITECTURES = (
+    "must be resnet8, resnet20, resnet20x2, resnet32, resnet44, resnet56, a torchvision classifier such as "
+    "resnet50, efficientnet_lite0, timm:NAME, torchhub:OWNER/REPO:MODEL, python:MODULE:FUNCTION or FILE.pt2"
+)
 TEXT = "must be a text, not empty and without null characters"
 COLOURS = "must be a list of three numbers, each a number"
 TRAINING = (
@@ -103,7 +107,15 @@ KEYS: list[tuple[str, Any, str]] = [
     ("dataset.seed", 2**32, "dataset.seed: found 4294967296; must be a whole number from 0 to 4294967295"),
     ("dataset.train_per_class", 1, "dataset.train_per_class: found 1; must be at least 2, which a class's divergence needs"),
     ("network.source", "trian", "network.source: found 'trian'; must be train, file, pretrained; did you mean train?"),
-    ("network.architecture", "", f"network.architecture: found ''; {TEXT}"),
+    *(
+        ("network.architecture", name, f"network.architecture: found {name!r}; {ARCHITECTURES}{hint}")
+        for name, hint in (
+            ("", ""), ("resnet-8", "; did you mean resnet8?"), ("resnet21", "; did you mean resnet32?"),
+            ("efficientnet-lite0", "; did you mean efficientnet_lite0?"), ("torchhub:x", ""), ("python:net.py", ""),
+            ("tim:resnet18", "; did you mean resnet18?"),
+        )
+    ),
+    ("network.arguments", {"width": 2}, "network.arguments: found {'width': 2}; resnet8 takes none"),
     ("network.weights", "a\0b", rf"network.weights: found 'a\x00b'; {TEXT}"),
     ("network.sha256", "abc", "network.sha256: found 'abc'; must be a SHA-256, 64 hexadecimal digits"),
     ("network.input_size", 10**6, "network.input_size: found 1000000; must be at most 4096"),
@@ -118,6 +130,8 @@ KEYS: list[tuple[str, Any, str]] = [
     ("network.outputs", {"a": -1}, "network.outputs: found {'a': -1}; must be the path of a file with the names of all outputs, or a map of classes to outputs' numbers or names"),
     ("embeddings.mean", [0.5, 0.5, 0.5], "embeddings.std: missing; give both mean and std"),
     ("embeddings.network", "resnet500", "embeddings.network: found 'resnet500'; must be own, a torchvision classifier such as resnet50, efficientnet_lite0, timm:NAME, torchhub:OWNER/REPO:MODEL, python:MODULE:FUNCTION or FILE.pt2; did you mean resnet50?"),
+    ("embeddings.arguments", {"width": 2}, "embeddings.arguments: found {'width': 2}; own takes none"),
+    ("embeddings", {"network": "net.pt2", "arguments": {"width": 2}}, "embeddings.arguments: found {'width': 2}; net.pt2 takes none"),
     ("divergence.components", 0, "divergence.components: found 0; must be at least 1"),
     ("divergence.estimator", "knn", "divergence.knn_neighbours: found 5; must be below 4, the training images of a class"),
     ("divergence.alternatives", ["umap-knn"], "divergence.knn_neighbours: found 5; must be below 4, the training images of a class"),
@@ -145,6 +159,7 @@ KEYS: list[tuple[str, Any, str]] = [
     ("study.bits", ["3 first:99"], f"study.bits.0: found '3 first:99'; {BITS}"),
     ("study.bits", ["8,99"], f"study.bits.0: found '8,99'; {BITS}"),
     ("study.bits", ["auto:1.5"], f"study.bits.0: found 'auto:1.5'; {BITS}"),
+    ("study.bits", ["auto:25"], f"study.bits.0: found 'auto:25'; {BITS}"),
     ("study.bits", ["fc=3 fc=4"], f"study.bits.0: found 'fc=3 fc=4'; {BITS}"),
     ("study.bits", ["9" * 5000], f"study.bits.0: found '{'9' * 5000}'; {BITS}"),
     ("study.bits", ["3 first:8", "3  first:8"], "study.bits: found '3 first:8' and '3  first:8', which differ only in punctuation, so that their files would share a name; keep one"),
@@ -432,6 +447,7 @@ SEED_RANGE = "must be a whole number from 0 to 4294967295"
 PERCENT = "must be a number at least 0, at most 100"
 # A command, and what is said of it.
 COMMANDS: list[tuple[str, str]] = [
+    ("--nope", "No such option '--nope'; `main --help` says what is allowed"),
     ("quantise", "No such command 'quantise'. Did you mean 'quantize'?; `main --help` says what is allowed"),
     ("quantize --subst all", "No such option '--subst'. (Did you mean one of: '--bits', '--jobs', '--subset'?); `main quantize --help`"),
     ("quantize --subset", "Option '--subset' requires an argument; `main quantize --help` says what is allowed"),

@@ -11,7 +11,7 @@ import pytest
 from laq.errors import LaqError
 from laq.params import load_params
 from laq.quantization import QuantizationError, Recipe, parse_bits
-from laq.sections.embeddings import IMAGENET
+from laq.sections.architecture import IMAGENET
 from laq.sections.study import Study, bits_name, check_bits
 from tests.conftest import ROOT, tiny_params, write_params
 

@@ -26,8 +26,9 @@ BEYOND_A_SCHEMA = {
     "dataset.train_per_class", "divergence.estimator", "quantize.subset", "subsets", "study.also=[{'bits': ['3 last:8",
     "divergence.alternatives=['umap-knn']", "divergence.given={'pca-gaussian': {'p", "study.bits=['asc:2']",
     "subsets.sizes=[101]", "subsets.dissimilar", "subsets.given=[[1, 100]]", "study.bits=['3 first:99']",
-    "study.bits=['8,99']", "study.bits=['auto:1.5']", "study.bits=['fc=3 fc=4']", "study.bits=['999999999999999999",
+    "study.bits=['8,99']", "study.bits=['auto:1.5']", "study.bits=['auto:25']", "study.bits=['fc=3 fc=4']", "study.bits=['999999999999999999",
     "study.bits=['3 first:8', '3  fi", "network.training=None",
+    "network.arguments", "embeddings.arguments", "embeddings={'network': 'net.pt2",
 }  # fmt: skip
 
 

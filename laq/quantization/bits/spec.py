@@ -13,6 +13,7 @@ from typing import Any, Final, Literal
 
 from laq.quantization.options import (
     BITS,
+    HIGHEST,
     LOWEST,
     QuantizationError,
     check,
@@ -63,7 +64,8 @@ class Budget:
     Counted are the codes alone; steps, biases and layers that are not quantized come on top.
 
     Raises:
-        QuantizationError: neither or both are given, a mean of fewer bits than a layer may have, or no bytes.
+        QuantizationError: neither or both are given, a mean of fewer or more bits than a layer may have, or
+            no bytes.
     """
 
     mean: float | None = None
@@ -73,7 +75,7 @@ class Budget:
         if (self.mean is None) == (self.size is None):
             raise QuantizationError("a budget is either a mean or a size")
         if self.mean is not None:
-            check("bits: a budget's mean", self.mean, number(least=LOWEST))
+            check("bits: a budget's mean", self.mean, number(least=LOWEST, most=HIGHEST))
         else:
             check("bits: a budget's size", self.size, whole_number(1))
 
