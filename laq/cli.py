@@ -16,7 +16,7 @@ from laq.beside import beside
 from laq.errors import LaqError
 from laq.files import replacing_file
 from laq.git import in_git
-from laq.params import Params, load_params
+from laq.params import Params, load_params, naming
 from laq.provenance import (
     FILE,
     chain,
@@ -653,7 +653,7 @@ def status() -> None:
 def _run_stage(name: str, run: Callable[[Params], None]) -> None:
     """Run a stage, and record what made its outputs."""
     params = load_params()
-    with recording(name, params.settings):
+    with recording(name, params.settings), naming(params):
         run(params)
 
 

@@ -12,6 +12,7 @@ import json
 import re
 import sys
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Any, Final
@@ -77,6 +78,9 @@ class Block(Section):
         )
 
 
+_KEY: Final = re.compile(rf"^(?=(?:{'|'.join(Block.model_fields)})[.:])", re.MULTILINE)
+
+
 class Params(Block):
     """The study that runs, and its name."""
 
@@ -112,6 +116,19 @@ def load_params(path: Path = FILE) -> Params:
     if wrong := list(_across(block)):
         raise LaqError("\n".join(f"{path}: {name}.{line}" for line in wrong))
     return Params(name=name, **dict(block))
+
+
+@contextmanager
+def naming(params: Params) -> Iterator[None]:
+    """Inside the block a line of a ``LaqError`` that begins with a key tells the file and the study, too.
+
+    Raises:
+        LaqError: what the block raises, in full.
+    """
+    try:
+        yield
+    except LaqError as error:
+        raise LaqError(_KEY.sub(f"{FILE}: {params.name}.", str(error))) from error
 
 
 def study_names(path: Path = FILE) -> list[str]:

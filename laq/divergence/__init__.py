@@ -68,7 +68,7 @@ def rounded(matrix: NDArray[np.float64]) -> NDArray[np.float64]:
 def alternatives(
     features: NDArray[np.float64], labels: NDArray[np.int64], points: NDArray[np.float64], params: Divergence
 ) -> dict[str, NDArray[np.float64]]:
-    """The divergence (C, C) of the classes in each of ``params.alternatives``, but the study's own.
+    """The divergence (C, C) of the classes in each of ``params.alternatives``.
 
     ``points`` are those of the study's own reduction, which is not done twice.
     """
@@ -77,8 +77,6 @@ def alternatives(
     for name in params.alternatives:
         reduction, _, estimator = name.replace("features", "none").partition("-")
         way = params.model_copy(update={"reduction": reduction, "estimator": estimator})
-        if name == params.name:
-            continue
         if way.reduction not in reduced:
             reduced[way.reduction] = reduce(features, way)
         found[name], _ = class_divergence(reduced[way.reduction], labels, way)
@@ -129,5 +127,5 @@ def _plane(points: NDArray[np.float64]) -> NDArray[np.float64]:
     """Two coordinates to draw: the points' own, or their first principal components."""
     if points.shape[1] == 2:
         return points
-    flat = pca(points, 2)
+    flat = pca(points, min(2, *points.shape))
     return np.pad(flat, ((0, 0), (0, 2 - flat.shape[1])))

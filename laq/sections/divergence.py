@@ -40,6 +40,10 @@ class Divergence(Section):
 
     @model_validator(mode="after")
     def _names_differ(self) -> Self:
+        if self.name in self.alternatives:
+            raise ValueError(
+                f"alternatives: found {self.name}, which reduction and estimator name already; leave it out"
+            )
         if taken := {self.name, *self.alternatives} & set(self.given):
             raise ValueError(
                 f"given: found {', '.join(sorted(taken))}, the name of a way of its own; take another"

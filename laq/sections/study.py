@@ -7,7 +7,7 @@ from typing import Annotated, Any, Final, Literal, Self
 from pydantic import BeforeValidator, Field, WithJsonSchema, model_validator
 
 from laq.files import digest
-from laq.quantization.bits.spec import TEXT, parse_bits
+from laq.quantization.bits.spec import TEXT, UnreachablePatternError, parse_bits
 from laq.quantization.methods.registry import METHODS, find_method
 from laq.quantization.options import (
     BITS,
@@ -40,6 +40,8 @@ def check_bits(value: Any) -> int | str:
     try:
         bits = int(text) if re.fullmatch(r"\d+", text, re.ASCII) else text
         parse_bits(bits)
+    except UnreachablePatternError as error:
+        raise ValueError(str(error).removeprefix("bits: ")) from error
     except ValueError as error:
         raise ValueError(
             f"found {value!r}; must be a whole number from {LOWEST} to {HIGHEST}, or a text such as auto:3, "

@@ -4,7 +4,7 @@ import random
 import re
 import shutil
 from collections.abc import Callable
-from contextlib import chdir
+from contextlib import chdir, nullcontext
 from copy import deepcopy
 from dataclasses import asdict
 from pathlib import Path
@@ -136,6 +136,7 @@ KEYS: list[tuple[str, Any, str]] = [
     ("divergence.estimator", "knn", "divergence.knn_neighbours: found 5; must be below 4, the training images of a class"),
     ("divergence.alternatives", ["umap-knn"], "divergence.knn_neighbours: found 5; must be below 4, the training images of a class"),
     ("divergence.alternatives", ["pca-gauss"], "divergence.alternatives.0: found 'pca-gauss'; must be umap-gaussian, umap-knn, pca-gaussian, pca-knn, features-gaussian, features-knn; did you mean pca-gaussian?"),
+    ("divergence.alternatives", ["pca-gaussian"], "divergence.alternatives: found pca-gaussian, which reduction and estimator name already; leave it out"),
     ("divergence.given", {"theirs": {"path": "theirs.npy"}}, "divergence.given.theirs.sha256: missing; must be given"),
     ("divergence.given", {"pca-gaussian": {"path": "x", "sha256": "0" * 64}}, "divergence.given: found pca-gaussian, the name of a way of its own; take another"),
     ("divergence.umap_neighbors", 3, "divergence.umap_neighbors: unknown key; known here: alternatives, components, estimator, given, knn_neighbours, reduction, seed, umap_neighbours; did you mean umap_neighbours?"),
@@ -161,6 +162,8 @@ KEYS: list[tuple[str, Any, str]] = [
     ("study.bits", ["auto:1.5"], f"study.bits.0: found 'auto:1.5'; {BITS}"),
     ("study.bits", ["auto:25"], f"study.bits.0: found 'auto:25'; {BITS}"),
     ("study.bits", ["fc=3 fc=4"], f"study.bits.0: found 'fc=3 fc=4'; {BITS}"),
+    ("study.bits", ["*=3 body.fc=8"], "study.bits.0: found '*=3 body.fc=8'; body.fc never counts after *, which matches all that it does: put it first"),
+    ("study.bits", ["body.*=3 body.?=8"], "study.bits.0: found 'body.*=3 body.?=8'; body.? never counts after body.*, which matches all that it does: put it first"),
     ("study.bits", ["9" * 5000], f"study.bits.0: found '{'9' * 5000}'; {BITS}"),
     ("study.bits", ["3 first:8", "3  first:8"], "study.bits: found '3 first:8' and '3  first:8', which differ only in punctuation, so that their files would share a name; keep one"),
     ("study.also", [{"bits": ["8,4"]}, {"bits": ["8:4"]}], f"study.also.1.bits.0: found '8:4'; {BITS}"),
@@ -376,6 +379,23 @@ def damaged(path: str, content: Any) -> None:
         save_tensors(Path(path), content)
     else:
         content(pd.read_csv(path)).to_csv(path, index=False)
+
+
+# A key of what a stage reads, and what the stage says of it.
+IN_STAGES: list[tuple[str, Any, str]] = [
+    ("divergence.components", 5, "divergence.components: found 5; must be at most 4, of 6 images with 4 features"),
+    ("divergence.given", {"m": {"path": "m.npy", "sha256": "0" * 64}}, "divergence.given.m: m.npy: No such file or directory; name a file from the project's folder"),
+    ("subsets.sizes", [4], "subsets.sizes: 4 classes wanted, there are 3"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("key", "value", "line"), IN_STAGES, ids=[key for key, *_ in IN_STAGES])
+def test_what_a_stage_refuses_is_told_with_file_and_study(
+    data: Path, monkeypatch: pytest.MonkeyPatch, key: str, value: Any, line: str
+) -> None:
+    monkeypatch.setattr("laq.cli.recording", lambda *_: nullcontext())
+    write_params(data, {"study": "glyphs", "glyphs": with_key(key, value)})
+    assert told(key.partition(".")[0]) == [f"params.yaml: glyphs.{line}"]
 
 
 MAKE = "run `dvc repro` (or `make repro`) to make it"

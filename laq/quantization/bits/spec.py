@@ -86,6 +86,10 @@ class Budget:
         return int(Fraction(str(self.mean)) * weights)
 
 
+class UnreachablePatternError(QuantizationError):
+    """A pattern of layers stands after one that matches all that it does."""
+
+
 Plan = int | tuple[int, ...] | dict[str, int] | Slope | Budget
 
 
@@ -147,7 +151,7 @@ def parse_bits(value: Any) -> Precision:
     ==============================================  ==============================================
 
     Raises:
-        QuantizationError: it is none of these.
+        QuantizationError: it is none of these, or holds a pattern that never counts.
 
     Examples:
         >>> from laq.quantization import parse_bits
@@ -178,6 +182,7 @@ def _from_text(parts: dict[str, str]) -> Precision:
             plan = {name: int(bits) for name, bits in pairs}
             if len(plan) < len(pairs):
                 raise QuantizationError(f"bits: found {patterns!r}; each pattern may stand but once")
+            _check_reached(patterns, list(plan))
         case {"order": "asc" | "desc" as order}:
             plan = Slope(order, int(parts["average"]), int(parts.get("spread", 1)))
         case {"mean": mean}:
@@ -188,6 +193,23 @@ def _from_text(parts: dict[str, str]) -> Precision:
             plan = int(parts["uniform"])
     first, last = (int(parts[end]) if end in parts else None for end in ("first", "last"))
     return Precision(plan, first, last)
+
+
+def _check_reached(text: str, patterns: Sequence[str]) -> None:
+    for later, earlier in ((patterns[j], patterns[i]) for j in range(len(patterns)) for i in range(j)):
+        if _covers(earlier, later):
+            raise UnreachablePatternError(
+                f"bits: found {text!r}; {later} never counts after {earlier}, which matches all that it "
+                "does: put it first"
+            )
+
+
+def _covers(pattern: str, other: str) -> bool:
+    """Whether all names that ``other`` matches match ``pattern``, as far as that is plain to see."""
+    if set(pattern) == {"*"}:
+        return True
+    plain = not set(other) & set("*?[")
+    return (plain or (not set(pattern) & set("?[") and "[" not in other)) and fnmatchcase(other, pattern)
 
 
 def bits_per_layer(precision: Precision, names: Sequence[str]) -> dict[str, int]:
