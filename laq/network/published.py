@@ -28,6 +28,11 @@ def publish_weights(folder: Path, params: Network) -> None:
         save_tensors(folder / WEIGHTS, own)
 
 
+def has_own_weights(params: Network) -> bool:
+    """Whether the network was trained for the study, so that its source does not give all weights."""
+    return params.source == "train" or params.transfer is not None
+
+
 def restore_weights(published: Path, params: Network, folder: Path) -> None:
     """Write the weights of a published study to ``folder``, where the network's design lies already.
 
@@ -36,7 +41,7 @@ def restore_weights(published: Path, params: Network, folder: Path) -> None:
     """
     given, path = _given_weights(params, folder), published / WEIGHTS
     own = load_tensors(path) if path.exists() else {}
-    if not given and not own:
+    if not own and (not given or has_own_weights(params)):
         raise LaqError(f"{path}: not found; the study's network is in no other file, and is needed there")
     network = build(read_design(folder), folder=folder)
     load_matching(network, {**given, **own}, str(path))

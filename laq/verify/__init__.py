@@ -14,7 +14,9 @@ from laq.errors import LaqError
 from laq.finetune import finetune
 from laq.imports import package_versions
 from laq.machine import processor
+from laq.network.published import has_own_weights
 from laq.parallel import Workers
+from laq.paths import WEIGHTS
 from laq.report import PROVENANCE
 from laq.report.rendering import templates
 from laq.study import StudyInputs, measure_all, plan
@@ -72,6 +74,8 @@ def why_not(folder: Path) -> str:
     if missing and PROVENANCE not in missing:
         return f"it was published without {', '.join(missing)}"
     published = read_published(folder)
+    if has_own_weights(published.params.network) and not (folder / WEIGHTS).is_file():
+        return f"it was published without {WEIGHTS}"
     dataset = published.params.dataset
     if is_own_dataset(published) or dataset.source.is_at_hand(dataset.options):
         return ""

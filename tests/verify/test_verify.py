@@ -222,7 +222,9 @@ def test_other_data_than_the_published_are_told(own: Path, published: Path) -> N
     assert "data/dataset/test.npy is not what was published: its MD5 is " in output
 
 
-def test_a_study_that_was_published_without_its_hashes_is_left_out(published: Path) -> None:
+def test_a_study_that_was_published_without_its_hashes_or_weights_is_left_out(published: Path) -> None:
+    (published / "network.safetensors").unlink()
+    assert why_not(published) == "it was published without network.safetensors"
     (published / "dataset.json").unlink()
     (published / "network.json").unlink()
     assert why_not(published) == "it was published without dataset.json, network.json"
