@@ -201,7 +201,7 @@ def _follow(params: Params, over: Event) -> None:
 
 @main.command(
     group="Pipeline",
-    reads="data/study, data/divergence, data/subsets.json; the section report",
+    reads="data/dataset, data/study, data/divergence, data/subsets.json; the section report",
     writes="data/report, or a published folder",
     example="laq report --publish results/mine",
 )

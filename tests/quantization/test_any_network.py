@@ -532,6 +532,9 @@ def convolutional() -> nn.Module:
     )  # fmt: skip
 
 
+BY_GRADIENTS = {"adaround"}  # whose steps carry the last digits of any type to the codes
+
+
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
 def test_networks_of_other_types_are_quantized_like_those_in_float32(method: str, dtype: torch.dtype) -> None:
@@ -542,7 +545,7 @@ def test_networks_of_other_types_are_quantized_like_those_in_float32(method: str
     result = quantize(copy.deepcopy(network).to(dtype), images.to(dtype), recipe)
     assert {p.dtype for p in result.network.parameters()} == {dtype}
     for ours, theirs in zip(result.layers, plain.layers, strict=True):
-        if dtype == torch.float64:
+        if dtype == torch.float64 and method not in BY_GRADIENTS:
             assert (ours.codes == theirs.codes).double().mean() > 0.95, ours.name
         weight = result.network.get_parameter(ours.parameter)
         assert torch.equal(weight, ours.alphabet.decode(ours.codes).to(dtype))

@@ -9,10 +9,12 @@ import pytest
 from scipy import stats
 
 from laq import report
+from laq.dataset.layout import Description, write_manifest, write_split
 from laq.divergence import ALTERNATIVES
 from laq.errors import LaqError
 from laq.files import read_json, write_json
-from laq.paths import DIVERGENCE, STUDY, SUBSETS
+from laq.paths import DATASET, DIVERGENCE, STUDY, SUBSETS
+from laq.pictures import Preprocessing
 from laq.quantization import METHODS
 from laq.report import metrics, read_summary
 from laq.report.analysis import Analysis, analyse
@@ -244,6 +246,12 @@ def make_study(folder: Path) -> pd.DataFrame:
     table = made_up_study(subsets, Planted(distance=1, calibration=3))
     (folder / STUDY).mkdir(parents=True)
     table.to_csv(folder / STUDY / "measurements.csv", index=False)
+    (folder / DATASET).mkdir(parents=True)
+    classes, images = range(len(matrix)), np.zeros((len(matrix), 3, 8, 8), np.uint8)
+    for split in ("train", "test"):
+        write_split(folder / DATASET, split, [images], classes)  # type: ignore[arg-type]
+    told = Description([f"class-{c}" for c in classes], Preprocessing(8))
+    write_manifest(folder / DATASET, "made up", told)
     layer = {
         "layer": "body.fc",
         "bits": 3,
