@@ -56,6 +56,7 @@ CASES: Final[dict[str, tuple[str, Tuning | None]]] = {
     "tuned, codes alone": ("qronos", Tuning(scales_rate=0)),
     "tuned, codes twice as fast": ("qronos", Tuning(codes_rate=0.04)),
     "tuned at temperature 1": ("qronos", Tuning(temperature=1.0)),
+    "tuned at temperature 4": ("qronos", Tuning(temperature=4.0)),
     "GPFQ, tuned": ("gpfq", Tuning()),
 }
 _TEXT: Final = """\
