@@ -35,7 +35,7 @@ from onnxruntime.quantization.shape_inference import quant_pre_process
 from records import Record, commit_of, read_records
 from torch import Tensor, nn
 
-from laq.architectures import make_body
+from laq.architectures import Classifier, make_body
 from laq.dataset.images import read_images
 from laq.export.latency import ROUNDS, WARMING, in_turns
 from laq.git import commit
@@ -120,18 +120,13 @@ def main() -> None:
 def accuracy(results: Path, every: int) -> None:
     """Measure restricted top-1 on the test images of each subset."""
     network = load_network()
-    train, test = (read_images(DATASET, split) for split in ("train", "test"))
     architecture = network.design.architecture
     scored = (r for r in read_records(results) if "top1" in r and r["network"] == architecture)
     known = {(r["subset"], r["file"]) for r in scored}
-    subsets = [subset for subset in read_subsets(SUBSETS) if len(subset.classes) == 10][::every]
-    for subset in progress(subsets, "accuracy", unit="subset"):
+    for subset, X, X_test, labels in pictures(network, every, "accuracy"):
         missing = [name for name in (*OURS, *PEERS) if (subset.name, name) not in known]
-        drawn = train.select(subset.classes).sample(IMAGES, torch.Generator().manual_seed(0))
-        own = test.select(subset.classes)
-        X, X_test = (network.preprocess(images) for images in (drawn.images, own.images))
         for name, path in files(network.body, X, missing):
-            top1 = 100 * float((predicted(path, X_test, subset) == own.labels.numpy()).mean())
+            top1 = 100 * float((predicted(path, X_test, subset) == labels).mean())
             write(results, {"network": architecture, "subset": subset.name, "file": name, "top1": top1})
 
 
@@ -166,20 +161,15 @@ def speed(results: Path, threads: Sequence[int]) -> None:
 def openvino(results: Path, every: int) -> None:
     """Measure in OpenVINO how often our files give onnxruntime's class, and how fast they are there."""
     network = load_network()
-    train, test = (read_images(DATASET, split) for split in ("train", "test"))
     known = {(r["subset"], r["file"]) for r in read_records(results) if "same" in r}
-    subsets = [subset for subset in read_subsets(SUBSETS) if len(subset.classes) == 10][::every]
-    for subset in progress(subsets, "openvino", unit="subset"):
+    for subset, X, X_test, labels in pictures(network, every, "openvino"):
         missing = [name for name in _ELSEWHERE if (subset.name, name) not in known]
-        drawn = train.select(subset.classes).sample(IMAGES, torch.Generator().manual_seed(0))
-        own = test.select(subset.classes)
-        X, X_test = (network.preprocess(images) for images in (drawn.images, own.images))
         made = files(network.body, X, ["float", *missing] if missing else [])
         there: dict[str, OpenVinoSession] = {}
         for name, path in made:
             there[name] = OpenVinoSession(path)
             answers = [among(session, X_test, subset) for session in (open_file(path), there[name])]
-            here_top1, there_top1 = (100 * float((one == own.labels.numpy()).mean()) for one in answers)
+            here_top1, there_top1 = (100 * float((one == labels).mean()) for one in answers)
             in_float, seconds = in_turns([there["float"], there[name]], X_test[:1].numpy()).T
             record = {
                 "same": 100 * float((answers[0] == answers[1]).mean()),
@@ -223,6 +213,19 @@ def table(results: Path) -> None:
     if not records:
         raise click.ClickException(f"{results}: no measurements; accuracy and speed take them")
     click.echo(rendered(pd.DataFrame(records), records))
+
+
+def pictures(
+    network: Classifier, every: int, title: str
+) -> Iterator[tuple[Subset, Tensor, Tensor, NDArray[np.int64]]]:
+    """Every n-th subset of 10 classes, with calibration images, test images and these images' classes."""
+    train, test = (read_images(DATASET, split) for split in ("train", "test"))
+    subsets = [subset for subset in read_subsets(SUBSETS) if len(subset.classes) == 10][::every]
+    for subset in progress(subsets, title, unit="subset"):
+        drawn = train.select(subset.classes).sample(IMAGES, torch.Generator().manual_seed(0))
+        own = test.select(subset.classes)
+        X, X_test = (network.preprocess(images) for images in (drawn.images, own.images))
+        yield subset, X, X_test, own.labels.numpy()
 
 
 def files(body: nn.Module, X: Tensor, wanted: Sequence[str]) -> Iterator[tuple[str, Path]]:

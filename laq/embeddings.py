@@ -30,6 +30,7 @@ from laq.progress import progress
 from laq.sections.embeddings import OWN, Embeddings
 
 _BATCH: Final = 16  # what float64 convolutions are fastest with: their patches stay in memory once had
+_CONV2D: Final = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
 
 
 def run(params: Embeddings) -> None:
@@ -70,13 +71,11 @@ class DepthwiseByTaps(TorchFunctionMode):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         """Call ``func``, or what takes its place."""
-        call = dict(zip(_CONV2D, args, strict=False)) | (kwargs or {})
-        if func is F.conv2d and _is_exact_and_depthwise(call):
-            return _depthwise(call)
+        if func is F.conv2d:
+            call = dict(zip(_CONV2D, args, strict=False)) | (kwargs or {})
+            if _is_exact_and_depthwise(call):
+                return _depthwise(call)
         return func(*args, **(kwargs or {}))
-
-
-_CONV2D: Final = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
 
 
 def _is_exact_and_depthwise(call: Mapping[str, Any]) -> bool:

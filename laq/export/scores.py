@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 import numpy as np
-from sklearn.metrics import balanced_accuracy_score
+from sklearn.metrics import accuracy_score, balanced_accuracy_score
 
 from laq.dataset.images import ImageSet
 from laq.export.restricted import RestrictedNetworks
@@ -59,14 +59,14 @@ def scores(path: Path, networks: RestrictedNetworks, images: ImageSet, *, vnni: 
         predict(network, images).argmax(1).numpy()
         for network in (networks.quantized.network, networks.original)
     )
-    given = (of_file, simulated, original)
-    equal = len(set(np.bincount(labels))) == 1
+    top1, balanced = (
+        Percentages(*(100 * float(score(labels, answers)) for answers in (of_file, simulated, original)))
+        for score in (accuracy_score, balanced_accuracy_score)
+    )
     return RuntimeScores(
         images=len(images),
-        top1=Percentages(*(100 * float((answers == labels).mean()) for answers in given)),
-        balanced=None
-        if equal
-        else Percentages(*(100 * float(balanced_accuracy_score(labels, answers)) for answers in given)),
+        top1=top1,
+        balanced=None if len(set(np.bincount(labels))) == 1 else balanced,
         changed=int((of_file != simulated).sum()),
         reason=_reason(networks.quantized, float((of_file != simulated).mean()), vnni=vnni),
     )

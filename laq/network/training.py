@@ -21,6 +21,7 @@ from laq.errors import LaqError
 from laq.files import replacing_file
 from laq.network.evaluation import batch_size
 from laq.progress import progress
+from laq.quantization.options import NO_GPU
 from laq.sections.network import Training
 
 
@@ -143,7 +144,7 @@ def training_device(config: Training) -> torch.device:
     """
     there = torch.cuda.is_available()
     if config.device == "cuda" and not there:
-        raise LaqError("device: found cuda, but torch sees no GPU here; set it to auto or cpu")
+        raise LaqError(NO_GPU)
     return torch.device("cuda" if there and config.device != "cpu" else "cpu")
 
 

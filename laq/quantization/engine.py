@@ -231,11 +231,9 @@ def _measured_again(
     prepared: _Prepared, results: Sequence[QuantizedNetwork], batches: Sequence[Batch], output: Output
 ) -> list[QuantizedNetwork]:
     """The results with the errors that they have now."""
-    networks, recipe = (
-        Networks(prepared.network, tuple(r.network for r in results), output),
-        results[0].recipe,
-    )
-    with worker_pool(_most(prepared.network)) as pool, Offload(recipe.memory / 2) as offload:
+    networks = Networks(prepared.network, tuple(result.network for result in results), output)
+    memory = results[0].recipe.memory / 2
+    with worker_pool(_most(prepared.network)) as pool, Offload(memory) as offload:
         execution = prepared.view.execution(networks, pool, offload)
         execution.keep(batches)
         for _ in execution.stops(prepared.layers):

@@ -144,6 +144,7 @@ BOOLEAN: Final = Option(_boolean, "true or false", {"type": "boolean"})
 BITS: Final = whole_number(LOWEST, HIGHEST)
 ACTIVATION_BITS: Final = whole_number(2, 8)  # which a byte holds
 SHARE: Final = number(above=0, most=1)
+NO_GPU: Final = "device: found cuda, but torch sees no GPU here; set it to auto or cpu"
 DEVICE: Final = one_of(*get_args(DeviceChoice))  # which is no option of a recipe: it says where, not how
 # The options of a recipe by name, but for the method and the method's own, which are in its registry.
 OPTIONS: Final[Mapping[str, Option]] = {

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from laq.quantization.calibration.batch import Batch
 from laq.quantization.calibration.trial import device_of
-from laq.quantization.options import DEVICE, DeviceChoice, QuantizationError, check
+from laq.quantization.options import DEVICE, NO_GPU, DeviceChoice, QuantizationError, check
 from laq.quantization.recipe import QuantizedNetwork
 
 # Work from which ``auto`` takes a GPU: the network's parameters times the numbers that its images hold.
@@ -32,7 +32,7 @@ def check_device(asked: DeviceChoice | None) -> None:
         QuantizationError: it is no such word, or ``cuda`` where torch sees no GPU.
     """
     if asked is not None and check("device", asked, DEVICE) == "cuda" and not torch.cuda.is_available():
-        raise QuantizationError("device: found cuda, but torch sees no GPU here; set it to auto or cpu")
+        raise QuantizationError(NO_GPU)
 
 
 def chosen_device(asked: DeviceChoice | None, network: nn.Module, batches: Sequence[Batch]) -> torch.device:
