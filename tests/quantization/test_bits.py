@@ -19,7 +19,7 @@ from laq.quantization.bits.allocate import (
     code_bits,
     label_aware_bits,
 )
-from laq.quantization.bits.sensitivity import Sensitivities, sensitivities
+from laq.quantization.bits.sensitivity import Sensitivities, sensitivities, sensitivities_each
 from laq.quantization.bits.spec import Budget, Precision, Slope, bits_per_layer, parse_bits
 
 NAMES = ["stem", "layer1.0", "layer1.1", "layer2.0", "head"]
@@ -263,6 +263,10 @@ def test_the_classes_that_count_change_what_is_sensitive() -> None:
     assert losses[0] != losses[1] != losses[2] != losses[0]
     whole = sensitivities(network, images, trials(network, images, 3), range(6))
     assert whole == by_classes[0]
+    assert (
+        list(sensitivities_each(network, images, trials(network, images, 3), [None, [0, 1], [2, 5]]))
+        == by_classes
+    )
 
 
 @pytest.mark.usefixtures("two_threads")

@@ -68,22 +68,37 @@ def sensitivities(
     Raises:
         QuantizationError: the outputs are not finite.
     """
+    return sensitivities_each(network, images, trials, [classes])[0]
+
+
+def sensitivities_each(
+    network: nn.Module,
+    images: Any,
+    trials: Iterable[QuantizedNetwork],
+    subsets: Sequence[Sequence[int] | None],
+) -> tuple[Sensitivities, ...]:
+    """What ``sensitivities`` gives for each of several ``classes``; the runs of the network are shared.
+
+    Raises:
+        QuantizationError: as ``sensitivities`` does.
+    """
     found = list(trials)
     layers = [{layer.name: layer for layer in trial.layers} for trial in found]
-    losses: dict[str, dict[int, float]] = {}
+    losses: list[dict[str, dict[int, float]]] = [{} for _ in subsets]
     memory = max((trial.recipe.memory / 2 for trial in found), default=0.0)
     with worker_pool() as pool, Offload(memory) as offload, as_workers(), linears_of_attention():
         analog = copy.deepcopy(unwrapped(network)).eval()
         batches = list(calibration_batches(analog, images, _BATCH))
-        probe = _Probe(analog, batches, classes, pool, offload)
+        probe = _Probe(analog, batches, subsets, pool, offload)
         for name, runs in probe.stops(dict.fromkeys(name for by_name in layers for name in by_name)):
             for trial, by_name in zip(found, layers, strict=True):
                 if name in by_name:
                     layer = by_name[name]
                     weight = trial.network.get_parameter(layer.parameter)
-                    losses.setdefault(name, {})[layer.bits] = probe.loss(layer, weight, runs)
+                    for own, loss in zip(losses, probe.losses(layer, weight, runs), strict=True):
+                        own.setdefault(name, {})[layer.bits] = loss
     weights = {name: layer.codes.numel() for by_name in layers for name, layer in by_name.items()}
-    return Sensitivities(losses, weights)
+    return tuple(Sensitivities(own, weights) for own in losses)
 
 
 class _Probe:
@@ -93,17 +108,17 @@ class _Probe:
         self,
         network: nn.Module,
         batches: Sequence[Batch],
-        classes: Sequence[int] | None,
+        subsets: Sequence[Sequence[int] | None],
         pool: Pool,
         offload: Offload,
     ) -> None:
         self.network = network
-        self.classes = slice(None) if classes is None else list(classes)
+        self.subsets = [slice(None) if classes is None else list(classes) for classes in subsets]
         self.pool = pool
         self.offload = offload
         self.batches = batches
         self.whole: _Runs = [partial(self._logits, batch) for batch in batches]
-        self.reference = self._log_probabilities(self.whole)
+        self.references = self._log_probabilities(self.whole)
 
     def stops(self, names: Iterable[str]) -> Iterator[tuple[str, _Runs]]:
         """Each layer's name, and what runs the network from a place before that layer on."""
@@ -120,23 +135,26 @@ class _Probe:
             runs: _Runs = [partial(self._finish, program, segment.end, n) for n in numbers]
             yield from ((stop.layer.name, runs) for stop in segment.stops)
 
-    def loss(self, layer: QuantizedLayer, weight: Tensor, runs: _Runs) -> float:
-        """The mean divergence (nats) from the network's probabilities, with other weights of a layer."""
+    def losses(self, layer: QuantizedLayer, weight: Tensor, runs: _Runs) -> list[float]:
+        """The mean divergences (nats) from the network's probabilities, with other weights of a layer."""
         target = self.network.get_parameter(layer.parameter)
         kept, target.data = target.data, weight.data
         try:
             found = self._log_probabilities(runs)
         finally:
             target.data = kept
-        loss = F.kl_div(found, self.reference, reduction="batchmean", log_target=True).item()
-        if not isfinite(loss):
+        losses = [
+            F.kl_div(q, p, reduction="batchmean", log_target=True).item()
+            for q, p in zip(found, self.references, strict=True)
+        ]
+        if not all(isfinite(loss) for loss in losses):
             raise QuantizationError(f"layer {layer.name}: outputs at {layer.bits} bits are not finite")
-        return max(loss, 0.0)  # rounding may fall below 0
+        return [max(loss, 0.0) for loss in losses]  # rounding may fall below 0
 
-    def _log_probabilities(self, runs: _Runs) -> Tensor:
-        """Of every image and class that counts, in float64."""
-        logits = torch.cat(list(self.pool.map(lambda run: run(), runs)))
-        return logits[:, self.classes].double().log_softmax(1)
+    def _log_probabilities(self, runs: _Runs) -> list[Tensor]:
+        """Of every image, among the classes that count, in float64; for each of the subsets."""
+        logits = torch.cat(list(self.pool.map(lambda run: run(), runs))).double()
+        return [logits[:, classes].log_softmax(1) for classes in self.subsets]
 
     @torch.inference_mode()
     def _logits(self, batch: Batch) -> Tensor:
