@@ -406,7 +406,9 @@ def _quantize_by(execution: Execution, stop: Stop, k: int, recipe: Recipe) -> Qu
 def _inputs(W: Tensor, stop: Stop, k: int, recipe: Recipe, pool: Pool) -> Inputs:
     """What all calls of a layer are given in the analog network and in quantized network ``k``."""
     first, given = stop.layer.operations[0], stop.given[k]
-    samplers = [_sampler(stop.layer, call, recipe) for call in range(len(stop.layer.operations))]
+    calls = range(len(stop.layer.operations))
+    names = [f"{stop.layer.name}#{call}" if call else stop.layer.name for call in calls]
+    samplers = [Sampler(recipe.retain_rate, recipe.seed, name) for name in names]
     return Inputs(
         chunks=[partial(_patches, one, samplers[one.call]) for one in given],
         sizes=[samplers[one.call].kept(one.operation.grid(one.shape)) for one in given],
@@ -416,11 +418,6 @@ def _inputs(W: Tensor, stop: Stop, k: int, recipe: Recipe, pool: Pool) -> Inputs
         pool=pool,
         shifts=recipe.retain_rate == 1 and all(o.has_shifts for o in stop.layer.operations),
     )
-
-
-def _sampler(layer: Layer, call: int, recipe: Recipe) -> Sampler:
-    """What draws the patches of one call of a layer."""
-    return Sampler(recipe.retain_rate, recipe.seed, f"{layer.name}#{call}" if call else layer.name)
 
 
 def _patches(given: CallInputs, sampler: Sampler) -> Patches:

@@ -150,7 +150,9 @@ def allocate(
     sizes = [np.array([weights[n] * code_bits(alphabet, b) for b in losses[n]], np.int64) for n in names]
     least = sum(int(s.min()) for s in sizes)
     if least > budget:
-        raise QuantizationError(_too_small(budget, least, sum(weights[n] for n in names)))
+        total = sum(weights[n] for n in names)
+        found, needed = (f"{b / total:.4g} bits a weight ({b / 8:,.0f} bytes)" for b in (budget, least))
+        raise QuantizationError(f"bits: a budget of {found} is too small; the least possible is {needed}")
     size, loss, kept = np.zeros(1, np.int64), np.zeros(1), []
     for name, choices in zip(names, sizes, strict=True):
         least -= int(choices.min())
@@ -184,8 +186,3 @@ def code_bits(alphabet: AlphabetKind, bits: int) -> int:
     """The whole bits of a packed weight, ⌈log2 levels⌉: ``bits``, but one more for the predecessor's."""
     low, high = AlphabetSpec(alphabet, bits).codes
     return (high - low).bit_length()
-
-
-def _too_small(budget: int, least: int, weights: int) -> str:
-    found, needed = (f"{b / weights:.4g} bits a weight ({b / 8:,.0f} bytes)" for b in (budget, least))
-    return f"bits: a budget of {found} is too small; the least possible is {needed}"

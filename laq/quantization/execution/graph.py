@@ -301,7 +301,11 @@ class Reading:
         for name in self._read_by(node):
             self.reads.setdefault(name, []).append(position)
             if name != weight:
-                self._reasons.setdefault(name, other_reason(self._called(node)))
+                called: Any = node.target
+                if node.op == "call_module":
+                    called = type(self._modules[str(called)])
+                told = str(getattr(called, "__name__", called)).partition(".")[0]
+                self._reasons.setdefault(name, other_reason(told))
 
     def _call(
         self, position: int, kind: type[Operation], name: str, arguments: Mapping[str, Any]
@@ -342,11 +346,6 @@ class Reading:
             yield from filter(None, map(self._parameters.name_of, parameters))
         elif not is_metadata(node):
             yield from filter(None, map(self._named.get, node.all_input_nodes))
-
-    def _called(self, node: fx.Node) -> str:
-        if node.op == "call_module":
-            return type(self._modules[str(node.target)]).__name__
-        return str(getattr(node.target, "__name__", node.target)).partition(".")[0]
 
 
 def is_metadata(node: fx.Node) -> bool:

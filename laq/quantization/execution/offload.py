@@ -44,7 +44,9 @@ class Offload:
                 self._held[key], self._sizes[key] = values, size
                 self._used += size
         if not fits:  # in one file: tensors that share memory go on sharing it
-            torch.save(_apart(values), self._file(key))
+            if len(values) == 1:  # a lone part of a larger tensor goes without the rest
+                values = {name: v.clone() if isinstance(v, Tensor) else v for name, v in values.items()}
+            torch.save(values, self._file(key))
             self._in_files.add(key)
 
     def look(self, key: Key) -> Values:
@@ -72,13 +74,6 @@ class Offload:
 
     def _file(self, key: Key) -> str:
         return f"{self._folder.name}/{'.'.join(map(str, key))}.pt"
-
-
-def _apart(values: Values) -> Values:
-    """A lone part of a larger tensor without the rest, which would go to the file with it."""
-    if len(values) > 1:
-        return values
-    return {name: v.clone() if isinstance(v, Tensor) else v for name, v in values.items()}
 
 
 def _bytes(values: Any) -> int:

@@ -114,7 +114,9 @@ def lessons_of(network: nn.Module, split: Split, recipe: Recipe, output: Output,
     assert recipe.tune is not None
     count, generator = split.learned.count, torch.Generator().manual_seed(recipe.seed)
     mixed = min(_MIXTURES, max(0, recipe.tune.steps * recipe.tune.batch_size - count))
-    if not (recipe.tune.mix and all(_can_be_mixed(t) for t in split.learned.values)):
+    # Pixels and other amounts can be mixed; numbers of words, say, can not.
+    amounts = all(t.is_floating_point() or t.dtype == torch.uint8 for t in split.learned.values)
+    if not (recipe.tune.mix and amounts):
         mixed = 0
     first, second = (
         torch.cat([torch.arange(count), torch.randint(count, (mixed,), generator=generator)]) for _ in "12"
@@ -143,11 +145,6 @@ def logits_of_all(network: nn.Module, batches: Iterable[Batch], output: Output, 
         return in_float32(logits_of(run(network, batch), output))
 
     return torch.cat(list(pool.map(of_one, batches)))
-
-
-def _can_be_mixed(values: Tensor) -> bool:
-    """Whether these are pixels or other amounts, and no numbers of words, say."""
-    return values.is_floating_point() or values.dtype == torch.uint8
 
 
 def _mixed(images: Batch, first: Tensor, second: Tensor, share: Tensor) -> Batch:
