@@ -157,6 +157,7 @@ def _rows(folders: dict[Cell, Path], inputs: StudyInputs, selection: Selection) 
         if cell.recipe:
             size = _exported_size(export, cell, folder / WEIGHTS, inputs)
         _, right = _answers(folder, selection)
+        by_class = [right[labels == label].mean() for label in np.unique(labels)]
         yield {
             "cell": cell.name,
             "variant": cell.variant,
@@ -173,7 +174,7 @@ def _rows(folders: dict[Cell, Path], inputs: StudyInputs, selection: Selection) 
             "lost": int((before & ~right).sum()),
             "gained": int((right & ~before).sum()),
             TRAINING_KL: measured[TRAINING_KL],
-            **({} if balanced else {"balanced_percent": _balanced(labels, right)}),
+            **({} if balanced else {"balanced_percent": 100 * float(np.mean(by_class))}),
         }
 
 
@@ -181,11 +182,6 @@ def _answers(folder: Path, selection: Selection) -> tuple[Labels, NDArray[np.boo
     """The classes of the choosing images (n,), and which of these a cell's network classifies correctly."""
     kept = read_predictions(folder)[selection.rows]
     return kept["label"], kept["label"] == kept["prediction"]
-
-
-def _balanced(labels: Labels, right: NDArray[np.bool_]) -> float:
-    """The mean of the classes' accuracies in percent."""
-    return 100 * float(np.mean([right[labels == label].mean() for label in np.unique(labels)]))
 
 
 def _exported_size(export: SubsetExport, cell: Cell, packed: Path, inputs: StudyInputs) -> int:

@@ -83,12 +83,15 @@ def judged(table: pd.DataFrame, wanted: Wanted) -> pd.DataFrame:
     ordered = ordered.sort_values(
         ["about", "top1_sub_percent", "size_bytes"], ascending=[True, False, True], ignore_index=True
     )
-    candidate, about = (ordered.method != "float").to_numpy(), ordered.about.to_numpy()
+    candidate = (ordered.method != "float").to_numpy()
+    about, far = ordered.about.to_numpy(), ordered.training_kl_nats.to_numpy()
     fits = (ordered.size_bytes <= wanted.max_bytes).to_numpy()
     sure = wanted.holds(ordered.lost_high_points, ordered.low_percent).to_numpy()
     tested, passed = np.zeros((2, len(ordered)), bool)
     for variant in ordered.variant.unique():
-        chain = _chain(ordered, candidate & fits & (ordered.variant == variant).to_numpy())
+        members = candidate & fits & (ordered.variant == variant).to_numpy()
+        rows = np.flatnonzero(_unbeaten(about, -far, members))
+        chain = rows[np.lexsort((far[rows], -about[rows]))]  # in the order of their tests
         passed[chain] = np.logical_and.accumulate(sure[chain])
         tested[chain] = np.append(True, passed[chain][:-1])[: len(chain)]
     return ordered.assign(
@@ -107,13 +110,6 @@ def _by_size(table: pd.DataFrame) -> pd.DataFrame:
     sizes = ordered.size_bytes.to_numpy(float)
     first = np.append(True, sizes[1:] > (1 + _SAME_SIZE) * sizes[:-1])
     return ordered.assign(about=sizes[first][first.cumsum() - 1])
-
-
-def _chain(ordered: pd.DataFrame, members: NDArray[np.bool_]) -> NDArray[np.intp]:
-    """The rows of a chain in the order of their tests: of ``members`` (n,), made from one network."""
-    about, far = ordered.about.to_numpy(), ordered.training_kl_nats.to_numpy()
-    rows = np.flatnonzero(_unbeaten(about, -far, members))
-    return rows[np.lexsort((far[rows], -about[rows]))]
 
 
 def with_bounds(table: pd.DataFrame, alpha: float) -> pd.DataFrame:

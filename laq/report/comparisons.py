@@ -85,7 +85,10 @@ def _contrasts(table: pd.DataFrame) -> Iterator[_Contrast]:
     for variant, base in BASE_OF.items():
         if (lossy := table[table.variant == variant]).empty:
             continue
-        yield _Contrast(LOSS, "variant", lossy, _as_floats(lossy, table[table.variant == base]), _DROP)
+        # The float networks that these were made from, in the same rows, lose nothing.
+        sizes = lossy.subset.map(table[table.variant == base].set_index("subset").size_bytes)
+        floats = lossy.assign(variant=base, size_bytes=sizes, **{_DROP: 0.0})
+        yield _Contrast(LOSS, "variant", lossy, floats, _DROP)
     subset, every = (table[table.calibration == used] for used in ("subset", "all"))
     yield _Contrast(CALIBRATION, "calibration", subset, every)
     tuned, plain = (table[table.variant.isin(side)] for side in (_FINETUNED, _ORIGINAL))
@@ -97,12 +100,6 @@ def _contrasts(table: pd.DataFrame) -> Iterator[_Contrast]:
         ours, theirs = (table[table.method == method] for method in (first, second))
         yield _Contrast(METHOD, "method", ours, theirs)
     yield from _allocations(table)
-
-
-def _as_floats(lossy: pd.DataFrame, floats: pd.DataFrame) -> pd.DataFrame:
-    """The float networks that ``lossy`` ones were made from, in the same rows: they lose nothing."""
-    sizes = lossy.subset.map(floats.set_index("subset").size_bytes)
-    return lossy.assign(variant=lossy.variant.map(BASE_OF), size_bytes=sizes, **{_DROP: 0.0})
 
 
 def _allocations(table: pd.DataFrame) -> Iterator[_Contrast]:

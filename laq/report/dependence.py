@@ -102,10 +102,12 @@ def _rows(block: CellBlock, score: str, nats: "pd.Series[float]", models: Models
         NEARNESS: nearness(nats.loc[names]),
         INACCURACY: -block.before / 10,
     }
+    # A column for each size, which is 1 for the subsets of that size.
+    sizes = [(block.sizes == size).astype(np.float64) for size in np.unique(block.sizes)]
     about = {"question": DEPENDENCE, "score": score, **divergence_of(nats), "n": len(names)}
     for variable, beside in _PAIRS if score != SCORES[-1] else _PAIRS[:1]:
         others = [variables[beside]] if beside else []
-        model = models.of(names, variables[variable], *others, *_size_columns(block.sizes))
+        model = models.of(names, variables[variable], *others, *sizes)
         found = model.estimate(block.outcomes.T.to_numpy(dtype=np.float64), repeated)
         for place, key in enumerate(block.outcomes.columns):
             named = dict(zip(GROUP, key, strict=True)) | {"variable": variable, "beside": beside}
@@ -116,8 +118,3 @@ def divergence_of(nats: "pd.Series[float]") -> dict[str, str]:
     """The divergence and the statistic of a column of ``SubsetDivergences.nats``, by the tables' columns."""
     name: Any = nats.name
     return dict(zip(("divergence", "statistic"), map(str, name), strict=True))
-
-
-def _size_columns(sizes: Floats) -> list[Floats]:
-    """A column for each size, which is 1 for the subsets of that size."""
-    return [(sizes == size).astype(np.float64) for size in np.unique(sizes)]

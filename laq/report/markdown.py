@@ -156,6 +156,7 @@ def _comparisons(rows: pd.DataFrame) -> pd.DataFrame:
     asked = rows.question.where(
         (rows.score != "drop_sub_points") | (rows.question == LOSS), rows.question + ", drop"
     )
+    interval = numbers(rows.low, "+z.2f") + " to " + numbers(rows.high, "+z.2f")
     return pd.DataFrame(
         {
             "question": asked,
@@ -168,14 +169,10 @@ def _comparisons(rows: pd.DataFrame) -> pd.DataFrame:
             "n": rows.n,
             "seeds": rows.seeds,
             "difference": numbers(rows.effect, "+z.2f"),
-            "interval": _intervals(rows.low, rows.high),
+            "interval": interval.where(rows.low.notna(), ""),
             "p": numbers(rows.p_value, ".4f"),
         }
     )
-
-
-def _intervals(low: "pd.Series[float]", high: "pd.Series[float]") -> "pd.Series[str]":
-    return (numbers(low, "+z.2f") + " to " + numbers(high, "+z.2f")).where(low.notna(), "")
 
 
 def _mean_and_deviation(rows: pd.DataFrame, name: str) -> "pd.Series[str]":

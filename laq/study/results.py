@@ -72,14 +72,10 @@ def judge(classes: tuple[int, ...], labels: Tensor, logits: Sequence[Tensor]) ->
     percent = {f"{name}_percent": value for name, value in asdict(score(logits[1], labels, classes)).items()}
     chosen = choosing(labels[torch.isin(labels, torch.tensor(classes))].numpy())
     halves = {
-        name: _top1(outputs.right[1][rows]) for name, rows in ((CHOOSING, chosen), (REPORTING, ~chosen))
+        name: 100 * float(outputs.right[1][rows].mean()) if rows.any() else None
+        for name, rows in ((CHOOSING, chosen), (REPORTING, ~chosen))
     }
     return Judged(percent | measured_outcomes(outputs) | halves, outputs.kept())
-
-
-def _top1(right: NDArray[np.bool_]) -> float | None:
-    """The accuracy in percent on images of which these are classified correctly; None without any image."""
-    return 100 * float(right.mean()) if len(right) else None
 
 
 def write_results(

@@ -57,7 +57,7 @@ def write_page(path: Path, contents: PageContents) -> None:
         script="\n".join(_part(name) for name in _SCRIPTS),
         data=page_data(contents),
         charts=safe_json(_charts(contents)),
-        vega=_packed(vega()),
+        vega=b64encode(gzip.compress(vega().encode(), mtime=0)).decode(),  # which browsers unpack
     )
     with replacing_file(path) as partial:
         partial.write_text(f"{text}\n", encoding="utf-8", newline="\n")
@@ -77,11 +77,6 @@ def _charts(contents: PageContents) -> dict[str, Any]:
         "divergence_matrix": as_dict(matrix, themed=False),
         "themes": {"light": theme(), "dark": theme(dark=True)},
     }
-
-
-def _packed(text: str) -> str:
-    """The text as browsers unpack it: compressed, and that in base 64."""
-    return b64encode(gzip.compress(text.encode(), mtime=0)).decode()
 
 
 def _part(name: str) -> str:

@@ -41,16 +41,12 @@ def columns_of(table: pd.DataFrame) -> Iterator[Column]:
         head = HEADS.get(stem if spread is not None else name) or name.replace("_", " ")
         if pd.api.types.is_numeric_dtype(table[name]):
             values = ["" if pd.isna(value) else value for value in table[name].tolist()]
-            yield Column(head, _numbers(table[name], spread, _ends(table, name)), values)
+            ends = [f"{name}_low", f"{name}_high"]
+            interval = table[ends] if set(ends) <= set(table) else None
+            yield Column(head, _numbers(table[name], spread, interval), values)
         else:
             texts = table[name].map(lambda value: "" if pd.isna(value) else HEADS.get(str(value), str(value)))
             yield Column(head, texts.tolist())
-
-
-def _ends(table: pd.DataFrame, name: str) -> pd.DataFrame | None:
-    """The interval of a column, if the table has it."""
-    names = [f"{name}_low", f"{name}_high"]
-    return table[names] if set(names) <= set(table) else None
 
 
 def _numbers(
