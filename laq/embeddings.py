@@ -73,15 +73,11 @@ class DepthwiseByTaps(TorchFunctionMode):
         """Call ``func``, or what takes its place."""
         if func is F.conv2d:
             call = dict(zip(_CONV2D, args, strict=False)) | (kwargs or {})
-            if _is_exact_and_depthwise(call):
+            X, weight = call["input"], call["weight"]
+            depthwise = 1 < call.get("groups", 1) == X.shape[1] == weight.shape[0]
+            if depthwise and X.dtype == torch.float64 and not isinstance(call.get("padding"), str):
                 return _depthwise(call)
         return func(*args, **(kwargs or {}))
-
-
-def _is_exact_and_depthwise(call: Mapping[str, Any]) -> bool:
-    X, weight = call["input"], call["weight"]
-    several = 1 < call.get("groups", 1) == X.shape[1] == weight.shape[0]
-    return several and X.dtype == torch.float64 and not isinstance(call.get("padding"), str)
 
 
 def _depthwise(call: Mapping[str, Any]) -> Tensor:

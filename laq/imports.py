@@ -40,6 +40,7 @@ def package_versions(*modules: str) -> dict[str, str]:
 
 
 _version = cache(version)
+_distributions = cache(packages_distributions)
 
 
 @cache
@@ -79,8 +80,3 @@ def _files_of(module: str) -> Iterator[Path]:
         package = package.rpartition(".")[0]
     if path.parent != _ROOT / "laq":
         yield from (f for f in path.parent.rglob("*") if f.is_file() and f.suffix not in {".py", *COMPILED})
-
-
-@cache
-def _distributions() -> dict[str, list[str]]:
-    return dict(packages_distributions())

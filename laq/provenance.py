@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache, reduce
+from operator import getitem
 from pathlib import Path
 from typing import Any, Final, Literal
 
@@ -53,7 +54,7 @@ class Stage:
         """What makes the stage's outputs as things are: all of its record but the outputs."""
         module = f"laq.{self.name}"
         return {
-            "parameters": {key: _value(study, key) for key in self.keys},
+            "parameters": {key: reduce(getitem, key.split("."), study) for key in self.keys},
             "inputs": _hashes(self.inputs) | (_pictures(study) if self.name == "dataset" else {}),
             "code": source_files(module),
             "versions": package_versions(module),
@@ -137,13 +138,13 @@ def chain(*names: str) -> list[Stage]:
     needed = set(names)
     for stage in reversed(stages.values()):
         if stage.name in needed:
-            needed |= {s.name for s in stages.values() if _feeds(s, stage)}
+            needed |= {
+                earlier.name
+                for earlier in stages.values()
+                for output in earlier.outputs
+                if any(path.is_relative_to(output) for path in stage.inputs)
+            }
     return [stage for stage in stages.values() if stage.name in needed]
-
-
-def _feeds(earlier: Stage, later: Stage) -> bool:
-    """Whether the later stage reads an output of the earlier one."""
-    return any(path.is_relative_to(output) for path in later.inputs for output in earlier.outputs)
 
 
 @contextmanager
@@ -284,10 +285,6 @@ def _pictures(study: Parameters) -> dict[str, str]:
     path = study["dataset"].get("path")
     there = project_root() / path if path else None
     return {path: state_md5(there)} if there and there.exists() else {}
-
-
-def _value(study: Parameters, key: str) -> Any:
-    return reduce(lambda section, name: section[name], key.split("."), study)
 
 
 def _hashes(paths: tuple[Path, ...]) -> dict[str, str]:

@@ -58,14 +58,11 @@ def _measured(params: Params) -> str:
 def _next(found: Sequence[Condition], params: Params) -> Iterator[str]:
     first = next((condition for condition in found if condition.stale), None)
     if first is None:
+        example = next(iter(params.subsets.names), "NAME")
         yield f"next   all is made: open {REPORT / 'page.html'}"
         yield "       `laq track` sends to the store what it lacks; `mlflow ui --workers 1` shows it"
-        yield f"       `laq advise --subset {_example(params)}` finds the smallest network for some classes"
+        yield f"       `laq advise --subset {example}` finds the smallest network for some classes"
     elif first.stale and first.stale.unseen:
         yield f"next   `dvc repro --force --single-item {first.stage}`, then `dvc repro`"
     else:
         yield f"next   `dvc repro` runs {first.stage} and what comes after it"
-
-
-def _example(params: Params) -> str:
-    return next(iter(params.subsets.names), "NAME")

@@ -62,7 +62,10 @@ def open_files(path: Path) -> Iterator[Files]:
         raise LaqError(f"{path}: no such folder or archive")
     with ExitStack() as stack:
         try:
-            files = _opened(path, stack)
+            if zipfile.is_zipfile(path):
+                files = _in_zip(stack.enter_context(zipfile.ZipFile(path)))
+            else:
+                files = _in_tar(stack.enter_context(tarfile.open(path)))
         except BROKEN as error:
             # tarfile tells in a line for each kind of archive why it is none of that kind.
             reason = str(error).partition(":\n")[0]
@@ -70,12 +73,6 @@ def open_files(path: Path) -> Iterator[Files]:
         except LaqError as error:
             raise LaqError(f"{path}: {error}") from error
         yield files
-
-
-def _opened(path: Path, stack: ExitStack) -> Files:
-    if zipfile.is_zipfile(path):
-        return _in_zip(stack.enter_context(zipfile.ZipFile(path)))
-    return _in_tar(stack.enter_context(tarfile.open(path)))
 
 
 def _in_folder(root: Path) -> Files:

@@ -16,7 +16,6 @@ import pandas as pd
 import torch
 from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError
-from torch import Tensor
 
 from laq.architectures import Classifier, NetworkDesign, build
 from laq.errors import LaqError
@@ -89,11 +88,11 @@ class SubsetClassifier:
             raise LaqError(
                 f"{COLUMN}: found {len(entries)} pictures; at most {most} are allowed in a request"
             )
-        pictures = list(self._scaled_down(entries))
+        pictures = np.stack([np.asarray(picture) for picture in self._scaled_down(entries)])
+        images = torch.from_numpy(pictures).permute(0, 3, 1, 2)
         with torch.inference_mode():
-            probabilities = torch.cat(
-                [self._probabilities(pictures[at : at + _BATCH]) for at in range(0, len(pictures), _BATCH)]
-            )
+            logits = torch.cat([self.network(some)[:, self.numbers] for some in torch.split(images, _BATCH)])
+        probabilities = logits.double().softmax(1)
         probability, place = probabilities.max(1)
         return pd.DataFrame(
             {
@@ -115,12 +114,6 @@ class SubsetClassifier:
                 most = self.limits.max_total_pixels
                 raise LaqError(f"{COLUMN}: found more than {most} pixels in all; send fewer pictures at once")
             yield picture
-
-    def _probabilities(self, pictures: Sequence[Image.Image]) -> Tensor:
-        """Of pictures (n) to show each of the subset's classes, float64 (n, classes)."""
-        images = torch.from_numpy(np.stack([np.asarray(picture) for picture in pictures]))
-        logits: Tensor = self.network(images.permute(0, 3, 1, 2))[:, self.numbers]
-        return logits.double().softmax(1)
 
 
 def _entries(data: pd.DataFrame) -> list[Any]:
