@@ -62,7 +62,7 @@ def theme(*, dark: bool = False) -> dict[str, Any]:
                    "titleFontSize": _TEXT - 1, "titleFontWeight": "normal", "labelColor": ink,
                    "titleColor": ink, "symbolSize": 110, "symbolOpacity": 1, "columns": 3,
                    "columnPadding": 18, "labelLimit": 360},
-        "style": {"edged": {"stroke": "#1b1f23" if dark else "white"}},
+        "style": {"edged": {"stroke": "#a3abb3" if dark else "white"}},
         "rule": {"color": quiet},
         "text": {"color": ink, "fontSize": _TEXT - 2},
     }  # fmt: skip

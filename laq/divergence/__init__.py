@@ -7,8 +7,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from laq.divergence.estimators import gaussian_divergence, knn_divergence, symmetrised
-from laq.divergence.files import ALTERNATIVES, MADE, MATRIX
-from laq.divergence.reduction import pca, reduce
+from laq.divergence.files import ALTERNATIVES, MADE, MATRIX, PLANE
+from laq.divergence.plane import class_plane
+from laq.divergence.reduction import reduce
 from laq.errors import LaqError
 from laq.files import read_array, read_given, replacing_folder, write_json
 from laq.paths import DIVERGENCE as FOLDER
@@ -20,16 +21,12 @@ DIGITS: Final = 4  # significant ones
 
 
 def run(params: Divergence) -> None:
-    """Write ``matrix.npy`` float64 (C, C), ``class_names.npy`` (C,), the map of classes and how it was made.
+    """Write ``matrix.npy`` float64 (C, C), ``class_names.npy`` (C,), ``plane.npy`` and how it was made.
 
     And a matrix ``alternatives/<name>.npy`` for each other way that is asked for. The study's own is rounded
     to ``DIGITS`` significant digits, more than a class's images tell, so that subsets are the same on every
     processor.
     """
-    # Later stages draw no map.
-    from laq.charts.class_map import class_map  # noqa: PLC0415
-    from laq.charts.files import write  # noqa: PLC0415
-
     features, labels, names = read_embeddings()
     given = {name: read_matrix(theirs, name, len(names)) for name, theirs in params.given.items()}
     points = reduce(features, params)
@@ -42,7 +39,7 @@ def run(params: Divergence) -> None:
         (folder / ALTERNATIVES).mkdir()
         for name, other in (given | alternatives(features, labels, points, params)).items():
             np.save(folder / ALTERNATIVES / f"{name}.npy", other)
-        write(folder / "classes.png", class_map(_plane(points), labels, names))
+        np.save(folder / PLANE, rounded(class_plane(points, labels)))
 
 
 def read_embeddings() -> tuple[NDArray[np.float64], NDArray[np.int64], list[str]]:
@@ -121,11 +118,3 @@ def class_divergence(
     except ValueError as error:
         raise LaqError(f"divergence: {error}") from error
     return symmetrised(matrix), f"gaussian, {covariance} covariance"
-
-
-def _plane(points: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Two coordinates to draw: the points' own, or their first principal components."""
-    if points.shape[1] == 2:
-        return points
-    flat = pca(points, min(2, *points.shape))
-    return np.pad(flat, ((0, 0), (0, 2 - flat.shape[1])))

@@ -10,6 +10,7 @@ from laq.paths import DIVERGENCE
 MATRIX: Final = "matrix.npy"
 ALTERNATIVES: Final = "alternatives"  # a folder of matrices made otherwise
 MADE: Final = "divergence.json"
+PLANE: Final = "plane.npy"  # float64 (C, 5): means and covariances of the classes, in two dimensions
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from typing import Any
 
 import pandas as pd
 
+from laq.charts import class_map
 from laq.charts.divergence_matrix import of_classes
 from laq.charts.files import write
 from laq.charts.registry import CHARTS
@@ -28,11 +29,11 @@ from laq.quantization.methods.registry import BASELINE
 from laq.report.analysis import Analysis, analyse, title_of
 from laq.report.answers import verdicts
 from laq.report.dependence import NEARNESS
-from laq.report.divergences import SubsetDivergences, read_divergences
+from laq.report.divergences import SubsetDivergences, read_divergences, read_plane
 from laq.report.layers import layer_means, read_layers
 from laq.report.markdown import answers_text, markdown, note
 from laq.report.page import write_page
-from laq.report.page.contents import PageContents
+from laq.report.page.contents import Floats, PageContents
 from laq.report.page.examples import example_pictures, without_examples
 from laq.report.plotted import effects, plotted
 from laq.report.tables import main_rows
@@ -84,7 +85,8 @@ class Source:
     ``matrix`` (C, C) is in nats; ``class_names`` name its rows. ``layers`` is the table of
     ``layers.layer_means``, without rows where nothing is known of layers. ``examples`` is the address of the
     classes' pictures, empty where these are not at hand. ``asked_before`` is whether the primary question was
-    fixed before the study ran.
+    fixed before the study ran. ``plane`` (C, 5) is where the classes lie in a plane, which former reports did
+    not keep.
     """
 
     measurements: pd.DataFrame
@@ -95,6 +97,7 @@ class Source:
     layers: pd.DataFrame
     asked_before: bool = True
     examples: str = ""
+    plane: Floats | None = None
 
 
 def run(params: Report) -> None:
@@ -109,7 +112,9 @@ def run(params: Report) -> None:
     layers = layer_means(read_layers(), measurements)
     examples = example_pictures(read_images(DATASET, "train"))
     within = read_divergences(subsets)
-    source = Source(measurements, subsets, *read_divergence(), within, layers, examples=examples)
+    matrix, names = read_divergence()
+    plane = read_plane(len(names))
+    source = Source(measurements, subsets, matrix, names, within, layers, examples=examples, plane=plane)
     with replacing_folder(FOLDER) as folder:
         found = write_report(folder, source, params)
         found.table.to_csv(folder / TABLE, index=False)
@@ -136,10 +141,13 @@ def write_report(folder: Path, source: Source, params: Report) -> Analysis:
         note=note(found, params, asked_before=source.asked_before),
         effects=effects(found.comparisons, found.dependence),
         examples=source.examples,
+        plane=source.plane,
     )
     write_page(folder / PAGE, contents)
     _draw(folder, {"plotted": _plotted(found), "layers": source.layers}, _caption(found, params))
     write(folder / "divergence_matrix.png", of_classes(source.matrix, source.class_names))
+    if source.plane is not None:
+        write(folder / "class_map.png", class_map.picture(source.plane, source.class_names))
     return found
 
 

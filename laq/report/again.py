@@ -14,7 +14,7 @@ from laq.paths import SUBSETS
 from laq.report import LAYERS, PAGE, PROVENANCE, TABLE, Source, write_report
 from laq.report.divergences import SubsetDivergences, divergences_in, members_of
 from laq.report.layers import COLUMNS
-from laq.report.page.data import REMEDY, read_matrix
+from laq.report.page.data import REMEDY, read_classes
 from laq.sections.report import Report
 from laq.study.tables import read_measurements, read_table
 from laq.subsets.subset import read_subsets
@@ -48,7 +48,8 @@ def analyse_again(folder: Path, params: Report, divergence: str) -> None:
     else:
         within = divergences_in(measurements, members, divergence)
     about = _read_layers(folder / LAYERS), _asked_before(record, params)
-    source = Source(measurements, subsets, *read_matrix(folder / PAGE), within, *about)
+    matrix, names, plane = read_classes(folder / PAGE)
+    source = Source(measurements, subsets, matrix, names, within, *about, plane=plane)
     with replacing_folder(folder) as partial:
         shutil.copytree(folder, partial, dirs_exist_ok=True, ignore=shutil.ignore_patterns(*_STALE))
         write_report(partial, source, params)

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from laq.divergence.files import ALTERNATIVES, read_name
+from laq.divergence.files import ALTERNATIVES, PLANE, read_name
 from laq.files import read_array
 from laq.paths import DIVERGENCE
 from laq.subsets.matrix import read_divergence
@@ -63,6 +63,15 @@ def read_divergences(subsets: Sequence[Subset], folder: Path = DIVERGENCE) -> Su
     paths = sorted((folder / ALTERNATIVES).glob("*.npy"))
     others = {path.stem: read_array(path, float, matrix.shape) for path in paths}
     return subset_divergences({main: matrix, **{k: m for k, m in others.items() if k != main}}, subsets)
+
+
+def read_plane(classes: int, folder: Path = DIVERGENCE) -> Floats:
+    """Where the ``classes`` lie in a plane: (C, 5), the means and covariances of their images.
+
+    Raises:
+        LaqError: the file is missing or damaged.
+    """
+    return read_array(folder / PLANE, float, (classes, 5))
 
 
 def subset_divergences(matrices: Mapping[str, Floats], subsets: Sequence[Subset]) -> SubsetDivergences:

@@ -11,14 +11,14 @@ import vl_convert
 import yaml
 from PIL import Image
 
-from laq.charts import divergence_matrix
-from laq.charts.class_map import class_map
+from laq.charts import class_map, divergence_matrix
 from laq.charts.files import as_dict, write
 from laq.charts.flips import flips
 from laq.charts.methods import colour, shape
 from laq.charts.points_lost import points_lost
 from laq.charts.registry import CHARTS
 from laq.charts.theme import Caption
+from laq.divergence.plane import class_plane
 from laq.quantization.methods.registry import METHODS, look_of
 from laq.report.comparisons import comparisons
 from laq.report.dependence import dependence
@@ -211,7 +211,7 @@ def test_the_map_and_the_matrix_name_every_class(tmp_path: Path) -> None:
     matrix = rng.uniform(1, 2, (4, 4))
     for chart in (
         divergence_matrix.of_classes(matrix + matrix.T, names),
-        class_map(rng.normal(size=(40, 2)), np.arange(40) % 4, names),
+        class_map.picture(class_plane(rng.normal(size=(40, 2)), np.arange(40) % 4), names),
     ):
         drawn = vl_convert.vegalite_to_scenegraph(as_dict(chart), vl_version="6.4")
         texts = {str(mark["text"]) for mark in marks(drawn["scenegraph"], "text")}
@@ -220,7 +220,8 @@ def test_the_map_and_the_matrix_name_every_class(tmp_path: Path) -> None:
 
 def test_names_on_the_map_do_not_cover_each_other() -> None:
     points = np.random.default_rng(1).normal(size=(600, 2)) * 0.01
-    chart = class_map(points, np.arange(600) % 30, [f"class_{c}" for c in range(30)])
+    plane = class_plane(points, np.arange(600) % 30)
+    chart = class_map.class_map(plane, [f"class_{c}" for c in range(30)])
     drawn = vl_convert.vegalite_to_scenegraph(as_dict(chart), vl_version="6.4")
     places = [
         (m["x"], m["y"]) for m in marks(drawn["scenegraph"], "text") if str(m["text"]).startswith("class_")
@@ -228,6 +229,21 @@ def test_names_on_the_map_do_not_cover_each_other() -> None:
     assert len(places) == 30
     close = [abs(a[0] - b[0]) < 45 and abs(a[1] - b[1]) < 13 for a in places for b in places if a is not b]
     assert not any(close)
+
+
+def test_ellipses_on_the_map_are_of_one_standard_deviation() -> None:
+    plane = np.array([[0.0, 0.0, 4.0, 0.0, 1.0], [10.0, 5.0, 1.0, 0.9, 1.0]])
+    drawn = vl_convert.vegalite_to_scenegraph(
+        as_dict(class_map.class_map(plane, ["flat", "slanted"])), vl_version="6.4"
+    )
+    corners = [(m["x"], m["y"]) for m in marks(drawn["scenegraph"], "line")]
+    flat, slanted = np.split(np.array(corners), 2)
+    names = {m["text"]: (m["x"], m["y"]) for m in marks(drawn["scenegraph"], "text")}
+    scale = np.abs(np.subtract(names["slanted"], names["flat"])) / [10, 5]
+    assert np.ptp(flat, axis=0) / scale == pytest.approx([4, 2], rel=0.01)
+    assert np.ptp(slanted, axis=0) / scale == pytest.approx([2, 2], rel=0.01)
+    away = (slanted - names["slanted"]) / scale
+    assert np.corrcoef(away.T)[0, 1] == pytest.approx(-0.9, abs=0.02)  # screens count down
 
 
 @pytest.mark.parametrize("name", CHARTS)

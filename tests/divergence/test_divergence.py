@@ -105,7 +105,9 @@ def test_reductions_are_seeded_and_of_the_size_asked_for(
 
 
 @pytest.mark.parametrize("estimator", ["gaussian", "knn"])
-def test_the_stage_writes_the_predecessors_format_and_pictures(project: Path, estimator: str) -> None:
+def test_the_stage_writes_the_predecessors_format_and_where_classes_lie(
+    project: Path, estimator: str
+) -> None:
     write_embeddings()
     divergence.run(PARAMS.model_copy(update={"estimator": estimator}))
     matrix = np.load(divergence.FOLDER / "matrix.npy")
@@ -114,7 +116,9 @@ def test_the_stage_writes_the_predecessors_format_and_pictures(project: Path, es
     assert np.array_equal(matrix, matrix.T)
     assert (np.diag(matrix) == 0).all()
     assert names.tolist() == list("abcdefg")
-    assert (divergence.FOLDER / "classes.png").stat().st_size > 2000
+    plane = np.load(divergence.FOLDER / "plane.npy")
+    assert plane.shape == (7, 5)
+    assert (plane[:, 2] * plane[:, 4] >= plane[:, 3] ** 2).all()  # covariances
 
 
 def test_too_few_images_are_told_in_a_line() -> None:

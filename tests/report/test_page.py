@@ -98,7 +98,10 @@ def contents() -> PageContents:
     slopes = {"mean_low": 1.0, "mean_high": 9.0, "slope": 2.0, "slope_low": 1.0, "slope_high": 3.0}
     effects = pd.DataFrame([known | slopes])
     study = Caption("resnet20 on glyphs", 0.95, "gpfq", "2")
-    return PageContents(study, table, subsets(), divergences(), NAMES, tables, verdicts, "About p.", effects)
+    plane = np.array([[c, c % 5, 4.0, 1.0, 2.0] for c in range(len(NAMES))])
+    return PageContents(
+        study, table, subsets(), divergences(), NAMES, tables, verdicts, "About p.", effects, plane=plane
+    )
 
 
 @dataclass(frozen=True)
@@ -277,6 +280,19 @@ def test_a_click_tells_of_a_subset_and_shows_its_classes(page: str, browser: Bro
         assert shown == pytest.approx([lost[method, "2"], lost[method, "4"]], abs=0.0551)
     assert (left["name"], left["pairs"]) == (None, len(NAMES) * (len(NAMES) - 1))
     assert "subset=" not in left["hash"]
+
+
+def test_the_selected_subsets_classes_stand_out_on_the_map(page: str, browser: Browser) -> None:
+    script = "return VIEWS.class_map.data('rows').filter((row) => row.chosen).map((row) => row.number)"
+    assert browser.see(page, script, "subset=similar-1") == [0, 1, 3]
+    assert browser.see(page, script) == list(range(len(NAMES)))
+
+
+def test_a_page_without_a_plane_has_no_map_and_all_else(tmp_path: Path, browser: Browser) -> None:
+    write_page(tmp_path / "old.html", replace(contents(), plane=None))
+    old = (tmp_path / "old.html").read_text(encoding="utf-8")
+    assert browser.see(old, "return Object.keys(VIEWS).length") == 4
+    assert 'id="map"' not in old
 
 
 def test_pictures_of_the_classes_stand_beside_their_names_where_they_are_at_hand(
@@ -492,7 +508,8 @@ def test_a_study_of_a_hundred_subsets_fits_in_two_megabytes(tmp_path: Path) -> N
     names = [f"class_{n}" for n in range(100)]
     matrix = np.random.default_rng(0).uniform(0.1, 99, (100, 100))
     matrix = (matrix + matrix.T) * (1 - np.eye(100))
-    big = replace(contents(), table=grown, matrix=matrix, class_names=names)
+    plane = np.random.default_rng(0).uniform(0, 9, (100, 5))
+    big = replace(contents(), table=grown, matrix=matrix, class_names=names, plane=plane)
     write_page(
         tmp_path / "page.html", replace(big, subsets=[replace(many[s], name=name) for name, s in copies])
     )

@@ -12,6 +12,7 @@ from typing import Any, Final
 import altair as alt
 from markdown_it import MarkdownIt
 
+from laq.charts.class_map import class_map, least_width
 from laq.charts.divergence_matrix import divergence_matrix, in_order
 from laq.charts.files import as_dict, vega
 from laq.charts.lost_by_divergence import lost_by_divergence
@@ -51,6 +52,7 @@ def write_page(path: Path, contents: PageContents) -> None:
         verdicts=[(prose.renderInline(told), prose.render(more)) for told, more in contents.verdicts],
         note=prose.render(contents.note),
         examples=contents.examples,
+        has_map=contents.plane is not None,
         intervals=" with their intervals" if contents.effects.mean_low.notna().any() else "",
         tables={title: list(columns_of(table)) for title, table in contents.tables.items()},
         style=_part("page.css"),
@@ -72,7 +74,12 @@ def _charts(contents: PageContents) -> dict[str, Any]:
         "lost_by_size": lost_by_size(ROWS, methods),
     }
     matrix = divergence_matrix(ROWS, [contents.class_names[number] for number in order])
+    places = {}
+    if contents.plane is not None:
+        drawn = class_map(contents.plane, contents.class_names)
+        places = {"class_map": as_dict(drawn, themed=False), "map_width": least_width(len(order))}
     return {
+        **places,
         **{name: as_dict(chart.properties(width="container"), themed=False) for name, chart in wide.items()},
         "divergence_matrix": as_dict(matrix, themed=False),
         "themes": {"light": theme(), "dark": theme(dark=True)},

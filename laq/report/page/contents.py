@@ -28,6 +28,8 @@ class PageContents:
         verdicts: For each question a verdict and its details, as Markdown; empty if there are none.
         note: What the intervals speak of, as Markdown.
         effects: What is known of each cell's losses (``plotted.effects``).
+        plane: Where the classes lie in a plane (C, 5): means (x, y) and covariances (xx, xy, yy). Pages of
+            former reports have None.
         examples: The address of the classes' pictures (``examples.example_pictures``); empty without them.
     """
 
@@ -41,3 +43,4 @@ class PageContents:
     note: str
     effects: pd.DataFrame
     examples: str = ""
+    plane: Floats | None = None

@@ -2,7 +2,8 @@
 
 The fields are::
 
-classes: names, by number;  order: of the classes in the map;  matrix: nats, C x C
+classes: names, by number;  order: of the classes in the matrix;  matrix: nats, C x C
+plane: [x, y, xx, xy, yy] of each class, the mean and covariance of its images in a plane; null without
 subsets: {name, kind, classes, divergence}, columns of equal length
 settings: [{bits, method, variant, calibration, base, kib, mean, slope}]: base is the number of the float
     setting, mean the interval of the points lost, slope the points lost more for each halving of the
@@ -70,7 +71,8 @@ def page_data(contents: PageContents) -> str:
         {
             "classes": list(contents.class_names),
             "order": in_order_of_classes(contents.matrix),
-            "matrix": [[float(f"{value:.4g}") for value in row] for row in contents.matrix],
+            "matrix": _rounded(contents.matrix),
+            "plane": None if contents.plane is None else _rounded(contents.plane),
             "subsets": {
                 "name": [subset.name for subset in shown],
                 "kind": [subset.kind for subset in shown],
@@ -82,6 +84,11 @@ def page_data(contents: PageContents) -> str:
     )
 
 
+def _rounded(numbers: Floats) -> list[list[float]]:
+    """Numbers of four digits."""
+    return [[float(f"{value:.4g}") for value in row] for row in numbers]
+
+
 def safe_json(content: Any) -> str:
     """``content`` as JSON that is safe inside an HTML element, whatever names it contains."""
     text = json.dumps(content, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
@@ -90,8 +97,10 @@ def safe_json(content: Any) -> str:
     return text
 
 
-def read_matrix(page: Path) -> tuple[Floats, list[str]]:
-    """The divergences (C, C) in nats, of four digits, and the classes' names, as a ``page`` has them.
+def read_classes(page: Path) -> tuple[Floats, list[str], Floats | None]:
+    """The divergences (C, C) in nats, the classes' names, and their plane (C, 5), as a ``page`` has them.
+
+    Numbers have four digits. The plane is None in a page of a former report.
 
     Raises:
         LaqError: the file is missing or is no page of a study.
@@ -100,7 +109,9 @@ def read_matrix(page: Path) -> tuple[Floats, list[str]]:
     found = re.search(r'<script type="application/json"[^>]*>(.*?)</script>', text, re.DOTALL)
     try:
         content = json.loads(found[1] if found else "")
-        return np.array(content["matrix"], dtype=np.float64), [str(name) for name in content["classes"]]
+        matrix = np.array(content["matrix"], dtype=np.float64)
+        plane = np.array(content["plane"], dtype=np.float64) if content.get("plane") else None
+        return matrix, [str(name) for name in content["classes"]], plane
     except (ValueError, KeyError, TypeError) as error:
         raise LaqError(f"{page}: holds no data of a study; restore it from git") from error
 

@@ -1,7 +1,8 @@
 // Shows charts, controls and tables, at the start and after each change.
 
 const VIEWS = {}; // by the names of the charts
-const ROWS = { points_lost: shownRows, lost_by_divergence: cellRows, lost_by_size: shownRows, divergence_matrix: pairs };
+const ROWS = { points_lost: shownRows, lost_by_divergence: cellRows, lost_by_size: shownRows, divergence_matrix: pairs,
+  ...(CHARTS.class_map ? { class_map: mapped } : {}) }; // which pages of former reports lack
 const DARK = matchMedia("(prefers-color-scheme: dark)");
 
 async function startVega() {
@@ -10,12 +11,25 @@ async function startVega() {
   document.head.append(element("script", {}, text));
 }
 
+const SIZES = { // of charts that are as large as their classes need, and scroll where there is less room
+  divergence_matrix(specification, room) {
+    const names = [...new Set(pairs().map((pair) => pair.class))];
+    const beside = 7 * Math.max(...names.map((name) => Math.min(name.length, 22))) + 10;
+    const step = Math.max(10, Math.min(32, Math.floor((room - beside) / names.length)));
+    const { x, y, color } = specification.encoding;
+    specification.width = specification.height = { step };
+    for (const { axis } of [x, y]) axis.labelFontSize = Math.min(14, step - 1);
+    if (room < 480) Object.assign(color.legend, { titleOrient: "top", gradientLength: 160 });
+  },
+  class_map(specification, room) {
+    specification.width = Math.max(CHARTS.map_width, Math.min(room, 1000));
+    specification.height = 0.8 * specification.width;
+  },
+};
+
 async function show(name) { // anew, where what is drawn has other axes or colours
   const specification = structuredClone(CHARTS[name]);
-  if (name === "divergence_matrix") {
-    const classes = new Set(pairs().map((pair) => pair.class)).size;
-    specification.width = specification.height = { step: Math.max(13, Math.min(32, Math.floor(620 / classes))) };
-  }
+  SIZES[name]?.(specification, byId(name).clientWidth - 24 /* padding */);
   VIEWS[name]?.finalize();
   const made = await vegaEmbed(byId(name), specification, {
     mode: "vega-lite", ast: true, actions: false, tooltip: { formatTooltip: tooltip }, logLevel: 1 /* errors */, renderer: "canvas", config: themeFor(byId(name)),
@@ -23,6 +37,12 @@ async function show(name) { // anew, where what is drawn has other axes or colou
   });
   VIEWS[name] = made.view;
   made.view.addEventListener("click", (_, item) => picked(name, item?.datum));
+  if (name === "class_map") center(byId(name).parentElement);
+}
+
+function center(around) { // the classes that stand out, where the map is wider than the screen
+  const places = mapped().filter((row) => row.chosen).map((row) => row.mean_x / CHARTS.map_width);
+  around.scrollLeft = (Math.min(...places) + Math.max(...places)) / 2 * around.scrollWidth - around.clientWidth / 2;
 }
 
 function tooltip(row, safe) { // what the chart tells of a point, and a picture of each of its classes
@@ -45,7 +65,7 @@ function themeFor(place) { // narrow screens have room for two methods beside ea
 }
 
 function picked(name, row) {
-  if (name === "divergence_matrix") return;
+  if (name in SIZES) return;
   const { subset = "", method, bits } = row ?? {};
   if (method && name !== "lost_by_divergence") Object.assign(state, nearest({ ...state, method, bits }, ["method", "bits"]));
   state.subset = subset === state.subset ? "" : subset;

@@ -94,6 +94,11 @@ function shownRows() { // of one network, by all methods at all bits
 
 const cellRows = () => rowsOf(DATA.settings.find(isSame), DATA.settings.findIndex(isSame));
 
+function mapped() { // all classes; those that are not in the selected subset are drawn faintly
+  const chosen = SUBSETS.classes[SUBSETS.name.indexOf(state.subset)];
+  return CHARTS.class_map.data.values.map((row) => ({ ...row, chosen: !chosen || chosen.includes(row.number) }));
+}
+
 function pairs() { // the divergences of all classes, or of the selected subset's
   const chosen = SUBSETS.classes[SUBSETS.name.indexOf(state.subset)] ?? DATA.order;
   const order = DATA.order.filter((c) => chosen.includes(c));
