@@ -25,6 +25,7 @@ from laq.errors import LaqError
 from laq.files import replacing_folder, write_json
 from laq.network.weights import load_network, read_design, save_tensors
 from laq.paths import DATASET
+from laq.report.divergences import read_plane
 from laq.study.cells import Cell
 from laq.study.results import layer_rows, read_measurement, read_seconds
 from laq.study.tables import read_measurements
@@ -309,6 +310,7 @@ def make_data() -> None:
     np.save("data/embeddings/features.npy", np.ones((6, 4)))
     np.save("data/embeddings/labels.npy", np.array([0, 1, 2] * 2))
     np.save("data/divergence/matrix.npy", np.ones((3, 3)))
+    np.save("data/divergence/plane.npy", np.ones((3, 5)))
     write_json(Path("data/divergence/divergence.json"), {"name": "pca-gaussian"})
     write_json(Path("data/subsets.json"), [asdict(SUBSET)])
     rows = pd.DataFrame([scores("random-1", "original", "float"), scores("random-1", "quantized", "gpfq")])
@@ -335,6 +337,7 @@ READERS: dict[str, Callable[[], object]] = {
     "data/embeddings/class_names.npy": read_embeddings,
     "data/divergence/matrix.npy": read_divergence,
     "data/divergence/class_names.npy": read_divergence,
+    "data/divergence/plane.npy": lambda: read_plane(3),
     "data/divergence/divergence.json": read_name,
     "data/subsets.json": read_subsets,
     "data/study/measurements.csv": read_measurements,

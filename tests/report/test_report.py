@@ -265,6 +265,7 @@ def make_study(folder: Path) -> pd.DataFrame:
     (folder / DIVERGENCE / ALTERNATIVES).mkdir(parents=True)
     np.save(folder / DIVERGENCE / "matrix.npy", matrix)
     np.save(folder / DIVERGENCE / "class_names.npy", [f"class-{c}" for c in range(len(matrix))])
+    np.save(folder / DIVERGENCE / "plane.npy", np.ones((len(matrix), 5)))
     for name in ("umap-gaussian", "features-knn"):
         np.save(folder / DIVERGENCE / ALTERNATIVES / f"{name}.npy", made_up_matrix(seed=1))
     write_json(folder / DIVERGENCE / "divergence.json", {"name": "umap-gaussian"})
