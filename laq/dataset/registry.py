@@ -17,7 +17,7 @@ from pydantic_core import CoreSchema
 from laq.files import project_root
 from laq.paths import CIFAR100_COPY
 from laq.pictures import Interpolation, Resize
-from laq.quantization.options import BOOLEAN, Option, nearest_name, number, one_of, whole_number
+from laq.quantization.options import BOOLEAN, TEXT, Option, nearest_name, number, one_of, whole_number
 
 if TYPE_CHECKING:
     from laq.dataset.layout import Description
@@ -95,21 +95,12 @@ def _listed(names: Sequence[str]) -> str:
     return f"{', '.join(most)} and {last}" if most else last
 
 
-def _text(value: Any) -> str:
-    if not isinstance(value, str) or not value or "\0" in value:
-        raise ValueError
-    return value
-
-
 def _keys_and_values(value: Any) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise TypeError
     return value
 
 
-TEXT: Final = Option(
-    _text, "a text, not empty and without null characters", {"type": "string", "pattern": r"^[^\0]+$"}
-)
 # How pictures become images (``laq.pictures``), and how images are split where their source does not say it.
 _IMAGES: Final = {
     "size": whole_number(1, 4096),

@@ -4,6 +4,7 @@ This module imports neither torch nor numba, so that the command line can ask it
 """
 
 import difflib
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
@@ -110,6 +111,17 @@ def either(words: Option, other: Option) -> Option:
     return Option(convert, f"{words.allowed}, or {other.allowed}", schema, words.words)
 
 
+def matching(pattern: str, allowed: str) -> Option:
+    """A text that matches a pattern as a whole."""
+
+    def convert(value: Any) -> str:
+        if re.fullmatch(pattern, value, re.ASCII) is None:
+            raise ValueError
+        return str(value)
+
+    return Option(convert, allowed, {"type": "string", "pattern": f"^(?:{pattern})$"})
+
+
 def _boolean(value: Any) -> bool:
     if not isinstance(value, bool):
         raise TypeError
@@ -141,6 +153,7 @@ def _activations(value: Any) -> int | dict[str, int] | None:
 
 
 BOOLEAN: Final = Option(_boolean, "true or false", {"type": "boolean"})
+TEXT: Final = matching(r"[^\0]+", "a text, not empty and without null characters")
 BITS: Final = whole_number(LOWEST, HIGHEST)
 ACTIVATION_BITS: Final = whole_number(2, 8)  # which a byte holds
 SHARE: Final = number(above=0, most=1)

@@ -1,6 +1,5 @@
 """What sections of ``params.yaml`` are made of."""
 
-import re
 from collections.abc import Hashable
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,7 +8,7 @@ from typing import Annotated, Any, Final, TypeVar
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, GetCoreSchemaHandler, GetJsonSchemaHandler
 from pydantic_core import CoreSchema, core_schema
 
-from laq.quantization.options import Option, number
+from laq.quantization.options import TEXT, Option, matching, number
 
 FILE: Final = Path("params.yaml")
 
@@ -33,17 +32,6 @@ class Checked:
     def __get_pydantic_json_schema__(self, _: CoreSchema, __: GetJsonSchemaHandler) -> dict[str, Any]:
         """What editors know of the option."""
         return dict(self.option.schema)
-
-
-def matching(pattern: str, allowed: str) -> Option:
-    """A text that matches a pattern as a whole."""
-
-    def convert(value: Any) -> str:
-        if re.fullmatch(pattern, value, re.ASCII) is None:
-            raise ValueError
-        return str(value)
-
-    return Option(convert, allowed, {"type": "string", "pattern": f"^(?:{pattern})$"})
 
 
 def three_numbers(each: Option) -> Option:
@@ -72,7 +60,7 @@ _T = TypeVar("_T", bound=Hashable)
 Count = Annotated[int, Field(ge=0)]
 Positive = Annotated[int, Field(ge=1)]
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
-Text = Annotated[str, Checked(matching(r"[^\0]+", "a text, not empty and without null characters"))]
+Text = Annotated[str, Checked(TEXT)]
 Sha256 = Annotated[str, Checked(matching("[0-9a-f]{64}", "a SHA-256, 64 hexadecimal digits"))]
 
 

@@ -4,7 +4,8 @@ from typing import Annotated, Final, Literal, Self
 
 from pydantic import Field, model_validator
 
-from laq.sections.base import Checked, Different, Given, Positive, Section, Seed, matching
+from laq.quantization.options import matching
+from laq.sections.base import Checked, Different, Given, Positive, Section, Seed
 
 Alternative = Literal[
     "umap-gaussian", "umap-knn", "pca-gaussian", "pca-knn", "features-gaussian", "features-knn"

@@ -5,7 +5,7 @@ from typing import Annotated, Self
 
 from pydantic import AfterValidator, Field, model_validator
 
-from laq.quantization.options import either, nearest_name, whole_number
+from laq.quantization.options import either, matching, nearest_name, whole_number
 from laq.sections.base import (
     UNIQUE,
     Checked,
@@ -16,7 +16,6 @@ from laq.sections.base import (
     Seed,
     Several,
     different,
-    matching,
 )
 
 ClassName = Annotated[str | int, Checked(either(matching(r"[^\0]+", "a class's name"), whole_number(0)))]
