@@ -15,6 +15,7 @@ from torch.utils import _pytree as pytree
 from laq.quantization.activations.rounding import RoundActivations
 from laq.quantization.calibration.batch import Batch
 from laq.quantization.execution.layers import (
+    METADATA_CALLS,
     Layer,
     Parameters,
     Structure,
@@ -42,7 +43,6 @@ _ENTERED: Final = (
 _PLAIN: Final = frozenset({bool, int, float, str, type(None)})
 # Reading these of a weight tells nothing of its values.
 _METADATA: Final = frozenset({"shape", "dtype", "device", "ndim", "requires_grad", "is_cuda", "layout"})
-_METADATA_CALLS: Final = frozenset({"size", "dim", "numel", "stride", "is_floating_point", "type"})
 
 
 @dataclass(frozen=True)
@@ -351,7 +351,7 @@ class Reading:
 def is_metadata(node: fx.Node) -> bool:
     """Whether a node reads of a tensor what tells nothing of its values, such as its shape."""
     if node.op == "call_method":
-        return node.target in _METADATA_CALLS
+        return node.target in METADATA_CALLS
     return node.target is getattr and node.args[1] in _METADATA
 
 

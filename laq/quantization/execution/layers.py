@@ -2,13 +2,15 @@
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 from torch import Tensor, nn
 
 from laq.quantization.operations import Operation
 from laq.quantization.recipe import NotQuantized, QuantizationError
 
+# What these methods of a weight return tells nothing of its values.
+METADATA_CALLS: Final = frozenset({"size", "dim", "numel", "stride", "is_floating_point", "type"})
 # What tells of a weight that torch computes from other parameters, and what makes a parameter of it again.
 _COMPUTED = (
     (".parametrizations.", "torch.nn.utils.parametrize.remove_parametrizations(module, 'weight')"),

@@ -24,6 +24,7 @@ from laq.quantization.execution.base import (
     total,
 )
 from laq.quantization.execution.layers import (
+    METADATA_CALLS,
     Layer,
     Parameters,
     Structure,
@@ -39,8 +40,6 @@ from laq.quantization.operations import Operation, arguments_of, operation_of
 from laq.quantization.recipe import QuantizationError
 from laq.quantization.threads import Pool
 
-# Reading these of a weight tells nothing of its values.
-_METADATA: Final = frozenset({"__get__", "size", "dim", "numel", "stride", "is_floating_point", "type"})
 # How torch's functions in Python ask whether a mode, or a tensor of a type of its own, answers for them.
 _ASKS: Final = dict.fromkeys(
     ("has_torch_function", "has_torch_function_unary", "has_torch_function_variadic"), lambda *_: False
@@ -119,7 +118,7 @@ class Recording:
         weight = self._weight(function, args, kwargs)
         result = function(*args, **kwargs)
         name = str(getattr(function, "__name__", function))
-        if name not in _METADATA:
+        if name not in {"__get__", *METADATA_CALLS}:
             tensors = [t for t in pytree.tree_leaves((args, dict(kwargs))) if isinstance(t, Tensor)]
             names = {found for t in tensors if (found := self._parameters.name_of(t))}
             for read in sorted(names):

@@ -35,12 +35,10 @@ def check_finite(network: nn.Module) -> None:
     Raises:
         QuantizationError: one is not.
     """
-    for name, tensor in network.named_parameters():
-        if not torch.isfinite(tensor).all():
-            raise QuantizationError(f"{name} holds values that are not finite")
-    for name, buffer in network.named_buffers():
-        if buffer.isnan().any():
-            raise QuantizationError(f"{name} holds values that are not finite")
+    broken = [name for name, tensor in network.named_parameters() if not torch.isfinite(tensor).all()]
+    broken += [name for name, buffer in network.named_buffers() if buffer.isnan().any()]
+    if broken:
+        raise QuantizationError(f"{broken[0]} holds values that are not finite")
 
 
 def copy_to_fill(network: nn.Module) -> nn.Module:
