@@ -18,6 +18,7 @@ from laq.architectures import (
     make_body,
     usual_of,
 )
+from laq.architectures.registry import no_statistics
 from laq.dataset.images import ImageSet, read_images
 from laq.errors import LaqError
 from laq.files import replacing_folder, write_array
@@ -120,10 +121,7 @@ def foreign_network(params: Embeddings, preprocessing: Preprocessing) -> Classif
         raise LaqError(f"{reason}; or use embeddings.network: {OWN}") from error
     mean, std = params.mean or usual.mean, params.std or usual.std
     if mean is None or std is None:
-        raise LaqError(
-            f"embeddings.mean: missing; {params.network} does not tell which mean and std its weights were "
-            "trained with; give both"
-        )
+        raise no_statistics("embeddings", params.network)
     size = params.input_size or usual.input_size or preprocessing.size
     outputs = classifier_head(body).out_features
     return Classifier(NetworkDesign(params.network, outputs, size, mean, std, preprocessing), body).eval()

@@ -104,6 +104,16 @@ def read_picture(content: bytes, name: str, max_pixels: int = MAX_PIXELS) -> Ima
         ) from error
 
 
+def check_size(width: int, height: int, max_pixels: int) -> None:
+    """See that a picture has no more pixels than are allowed.
+
+    Raises:
+        LaqError: it has more.
+    """
+    if width * height > max_pixels:
+        raise LaqError(f"found {width} x {height} pixels; at most {max_pixels} are allowed; scale it down")
+
+
 def _check_effort(image: ImageFile.ImageFile, content: bytes, max_pixels: int) -> None:
     """See by headers alone that decoding takes no more memory and time than the allowed pixels do."""
     sizes = [image.size]
@@ -112,10 +122,7 @@ def _check_effort(image: ImageFile.ImageFile, content: bytes, max_pixels: int) -
         tags = (TiffImagePlugin.TILEWIDTH, TiffImagePlugin.TILELENGTH)
         sizes.append((image.tag_v2.get(tags[0], 0), image.tag_v2.get(tags[1], 0)))
     for width, height in sizes:
-        if width * height > max_pixels:
-            raise LaqError(
-                f"found {width} x {height} pixels; at most {max_pixels} are allowed; scale it down"
-            )
+        check_size(width, height, max_pixels)
     if image.format in {"JPEG", "MPO"} and _scans(content) > _MAX_SCANS:
         raise LaqError(f"found a JPEG of more than {_MAX_SCANS} scans; save it in fewer")
 

@@ -31,9 +31,7 @@ def make(request: NetworkRequest) -> nn.Module:
     Raises:
         LaqError: the file is missing, damaged, of another torch, or holds more than a program and tensors.
     """
-    path = request.folder / Path(request.name).expanduser()
-    if not path.is_file():
-        raise LaqError(f"network.architecture: no file {request.name!r} (from {request.folder})")
+    path = request.file(request.name)
     try:
         _refuse_objects(path)
         with _weights_alone(), warnings.catch_warnings():

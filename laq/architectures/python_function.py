@@ -55,11 +55,9 @@ def _function(request: NetworkRequest) -> Callable[..., Any]:
 
 def _module(request: NetworkRequest, where: str) -> Any:
     file = file_of(request.architecture)
-    path = request.folder / where
-    if file is not None and not path.is_file():
-        raise LaqError(f"network.architecture: no file {where!r} (from {request.folder})")
+    path = None if file is None else request.file(where)
     try:
-        if file is None:
+        if path is None:
             return importlib.import_module(where)
         name = f"laq_network_{path.stem}"
         spec = importlib.util.spec_from_file_location(name, path, loader=_SourceAlone(name, str(path)))

@@ -41,6 +41,17 @@ class NetworkRequest:
     arguments: Mapping[str, Any] = field(default_factory=dict)
     folder: Path = field(default_factory=project_root)
 
+    def file(self, name: str) -> Path:
+        """A file that the network is built from.
+
+        Raises:
+            LaqError: there is none.
+        """
+        path = self.folder / Path(name).expanduser()
+        if not path.is_file():
+            raise LaqError(f"network.architecture: no file {name!r} (from {self.folder})")
+        return path
+
 
 @dataclass(frozen=True)
 class Usual:
@@ -155,6 +166,14 @@ def optional_package(name: str, request: NetworkRequest) -> ModuleType:
             f"{request.architecture} needs {name}, which cannot be imported ({error}): "
             f"`pip install 'laq[{source.extra}]'`"
         ) from error
+
+
+def no_statistics(section: str, architecture: str) -> LaqError:
+    """What is wrong where neither a section nor a source tells what weights were trained with."""
+    return LaqError(
+        f"{section}.mean: missing; {architecture} does not tell which mean and std its weights were trained "
+        "with; give both"
+    )
 
 
 def packages_of(architecture: str) -> tuple[str, ...]:

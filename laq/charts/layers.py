@@ -8,7 +8,7 @@ import pandas as pd
 
 from laq.charts import methods as looks
 from laq.charts.lost_by_divergence import primary
-from laq.charts.theme import WIDTH, Caption, Chart, Data, as_data, template_data, titled
+from laq.charts.theme import WIDTH, Caption, Chart, Data, as_data, at_fewest_bits, template_data, titled
 
 _MEASURES: Final = {
     "relative_error": "relative error",
@@ -64,5 +64,5 @@ def picture(rows: pd.DataFrame, study: Caption) -> Chart:
 def template() -> Chart:
     """The chart of DVC's revisions: the original network at the fewest bits."""
     chart = layers(template_data()).properties(width=WIDTH // 2)
-    fewest = chart.transform_filter("datum.bits_place == 0 && datum.network == 'original network'")
+    fewest = at_fewest_bits(chart)
     return _panels(fewest, alt.Column("rev:N", title=None))

@@ -13,6 +13,7 @@ from laq.charts.theme import (
     Chart,
     Data,
     as_data,
+    at_fewest_bits,
     chosen,
     logarithmic,
     template_data,
@@ -86,5 +87,5 @@ def primary(rows: Any, study: Caption) -> Any:
 def template() -> Chart:
     """The chart of DVC's revisions: the original network at the fewest bits, a column for each method."""
     chart = lost_by_divergence(template_data()).properties(width=WIDTH // 3)
-    fewest = chart.transform_filter("datum.bits_place == 0 && datum.network == 'original network'")
+    fewest = at_fewest_bits(chart)
     return fewest.facet(row=alt.Row("rev:N", title=None), column=alt.Column("method:N", title=None))

@@ -133,6 +133,11 @@ def by_network(chart: Chart, *, revisions: bool = False) -> Chart:
     return chart.facet(row=turned, column=alt.Column("rev:N", title=None))
 
 
+def at_fewest_bits(template: Chart) -> Chart:
+    """A chart of DVC's rows with those of the original network at the fewest bits alone."""
+    return template.transform_filter("datum.bits_place == 0 && datum.network == 'original network'")
+
+
 def template_data() -> alt.InlineData:
     """Where DVC writes the rows of a table of the report's, all of them as texts."""
     numbers = ("method_place", "bits_place", "classes", "nats", "float_percent", "percent", "lost_points",

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from laq.architectures import Classifier, NetworkDesign, build, file_of, make_body, put_rows, usual_of
 from laq.architectures.hub_errors import first_line
+from laq.architectures.registry import no_statistics
 from laq.dataset.images import ImageSet, read_images, read_manifest
 from laq.errors import LaqError, within
 from laq.files import digest, project_root, replacing_folder, write_json
@@ -169,10 +170,7 @@ def _design(params: Network, train: ImageSet) -> NetworkDesign:
         usual = usual_of(params.architecture)
         size, mean, std = size or usual.input_size, mean or usual.mean, std or usual.std
         if mean is None:
-            raise LaqError(
-                f"network.mean: missing; {params.architecture} does not tell which mean and std its weights "
-                "were trained with; give both"
-            )
+            raise no_statistics("network", params.architecture)
     if mean is None or std is None:
         mean, std = _pixel_statistics(train)
     return NetworkDesign(

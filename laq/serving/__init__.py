@@ -20,7 +20,7 @@ from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError
 from laq.architectures import Classifier, NetworkDesign, build
 from laq.errors import LaqError
 from laq.files import need, read_json
-from laq.pictures import MAX_PIXELS, MOST_PIXELS, read_picture
+from laq.pictures import MAX_PIXELS, MOST_PIXELS, check_size, read_picture
 from laq.quantization import QuantizationError, load
 
 COLUMN: Final = "image"
@@ -148,10 +148,10 @@ def read_entry(entry: Any, name: str, max_pixels: int = MAX_PIXELS) -> Image.Ima
     if found:
         raise LaqError(f"{name}: found {found}; {_WANTED}")
     height, width, _ = pixels.shape
-    if height * width > max_pixels:
-        raise LaqError(
-            f"{name}: found {width} x {height} pixels; at most {max_pixels} are allowed; scale it down"
-        )
+    try:
+        check_size(width, height, max_pixels)
+    except LaqError as error:
+        raise LaqError(f"{name}: {error}") from error
     return Image.fromarray(np.rint(pixels).astype(np.uint8))
 
 
