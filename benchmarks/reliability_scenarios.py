@@ -198,7 +198,7 @@ def _compare(outcome: Outcome, folder: Path, expected: dict[str, Any]) -> None:
 
 @scenario("queue", "two workers of `dvc queue` (`-j 2`): all outputs and cells as one by one", 5)
 def _queue(ground: Ground, rng: random.Random) -> Outcome:
-    outcome, study = Outcome(), "glyphs.study.bits=[2,4]"
+    outcome, study = Outcome(), "glyphs.study.bits=[3,4]"
     number = rng.randrange(1000)
     settings = {f"queued-{number}-{c}": (study, f"glyphs.report.confidence=0.{c}") for c in (91, 92)}
     with ground.copy(ground.done, ".laq/cells", *_STORE) as folder:

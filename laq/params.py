@@ -14,6 +14,7 @@ import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache
+from itertools import chain
 from pathlib import Path
 from typing import Any, Final
 
@@ -218,6 +219,22 @@ def _across(block: Block) -> Iterator[str]:
     yield from _images_needed(block)
     if wrong := subsets.unknown(block.quantize.subset, ALL):
         yield f"quantize.subset: {wrong}"
+    yield from _asked_first(block)
+
+
+def _asked_first(block: Block) -> Iterator[str]:
+    """Whether the study measures what its report is to ask first: that is asked of the original network."""
+    asked, grids = block.report.primary, [g for g in block.study.grids if "original" in g.bases]
+    measured = {method: [g.bits for g in grids if method in g.methods] for g in grids for method in g.methods}
+    if not grids:
+        yield "study.bases: found no 'original'; must have it, as report.primary asks about that network"
+    elif asked.method not in measured:
+        allowed = f"a method of the study's: {', '.join(measured)}{nearest_name(asked.method, list(measured))}"
+        yield f"report.primary.method: found {asked.method!r}; must be {allowed}"
+    elif asked.bits not in (bits := list(dict.fromkeys(chain.from_iterable(measured[asked.method])))):
+        allowed = f"what the study measures by {asked.method}: {', '.join(map(str, bits))}"
+        hint = nearest_name(str(asked.bits), [str(known) for known in bits])
+        yield f"report.primary.bits: found {asked.bits!r}; must be {allowed}{hint}"
 
 
 def _images_needed(block: Block) -> Iterator[str]:

@@ -57,6 +57,7 @@ def tiny_params() -> dict[str, Any]:
     block["finetune"]["epochs"] = 1
     block["study"] |= {"bits": [3, 8], "calibration_images": 8}
     block["report"]["draws"] = 199
+    block["report"]["primary"]["bits"] = 3
     return params
 
 

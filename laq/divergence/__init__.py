@@ -65,13 +65,13 @@ def rounded(matrix: NDArray[np.float64]) -> NDArray[np.float64]:
 def alternatives(
     features: NDArray[np.float64], labels: NDArray[np.int64], points: NDArray[np.float64], params: Divergence
 ) -> dict[str, NDArray[np.float64]]:
-    """The divergence (C, C) of the classes in each of ``params.alternatives``.
+    """The divergence (C, C) of the classes in each of ``params.others``.
 
     ``points`` are those of the study's own reduction, which is not done twice.
     """
     found: dict[str, NDArray[np.float64]] = {}
     reduced: dict[str, NDArray[np.float64]] = {params.reduction: points}
-    for name in params.alternatives:
+    for name in params.others:
         reduction, _, estimator = name.replace("features", "none").partition("-")
         way = params.model_copy(update={"reduction": reduction, "estimator": estimator})
         if way.reduction not in reduced:

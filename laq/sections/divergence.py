@@ -19,7 +19,8 @@ _NAME: Final = matching(
 class Divergence(Section):
     """From features to the divergence of every pair of classes, in the study's own way and in others.
 
-    ``alternatives`` are made of the same features, ``features`` standing for no reduction; ``given`` are
+    ``alternatives`` are made of the same features, ``features`` standing for no reduction, and may name the
+    study's own way, which is not made twice, so that one key chooses another of them; ``given`` are
     matrices (C, C) in nats from elsewhere, ``.npy`` files by the matrices' names.
     """
 
@@ -39,12 +40,13 @@ class Divergence(Section):
         """The study's own way, named as an alternative would be."""
         return f"{'features' if self.reduction == 'none' else self.reduction}-{self.estimator}"
 
+    @property
+    def others(self) -> tuple[str, ...]:
+        """The alternatives to the study's own way."""
+        return tuple(way for way in self.alternatives if way != self.name)
+
     @model_validator(mode="after")
     def _names_differ(self) -> Self:
-        if self.name in self.alternatives:
-            raise ValueError(
-                f"alternatives: found {self.name}, which reduction and estimator name already; leave it out"
-            )
         if taken := {self.name, *self.alternatives} & set(self.given):
             raise ValueError(
                 f"given: found {', '.join(sorted(taken))}, the name of a way of its own; take another"

@@ -2,14 +2,16 @@
 
 import subprocess
 import sys
+from contextlib import nullcontext
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from laq.errors import LaqError
-from laq.params import load_params
+from laq.params import load_params, study_names
 from laq.quantization import QuantizationError, Recipe, parse_bits
 from laq.sections.architecture import IMAGENET
 from laq.sections.study import Study, bits_name, check_bits
@@ -204,3 +206,38 @@ def test_numbers_are_read_as_dvc_writes_them(tmp_path: Path) -> None:
 def test_another_studys_block_may_be_unfinished(tmp_path: Path) -> None:
     write_params(tmp_path, tiny_params() | {"mine": {"dataset": {"name": "mine"}}})
     assert load_params(tmp_path / "params.yaml").name == "glyphs"
+
+
+@pytest.mark.parametrize(
+    ("further", "wrong"),
+    [
+        ({"bits": [2]}, ""),
+        ({"bits": [2], "methods": ["gpfq"]}, ""),
+        ({"bits": [2], "methods": ["rtn"]}, "report.primary.bits: found 2; must be what the study measures by gpfq"),
+        ({"bits": [2], "bases": ["finetuned"]}, "report.primary.bits: found 2; must be what"),
+    ],
+)  # fmt: skip
+def test_what_the_report_asks_first_may_be_a_further_cell_of_the_original_network(
+    tmp_path: Path, further: dict[str, Any], wrong: str
+) -> None:
+    content = tiny_params()
+    content["glyphs"]["study"]["also"] = [further]
+    content["glyphs"]["report"]["primary"]["bits"] = 2
+    write_params(tmp_path, content)
+    with pytest.raises(LaqError, match=wrong) if wrong else nullcontext():
+        load_params(tmp_path / "params.yaml")
+
+
+def test_one_key_chooses_the_predecessors_divergence(tmp_path: Path) -> None:
+    params = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8")) | {"study": "cifar100"}
+    params["cifar100"]["divergence"]["reduction"] = "umap"
+    write_params(tmp_path, params)
+    asked = load_params(tmp_path / "params.yaml").divergence
+    assert asked.name == "umap-gaussian"
+    assert asked.others == ("umap-knn", "features-gaussian", "features-knn")
+
+
+@pytest.mark.parametrize("study", study_names(ROOT / "params.yaml"))
+def test_every_committed_study_is_valid(tmp_path: Path, study: str) -> None:
+    write_params(tmp_path, yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8")) | {"study": study})
+    assert load_params(tmp_path / "params.yaml").name == study

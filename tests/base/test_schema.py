@@ -27,8 +27,9 @@ BEYOND_A_SCHEMA = {
     "divergence.alternatives=['umap-knn']", "divergence.given={'pca-gaussian': {'p", "study.bits=['asc:2']",
     "subsets.sizes=[101]", "subsets.dissimilar", "subsets.given=[[1, 100]]", "study.bits=['3 first:99']",
     "study.bits=['8,99']", "study.bits=['auto:1.5']", "study.bits=['auto:25']", "study.bits=['fc=3 fc=4']", "study.bits=['999999999999999999",
+    "report.primary.bits=2", "report.primary.method=gpfq_l0", "study.methods=['rtn', 'qronos']", "study.bits=['auto:3', 8]", "study.bases=['finetuned']",
     "study.bits=['3 first:8', '3  fi", "network.training=None",
-    "divergence.alternatives=['pca-gaussian']", "study.bits=['*=3 body.fc=8']", "study.bits=['body.*=3 body.?=8'", "network.arguments", "embeddings.arguments", "embeddings={'network': 'net.pt2",
+    "study.bits=['*=3 body.fc=8']", "study.bits=['body.*=3 body.?=8'", "network.arguments", "embeddings.arguments", "embeddings={'network': 'net.pt2",
 }  # fmt: skip
 
 

@@ -152,7 +152,8 @@ def test_alternatives_lie_beside_the_studys_own(project: Path) -> None:
     given = np.arange(49.0).reshape(7, 7) + np.arange(49.0).reshape(7, 7).T
     np.save("theirs.npy", given)
     ways = ("features-knn", "pca-gaussian", "pca-knn")
-    divergence.run(PARAMS.model_copy(update={"alternatives": ways, "given": {"theirs": theirs()}}))
+    asked = (*ways, PARAMS.name)  # the study's own is no alternative to itself
+    divergence.run(PARAMS.model_copy(update={"alternatives": asked, "given": {"theirs": theirs()}}))
     assert (divergence.FOLDER / "matrix.npy").read_bytes() == own
     found = {f.stem: np.load(f) for f in (divergence.FOLDER / divergence.ALTERNATIVES).iterdir()}
     assert set(found) == {*ways, "theirs"}

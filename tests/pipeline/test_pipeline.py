@@ -253,10 +253,10 @@ def test_results_of_another_study_are_not_sent_under_this_ones_name(own: Path) -
     committed = (own / "params.yaml").read_bytes()
     try:
         params = tiny_params()
-        params["glyphs"]["study"]["bits"] = [5]
+        params["glyphs"]["study"]["bits"] = [3]
         write_params(own, params)
         told = (
-            "laq: params.yaml: glyphs.study.bits is [5], and was [3, 8] when the stage study ran; "
+            "laq: params.yaml: glyphs.study.bits is [3], and was [3, 8] when the stage study ran; "
             "run `dvc repro`\n"
         )
         for command in (["track"], ["report"], ["report", "--publish", "out"]):

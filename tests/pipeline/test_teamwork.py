@@ -153,7 +153,9 @@ def test_the_whole_pipeline_as_an_entry_point_ends_with_all_runs(copied: Path) -
 
 def test_queued_experiments_land_in_the_same_store_and_name_their_runs(copied: Path) -> None:
     for bits in (2, 5):
-        run(copied, "dvc", "exp", "run", "--queue", "-n", f"bits-{bits}", "-S", f"glyphs.study.bits=[{bits}]")
+        changes = (f"glyphs.study.bits=[{bits}]", f"glyphs.report.primary.bits={bits}")
+        settings = [word for change in changes for word in ("-S", change)]
+        run(copied, "dvc", "exp", "run", "--queue", "-n", f"bits-{bits}", *settings)
     run(copied, "dvc", "queue", "start", "-j", "2")
     # DVC takes a second of a core to answer, git none.
     for asked in count():

@@ -132,6 +132,7 @@ def test_a_registered_method_goes_through_the_study_the_report_and_the_command(
     block = params["glyphs"]
     block["network"]["training"]["epochs"] = block["finetune"]["epochs"] = 0
     block["study"] |= {"methods": ["rtn", "toy"], "bases": ["original"], "bits": [3], "radius": 1.0}
+    block["report"]["primary"]["method"] = "toy"
     block["study"]["options"] = {"toy": {"shift": 0.5}}
     write_params(project, params)
     for stage in ("dataset", "network", "embeddings", "divergence", "subsets", "finetune"):

@@ -140,6 +140,7 @@ def ready_for_a_study(folder: Path) -> Params:
     params = tiny_params()
     params["glyphs"]["network"]["training"]["epochs"] = params["glyphs"]["finetune"]["epochs"] = 0
     params["glyphs"]["study"] |= {"bits": [3, "auto:3", "4 last:8"], "methods": ["rtn"]}
+    params["glyphs"]["report"]["primary"]["method"] = "rtn"
     write_params(folder, params)
     read = load_params()
     dataset.run(read.dataset)
