@@ -39,7 +39,15 @@ _STDERR: Final = 2
 _FOLLOW_AFTER: Final = 5.0  # seconds: shorter studies have nothing to show before they are over
 
 
-@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+_SETTINGS: Final = {
+    "help_option_names": ["-h", "--help"],
+    "max_content_width": 100,
+    # MLflow's parameters are named with underscores, as in `-P max_kb=60`.
+    "token_normalize_func": lambda name: name.replace("_", "-"),
+}
+
+
+@click.group(cls=Commands, context_settings=_SETTINGS)
 @click.version_option(package_name="laq")
 def main() -> None:
     """Label-aware quantization: quantize CNNs for the classes that you need, and measure what that costs.

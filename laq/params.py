@@ -229,8 +229,9 @@ def _asked_first(block: Block) -> Iterator[str]:
     if not grids:
         yield "study.bases: found no 'original'; must have it, as report.primary asks about that network"
     elif asked.method not in measured:
-        allowed = f"a method of the study's: {', '.join(measured)}{nearest_name(asked.method, list(measured))}"
-        yield f"report.primary.method: found {asked.method!r}; must be {allowed}"
+        allowed = f"a method of the study's: {', '.join(measured)}"
+        hint = nearest_name(asked.method, list(measured))
+        yield f"report.primary.method: found {asked.method!r}; must be {allowed}{hint}"
     elif asked.bits not in (bits := list(dict.fromkeys(chain.from_iterable(measured[asked.method])))):
         allowed = f"what the study measures by {asked.method}: {', '.join(map(str, bits))}"
         hint = nearest_name(str(asked.bits), [str(known) for known in bits])

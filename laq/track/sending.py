@@ -159,7 +159,9 @@ class Sender:
             self.client.log_artifact(run_id, str(path), folder)
         for name, content in spec.documents.items():
             self.client.log_dict(run_id, content, name)
-        params = [entities.Param(name, value) for name, value in spec.params.items()]
+        # What `mlflow run` was given it has logged itself, in a shell's quotes, and it cannot be changed.
+        given = run.data.params
+        params = [entities.Param(name, value) for name, value in spec.params.items() if name not in given]
         tags = {**spec.tags, MLFLOW_RUN_NAME: spec.name, MLFLOW_RUN_NOTE: spec.description}.items()
         metrics = list(_metrics(spec, run, models))
         self.client.log_batch(run_id, metrics, params, [entities.RunTag(*tag) for tag in tags])

@@ -239,5 +239,7 @@ def test_one_key_chooses_the_predecessors_divergence(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("study", study_names(ROOT / "params.yaml"))
 def test_every_committed_study_is_valid(tmp_path: Path, study: str) -> None:
-    write_params(tmp_path, yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8")) | {"study": study})
+    write_params(
+        tmp_path, yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8")) | {"study": study}
+    )
     assert load_params(tmp_path / "params.yaml").name == study

@@ -180,9 +180,15 @@ def test_the_run_that_mlflow_started_below_another_becomes_the_root(store: Store
     experiment = store.client.create_experiment("elsewhere")
     above = store.client.create_run(experiment).info.run_id
     own = store.client.create_run(experiment, tags={"mlflow.parentRunId": above}).info.run_id
-    tree = replace(make_tree(weights), own_run=own)
+    tree = make_tree(weights)
+    name, *others = tree.root.params
+    store.client.log_param(
+        own, name, f"'{tree.root.params[name]}'"
+    )  # as `mlflow run` quotes what it was given
+    tree = replace(tree, own_run=own)
     done = store.send(tree)
     assert (done.ids[tree.root.key], done.experiment_id) == (own, experiment)
+    assert set(others) < set(store.client.get_run(own).data.params)
     assert store.send(tree).count == 0
     assert len(runs_of(store.client, "elsewhere")) == 1 + len(tree.runs)
 
