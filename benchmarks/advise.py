@@ -23,7 +23,7 @@ import pandas as pd
 from numpy.typing import NDArray
 from scipy.stats import norm
 
-from laq.advise.choice import Row, Wanted, judged, without_caution
+from laq.advise.choice import Row, Wanted, chosen_by_estimates, judged
 from laq.git import commit
 from laq.progress import progress
 from laq.report.rendering import markdown_table, number
@@ -107,7 +107,7 @@ def points(promise: str, truth: Truth, rng: np.random.Generator) -> float:
 
 def by_estimate(truth: Truth, lose: float, n: int, rng: np.random.Generator) -> Row | None:
     """The former rule: the smallest network whose estimate on all n images is good enough."""
-    return without_caution(judged(truth.measured(n, rng), Wanted(lose)))
+    return chosen_by_estimates(judged(truth.measured(n, rng), Wanted(lose)))
 
 
 def by_bound(truth: Truth, lose: float, n: int, rng: np.random.Generator, *, share: float) -> Row | None:

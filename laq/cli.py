@@ -398,7 +398,7 @@ def advise(jobs: int | None, scheduler: str, *, quick: bool, **asked: Any) -> No
     _make("subsets" if question.subset else "dataset", params)
     question.subset_of()  # a class that is not there is told before the network is trained
     _make("network", params)
-    click.echo(f"laq: {room.foretold(params, question.subset_of(), usual)}", err=True)
+    click.echo(f"laq: {room.describe_plan(params, question.subset_of(), usual)}", err=True)
     advice = room.run(params, question, workers(jobs, scheduler))
     click.echo(advice.text)
     if advice.refusal:

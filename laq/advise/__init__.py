@@ -4,7 +4,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Final
 
-from laq.advise.candidates import Candidates, for_integers, foretold, measure, quick
+from laq.advise.candidates import Candidates, describe_plan, for_integers, measure, quick
 from laq.advise.choice import Wanted, judged
 from laq.advise.export import SubsetExport
 from laq.advise.figures import chart
@@ -24,7 +24,7 @@ from laq.subsets.asked import ASKED
 from laq.track.own_run import annotate, own_run
 from laq.track.store import Store
 
-__all__ = ["FOLDER", "Advice", "Question", "for_integers", "foretold", "quick", "run"]
+__all__ = ["FOLDER", "Advice", "Question", "describe_plan", "for_integers", "quick", "run"]
 
 FOLDER: Final = Path("data/advise")
 TEXT: Final = "advice.md"

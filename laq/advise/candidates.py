@@ -120,7 +120,7 @@ def for_integers(params: Params) -> Params:
     return params.model_copy(update={"advise": params.advise.model_copy(update={"bits": bits})})
 
 
-def foretold(params: Params, subset: Subset, asked: Advise) -> str:
+def describe_plan(params: Params, subset: Subset, asked: Advise) -> str:
     """What will be measured, before it is: how many networks, and which.
 
     Bits that were ``asked`` for and are not measured (``for_integers``) are told, too.

@@ -136,7 +136,7 @@ def _unbeaten(
     return unbeaten
 
 
-def without_caution(table: pd.DataFrame) -> Row | None:
+def chosen_by_estimates(table: pd.DataFrame) -> Row | None:
     """The candidate that the estimates alone would choose, in a table made by ``judged``."""
     good = table[(table.method != "float") & table.fits & table.keeps].to_dict("records")
     return next(iter(good), None)

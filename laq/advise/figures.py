@@ -5,7 +5,7 @@ from typing import Final
 import numpy as np
 import pandas as pd
 
-from laq.advise.text import NETWORKS, Findings, bound_of, kib, named, wishes
+from laq.advise.text import NETWORKS, Findings, bound_of, kib, named, request_text
 from laq.charts.candidates import Marked, candidates
 from laq.charts.theme import Chart
 from laq.report.tables import BASE_OF
@@ -72,7 +72,7 @@ def _columns(found: Findings) -> tuple[str, str, str]:
 
 def _title(found: Findings) -> tuple[str, str]:
     row, n = found.chosen, found.original["n"]
-    about = f"Asked for: {wishes(found)}; {n} images choose. Hollow marks: networks fine-tuned first. "
+    about = f"Asked for: {request_text(found)}; {n} images choose. Hollow marks: networks fine-tuned first. "
     if row is None:
         return f"{found.names[1]} for {found.title}", f"{about}None can be promised."
     value = f"{row['lost_points']:z.1f} points lost, bound {bound_of(row, found.wanted)}"

@@ -7,7 +7,7 @@ from typing import Any, Final
 
 import pandas as pd
 
-from laq.advise.choice import Wanted, alpha_of, nearest, without_caution
+from laq.advise.choice import Wanted, alpha_of, chosen_by_estimates, nearest
 from laq.advise.export import LOADING
 from laq.advise.report import Reported
 from laq.quantization.methods.registry import BASELINE, label_of
@@ -83,7 +83,7 @@ def _render(found: Findings, template: str, **more: Any) -> str:
             found=found,
             wanted=found.wanted,
             chosen=found.chosen,
-            careless=without_caution(found.table),
+            by_estimates=chosen_by_estimates(found.table),
             limited=isfinite(found.wanted.max_bytes),
             sure=f"{100 * found.wanted.confidence:g}",
             named=named,
@@ -117,7 +117,7 @@ def times(row: Mapping[Any, Any]) -> str:
     return f"{ratio:.0f}" if ratio >= 10 else f"{ratio:.1f}"
 
 
-def wishes(found: Findings) -> str:
+def request_text(found: Findings) -> str:
     """The request: what may be lost or must be kept, and the largest size."""
     wanted, limit = found.wanted, found.wanted.max_bytes
     size = f"at most {limit / 1024:g} KiB" if isfinite(limit) else "of any size"
@@ -138,7 +138,7 @@ def markdown(found: Findings, provenance: Mapping[str, str]) -> str:
         found,
         "advice.md",
         answer=answer(found),
-        wishes=wishes(found),
+        request=request_text(found),
         k=len(found.subset.classes),
         chains=found.table.variant[found.table.method != "float"].nunique(),
         candidates=markdown_table(_as_texts(found)),

@@ -7,8 +7,8 @@ from tempfile import TemporaryDirectory
 import pandas as pd
 
 from laq.files import replacing_file
-from laq.init.network import look_at_network
-from laq.init.pictures import look_at_pictures
+from laq.init.network import inspect_network
+from laq.init.pictures import inspect_pictures
 from laq.init.study import block_of, design_of, read_without, with_block
 from laq.params import load_params
 from laq.provenance import watch
@@ -50,8 +50,8 @@ def run(order: Order, *, dry_run: bool = False) -> str:
     """
     before = read_without(order.name)
     with TemporaryDirectory(prefix=".laq-partial-", dir=".") as scratch:
-        pictures = look_at_pictures(order.pictures, order.network, order.size, Path(scratch))
-        network = look_at_network(order.network, pictures)
+        pictures = inspect_pictures(order.pictures, order.network, order.size, Path(scratch))
+        network = inspect_network(order.network, pictures)
         after = with_block(before, order.name, block_of(order.name, pictures, network))
         draft = Path(scratch) / FILE.name
         draft.write_text(after, encoding="utf-8")

@@ -8,7 +8,7 @@ import torch
 from laq.architectures import Classifier, NetworkDesign, build, put_rows, usual_of
 from laq.architectures.registry import IMAGENET_MEAN, IMAGENET_STD, find_source
 from laq.errors import LaqError
-from laq.init.pictures import LookedAtPictures
+from laq.init.pictures import InspectedPictures
 from laq.network import foreign_network, outputs_of
 from laq.network.evaluation import Scores, evaluate
 from laq.network.outputs import find_rows
@@ -16,14 +16,14 @@ from laq.quantization import Recipe, float32_bytes, quantize
 from laq.quantization.methods.registry import BASELINE
 from laq.sections.network import Network
 
-_LOOKED_AT: Final = 8  # images that layers are found with
+_INSPECTED: Final = 8  # images that layers are found with
 _SCORED: Final = 500  # test images that the accuracy is estimated on
 _GREY: Final = ((0.5, 0.5, 0.5), (0.25, 0.25, 0.25))  # of pixels, for a network that is not trained yet
 
 
 @dataclass(frozen=True)
-class LookedAtNetwork:
-    """A network that was looked at.
+class InspectedNetwork:
+    """A network, and what was found of it.
 
     Attributes:
         architecture: its name in the registry.
@@ -53,7 +53,7 @@ class LookedAtNetwork:
         return not self.trained_here and self.scores is None
 
 
-def look_at_network(architecture: str, pictures: LookedAtPictures) -> LookedAtNetwork:
+def inspect_network(architecture: str, pictures: InspectedPictures) -> InspectedNetwork:
     """Build the network, run it on some of the pictures, and round its weights, so that its layers are known.
 
     Raises:
@@ -61,9 +61,9 @@ def look_at_network(architecture: str, pictures: LookedAtPictures) -> LookedAtNe
     """
     source, _ = find_source(architecture)
     network, outputs = _made(architecture, pictures, pretrained=source.has_weights)
-    images = pictures.train.take(torch.arange(min(_LOOKED_AT, len(pictures.train)))).images
+    images = pictures.train.take(torch.arange(min(_INSPECTED, len(pictures.train)))).images
     rounded = quantize(network, images, Recipe(method=BASELINE, bits=8))
-    looked_at = LookedAtNetwork(
+    inspected = InspectedNetwork(
         architecture=architecture,
         trained_here=not source.has_weights,
         tells_normalisation=usual_of(architecture).mean is not None,
@@ -72,10 +72,10 @@ def look_at_network(architecture: str, pictures: LookedAtPictures) -> LookedAtNe
         kept=tuple(f"{kept.name}: {kept.reason}" for kept in rounded.not_quantized),
         float_bytes=float32_bytes(network),
     )
-    return looked_at if looked_at.trained_here else _scored(looked_at, network, pictures)
+    return inspected if inspected.trained_here else _scored(inspected, network, pictures)
 
 
-def _made(architecture: str, pictures: LookedAtPictures, *, pretrained: bool) -> tuple[Classifier, int]:
+def _made(architecture: str, pictures: InspectedPictures, *, pretrained: bool) -> tuple[Classifier, int]:
     """The network and how many outputs it has."""
     if pretrained:
         told = usual_of(architecture)
@@ -93,7 +93,7 @@ def _made(architecture: str, pictures: LookedAtPictures, *, pretrained: bool) ->
     return network, outputs_of(network, pictures.train)
 
 
-def _scored(found: LookedAtNetwork, network: Classifier, pictures: LookedAtPictures) -> LookedAtNetwork:
+def _scored(found: InspectedNetwork, network: Classifier, pictures: InspectedPictures) -> InspectedNetwork:
     """With the accuracy on some test images, where the network's outputs stand for the classes."""
     known = usual_of(found.architecture).output_names
     try:

@@ -26,8 +26,8 @@ _SMALL = 32  # pixels a side, where neither the user nor the network says anothe
 
 
 @dataclass(frozen=True)
-class LookedAtPictures:
-    """Pictures that were looked at.
+class InspectedPictures:
+    """Pictures, and what was found of them.
 
     Attributes:
         path: as the user named it.
@@ -80,7 +80,7 @@ class LookedAtPictures:
         return list(self.manifest.source.get("skipped", []))
 
 
-def look_at_pictures(path: str, network: str, size: int | None, scratch: Path) -> LookedAtPictures:
+def inspect_pictures(path: str, network: str, size: int | None, scratch: Path) -> InspectedPictures:
     """Make images of all pictures, in the folder ``scratch``, and count what they are.
 
     Raises:
@@ -99,7 +99,7 @@ def look_at_pictures(path: str, network: str, size: int | None, scratch: Path) -
         pictures = arrange(files)
         headers = [header for picture in pictures if (header := _header(files, picture.name))]
     sizes = sorted((size for size, _ in headers), key=lambda size: size[0] * size[1])
-    return LookedAtPictures(
+    return InspectedPictures(
         path=path,
         dataset=dataset,
         manifest=manifest,

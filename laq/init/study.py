@@ -7,8 +7,8 @@ from typing import Final
 
 from laq.errors import LaqError
 from laq.files import need
-from laq.init.network import LookedAtNetwork
-from laq.init.pictures import LookedAtPictures
+from laq.init.network import InspectedNetwork
+from laq.init.pictures import InspectedPictures
 from laq.params import CHOICE, NAME, NAME_IN_WORDS, study_names
 from laq.report.rendering import templates
 from laq.sections.base import FILE
@@ -36,7 +36,7 @@ class Design:
     champion_kib: int
 
 
-def design_of(pictures: LookedAtPictures, network: LookedAtNetwork) -> Design:
+def design_of(pictures: InspectedPictures, network: InspectedNetwork) -> Design:
     """A study that these pictures have classes and images enough for."""
     train = sorted(pictures.manifest.images["train"])
     size = min(_MOST_CLASSES, max(2, 2 * len(train) // 5))
@@ -46,7 +46,7 @@ def design_of(pictures: LookedAtPictures, network: LookedAtNetwork) -> Design:
     return Design(size, subsets, images, max(1, round(network.float_bytes / 8 / _KIB)))
 
 
-def block_of(name: str, pictures: LookedAtPictures, network: LookedAtNetwork) -> str:
+def block_of(name: str, pictures: InspectedPictures, network: InspectedNetwork) -> str:
     """The study's block, with a comment at what a user may want to change."""
     template = templates("laq.init").get_template("study.yaml")
     return template.render(name=name, pictures=pictures, network=network, design=design_of(pictures, network))

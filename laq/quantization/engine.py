@@ -36,8 +36,8 @@ from laq.quantization.methods.solve import solve
 from laq.quantization.options import DeviceChoice, QuantizationError, check_patterns
 from laq.quantization.recipe import InputKind, NotQuantized, QuantizedLayer, QuantizedNetwork, Recipe
 from laq.quantization.threads import Pool, as_workers, worker_pool
-from laq.quantization.tuning.lessons import Lessons, Split, cut, lessons_of
 from laq.quantization.tuning.settings import Tuning
+from laq.quantization.tuning.transfer_set import Split, TransferSet, cut, transfer_set_of
 from laq.quantization.tuning.tune import tune
 
 _SHARED: Final = ("batch_size", "ignore", "fuse", "memory_gib")  # options that a pass depends on
@@ -210,12 +210,13 @@ def _quantize_and_tune(
     What differs in tuning alone is quantized once, and the float network gives its answers once for all.
     """
     plans = [(recipe, recipe.tune) for recipe in recipes if recipe.tune]
-    split, lessons = Split.of(batches, plans[0][1].held_back, recipes[0].seed), dict[Tuning, Lessons]()
+    split = Split.of(batches, plans[0][1].held_back, recipes[0].seed)
+    transfers = dict[Tuning, TransferSet]()
     with worker_pool(_most(analog)) as pool:
         for recipe, tuning in plans:
-            if tuning.of_any_loss not in lessons:
-                lessons[tuning.of_any_loss] = lessons_of(analog, split, recipe, output, pool)
-            lessons[tuning.of_any_loss].check(tuning.compared)
+            if tuning.of_any_loss not in transfers:
+                transfers[tuning.of_any_loss] = transfer_set_of(analog, split, recipe, output, pool)
+            transfers[tuning.of_any_loss].check(tuning.compared)
     untuned = list(dict.fromkeys(replace(recipe, tune=None) for recipe in recipes))
     learned = list(cut(split.learned, recipes[0].batch_size))
     prepared, made = _quantize_copies(analog, learned, untuned, output)
@@ -223,7 +224,7 @@ def _quantize_and_tune(
     with worker_pool(_most(analog)) as pool:
         for recipe, tuning in plans:
             result = replace(made[untuned.index(replace(recipe, tune=None))], recipe=recipe)
-            tuned.append(tune(result, lessons[tuning.of_any_loss], pool))
+            tuned.append(tune(result, transfers[tuning.of_any_loss], pool))
     return _measured_again(prepared, tuned, learned, output)
 
 

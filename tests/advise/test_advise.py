@@ -19,8 +19,8 @@ from scipy.stats import beta
 from laq import advise as room
 from laq import dataset, network
 from laq.advise import figures
-from laq.advise.candidates import as_study, for_integers, foretold, planned, quick
-from laq.advise.choice import Wanted, judged, nearest, without_caution
+from laq.advise.candidates import as_study, describe_plan, for_integers, planned, quick
+from laq.advise.choice import Wanted, chosen_by_estimates, judged, nearest
 from laq.advise.question import Question
 from laq.advise.report import Reported
 from laq.advise.text import Findings, answer, for_terminal, markdown
@@ -92,9 +92,9 @@ def test_the_smallest_whose_bound_holds_is_chosen() -> None:
     assert chosen(TABLE, 0.6) == ["quantized.gpfq-4"]
     assert chosen(TABLE, 0.3) == ["quantized.rtn-8"]
     assert chosen(TABLE, 0.1) == chosen(TABLE, 0) == []
-    careless = without_caution(judged(TABLE, Wanted(0.6)))
-    assert careless
-    assert careless["cell"] == "asked.finetuned_quantized.gpfq-3"
+    by_estimates = chosen_by_estimates(judged(TABLE, Wanted(0.6)))
+    assert by_estimates
+    assert by_estimates["cell"] == "asked.finetuned_quantized.gpfq-3"
 
 
 def test_less_confidence_promises_more() -> None:
@@ -364,9 +364,9 @@ def test_candidates_for_integers_have_no_more_bits_than_a_file_holds() -> None:
     rounded = params.model_copy(update={"advise": asked})
     assert for_integers(rounded).advise.bits == (3, 7)
     subset = describe(np.ones((3, 3)), ["a", "b", "c"], "one", "given", [0, 1])
-    told = foretold(for_integers(rounded), subset, rounded.advise)
+    told = describe_plan(for_integers(rounded), subset, rounded.advise)
     assert told.endswith("; auto:6 left out, as bits that differ by layer may be too many for --max-ms")
-    assert "left out" not in foretold(rounded, subset, rounded.advise)
+    assert "left out" not in describe_plan(rounded, subset, rounded.advise)
     vnni = params.export.model_copy(update={"vnni": True})
     assert for_integers(rounded.model_copy(update={"export": vnni})).advise.bits == asked.bits
     in_float = params.model_copy(update={"advise": asked.model_copy(update={"activations": None})})
@@ -650,7 +650,7 @@ def test_what_the_pipeline_has_not_made_is_made_first(
     monkeypatch.setattr("laq.cli._repro", asked.append)
     # Nothing is there at first, and all of it after the pipeline has run.
     monkeypatch.setattr("laq.cli.find_stale", lambda *_: None if asked else Stale(stage, "not found"))
-    monkeypatch.setattr(room, "foretold", lambda *_: "")
+    monkeypatch.setattr(room, "describe_plan", lambda *_: "")
     monkeypatch.setattr(room.Question, "subset_of", lambda _: SUBSET)
     monkeypatch.setattr(room, "run", lambda *_: SimpleNamespace(text="", refusal=""))
     assert ask(*options).exit_code == 0

@@ -25,8 +25,8 @@ from laq.quantization import (
     save,
 )
 from laq.quantization.calibration.batch import Batch
-from laq.quantization.tuning.lessons import Split
 from laq.quantization.tuning.settings import Tuning, tuning_of
+from laq.quantization.tuning.transfer_set import Split
 from laq.quantization.tuning.tune import TemperedDivergence
 from tests.quantization.test_activations import Block, pictures
 

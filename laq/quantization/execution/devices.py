@@ -69,7 +69,7 @@ def run_on_device(
         for parts in (1, 2):
             try:
                 results = run(_moved(copy.deepcopy(network), device), _given(kept, device, parts))
-                return [_home(result, device, home) for result in results]
+                return [_brought_back(result, device, home) for result in results]
             except torch.OutOfMemoryError:
                 pass  # beyond this block the activations in the error's frames are gone
             torch.cuda.empty_cache()
@@ -114,7 +114,7 @@ def _given(batches: Sequence[Batch], device: torch.device, parts: int) -> Iterat
             yield part.map(lambda value: value.to(device))
 
 
-def _home(result: QuantizedNetwork, device: torch.device, home: torch.device) -> QuantizedNetwork:
+def _brought_back(result: QuantizedNetwork, device: torch.device, home: torch.device) -> QuantizedNetwork:
     """A result on the device that the network was on, with the name of the one that it was made on."""
     layers = (
         replace(

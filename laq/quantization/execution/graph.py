@@ -140,9 +140,9 @@ def _hooked(network: nn.Module) -> str:
 
 
 def _trace_fx(network: nn.Module, batch: Batch) -> Graph | str:
-    twin = _twin(network, {})
+    copied = _tracing_copy(network, {})
     try:
-        graph = _Tracer(twin).trace(twin)
+        graph = _Tracer(copied).trace(copied)
         bound = inspect.signature(network.forward)
         bound.bind(*batch.args, **batch.kwargs)
     except Exception as error:  # noqa: BLE001 (a forward may raise anything when it meets a proxy)
@@ -154,7 +154,7 @@ def _trace_fx(network: nn.Module, batch: Batch) -> Graph | str:
             if _has(network, name):
                 attributes[node] = name
             else:
-                constants[node] = attribute(twin, name)
+                constants[node] = attribute(copied, name)
     placeholders = {str(node.target).lstrip("*"): node for node in graph.nodes if node.op == "placeholder"}
 
     def bind(batch: Batch) -> Values:
@@ -165,16 +165,16 @@ def _trace_fx(network: nn.Module, batch: Batch) -> Graph | str:
     return Graph(tuple(graph.nodes), attributes, constants, bind)
 
 
-def _twin(module: nn.Module, done: dict[int, nn.Module]) -> nn.Module:
+def _tracing_copy(module: nn.Module, done: dict[int, nn.Module]) -> nn.Module:
     """The same modules over the same tensors: tracing may leave attributes behind."""
     if id(module) not in done:
         # A graph's module makes a class of its own whenever it is made.
-        twin = done[id(module)] = object.__new__(type(module))
-        vars(twin).update(vars(module))
+        copied = done[id(module)] = object.__new__(type(module))
+        vars(copied).update(vars(module))
         for place in ("_parameters", "_buffers"):
-            twin.__dict__[place] = dict(vars(module)[place])
+            copied.__dict__[place] = dict(vars(module)[place])
         children = vars(module)["_modules"].items()
-        twin.__dict__["_modules"] = {name: child and _twin(child, done) for name, child in children}
+        copied.__dict__["_modules"] = {name: child and _tracing_copy(child, done) for name, child in children}
     return done[id(module)]
 
 

@@ -55,14 +55,14 @@ def solve(problem: LayerProblem, inputs: Inputs, settings: Settings) -> Solution
 
 
 @dataclass(frozen=True)
-class _Place:
+class _SoftRounding:
     """Where a weight is between two levels, for real numbers V."""
 
     h: Tensor
     slope: Tensor  # of h by V
 
     @classmethod
-    def of(cls, V: Tensor) -> "_Place":
+    def of(cls, V: Tensor) -> "_SoftRounding":
         low, high = STRETCH
         share = V.sigmoid()
         stretched = share * (high - low) + low
@@ -81,18 +81,18 @@ def _rounded(problem: LayerProblem, target: Tensor, H: Tensor, iterations: int) 
     alphabet = problem.alphabet
     place = (alphabet.in_steps(problem.W) - alphabet.offset).clamp(alphabet.low, alphabet.high)
     below = place.floor().clamp(max=alphabet.high - 1)
-    V = _Place.inverse(place - below)
+    V = _SoftRounding.inverse(place - below)
     means = torch.zeros_like(V), torch.zeros_like(V)
     energy = (H.diagonal(dim1=1, dim2=2).mean(1)[:, None, None] * alphabet.step.square()).clamp(min=_TINY)
     for number, sharpness in enumerate(_schedule(iterations), start=1):
-        now = _Place.of(V)
+        now = _SoftRounding.of(V)
         error = alphabet.decode(below + now.h) @ H - target
         gradient = 2 * error * alphabet.step / energy
         if sharpness is not None:
             side = 2 * now.h - 1
             gradient -= 2 * WEIGHT * sharpness * side.abs().pow(sharpness - 1) * side.sign()
         _step(V, gradient * now.slope, means, number)
-    return (below + (_Place.of(V).h >= 0.5)).to(torch.int32)
+    return (below + (_SoftRounding.of(V).h >= 0.5)).to(torch.int32)
 
 
 def _schedule(iterations: int) -> Iterator[float | None]:

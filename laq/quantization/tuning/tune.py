@@ -17,9 +17,9 @@ from laq.quantization.execution.layerwise import run
 from laq.quantization.execution.outputs import logits_of
 from laq.quantization.recipe import QuantizedNetwork, Tuned
 from laq.quantization.threads import Pool
-from laq.quantization.tuning.lessons import CHUNK, Lessons, cut, logits_of_all
 from laq.quantization.tuning.settings import Tuning
 from laq.quantization.tuning.student import Student
+from laq.quantization.tuning.transfer_set import CHUNK, TransferSet, cut, logits_of_all
 
 _CHECKS: Final = 16  # how often the images that were held back are asked, if they were asked all the time
 # They are from this share of the steps on: few images err, and while steps are large what is best there by
@@ -44,23 +44,23 @@ class TemperedDivergence:
         return F.kl_div(q, p, reduction="sum", log_target=True) * self.temperature**2
 
 
-class Course:
+class Distillation:
     """One network's tuning: it learns step by step, and is judged by the images that were held back."""
 
     def __init__(
-        self, student: Student, lessons: Lessons, divergence: TemperedDivergence, pool: Pool
+        self, student: Student, transfer: TransferSet, divergence: TemperedDivergence, pool: Pool
     ) -> None:
         self.student = student
-        self.lessons = lessons
+        self.transfer = transfer
         self.divergence = divergence
         self.pool = pool
 
     def judged(self) -> float:
         """The mean divergence (nats) on the images that were held back, of the network as it is."""
         self.student.show()
-        split, network = self.lessons.split, self.student.copies[0]
-        logits = logits_of_all(network, cut(split.held_back), self.lessons.output, self.pool)
-        return self.divergence(logits, self.lessons.held_back).item() / split.held_back.count
+        split, network = self.transfer.split, self.student.copies[0]
+        logits = logits_of_all(network, cut(split.held_back), self.transfer.output, self.pool)
+        return self.divergence(logits, self.transfer.held_back).item() / split.held_back.count
 
     def learn(self, rows: Tensor) -> None:
         """A step of the optimizer, from the images and mixtures of these numbers."""
@@ -72,12 +72,14 @@ class Course:
     def _backward(self, copy: int, rows: Tensor, count: int) -> None:
         """Leave the gradients of a part of ``count`` images with one of the student's copies."""
         with torch.enable_grad():
-            logits = logits_of(run(self.student.copies[copy], self.lessons.batch(rows)), self.lessons.output)
-            loss = self.divergence(in_float32(logits), self.lessons.logits[rows]) / count
+            logits = logits_of(
+                run(self.student.copies[copy], self.transfer.batch(rows)), self.transfer.output
+            )
+            loss = self.divergence(in_float32(logits), self.transfer.logits[rows]) / count
             torch.autograd.backward([loss])
 
 
-def tune(result: QuantizedNetwork, lessons: Lessons, pool: Pool) -> QuantizedNetwork:
+def tune(result: QuantizedNetwork, transfer: TransferSet, pool: Pool) -> QuantizedNetwork:
     """Tune a quantized network to the float one, if that brings it nearer on the images held back.
 
     Of these, as of all that is reported, the divergence is that of the tempered probabilities that the
@@ -86,7 +88,7 @@ def tune(result: QuantizedNetwork, lessons: Lessons, pool: Pool) -> QuantizedNet
 
     Args:
         result: by a recipe with a tuning; it is left as it is.
-        lessons: for that recipe.
+        transfer: for that recipe.
         pool: does the work.
 
     Returns:
@@ -95,17 +97,18 @@ def tune(result: QuantizedNetwork, lessons: Lessons, pool: Pool) -> QuantizedNet
     tuning, begin = result.recipe.tune, time.perf_counter()
     assert tuning is not None
     student = Student(result, tuning, parts=-(-tuning.batch_size // CHUNK))
-    course = Course(student, lessons, TemperedDivergence(tuning.compared, tuning.temperature), pool)
-    before, after, step = _learned(course, tuning, result.recipe.seed)
+    divergence = TemperedDivergence(tuning.compared, tuning.temperature)
+    distillation = Distillation(student, transfer, divergence, pool)
+    before, after, step = _learned(distillation, tuning, result.recipe.seed)
     tuned = student.quantized(copy.deepcopy(result.network))
     told = Tuned(
         taken=after < before,
         divergence_before=before,
         divergence_after=after if math.isfinite(after) else None,
         codes_moved=student.codes_moved(),
-        passes=step * tuning.batch_size / lessons.split.learned.count,
-        learned=lessons.split.learned.count,
-        held_back=lessons.split.held_back.count,
+        passes=step * tuning.batch_size / transfer.split.learned.count,
+        learned=transfer.split.learned.count,
+        held_back=transfer.split.held_back.count,
     )
     if not told.taken:
         warnings.warn(
@@ -117,24 +120,24 @@ def tune(result: QuantizedNetwork, lessons: Lessons, pool: Pool) -> QuantizedNet
     return replace(kept, tuned=told, tuning_seconds=time.perf_counter() - begin)
 
 
-def _learned(course: Course, tuning: Tuning, seed: int) -> tuple[float, float, int]:
+def _learned(distillation: Distillation, tuning: Tuning, seed: int) -> tuple[float, float, int]:
     """Learn, and keep what was best while steps were small.
 
     Returns:
         The divergence on the images held back before, the best one after, and the step that it was at.
     """
-    student, generator = course.student, torch.Generator().manual_seed(seed)
-    before, best, at, kept = course.judged(), math.inf, 0, student.state()
+    student, generator = distillation.student, torch.Generator().manual_seed(seed)
+    before, best, at, kept = distillation.judged(), math.inf, 0, student.state()
     order = torch.empty(0, dtype=torch.int64)
     pause = max(1, tuning.steps // _CHECKS)
     for step in range(1, tuning.steps + 1):
         if len(order) < tuning.batch_size:
-            order = torch.cat([order, torch.randperm(course.lessons.count, generator=generator)])
+            order = torch.cat([order, torch.randperm(distillation.transfer.count, generator=generator)])
         student.slow_down((1 + math.cos(math.pi * (step - 1) / tuning.steps)) / 2)
-        course.learn(order[: tuning.batch_size])
+        distillation.learn(order[: tuning.batch_size])
         order = order[tuning.batch_size :]
         is_check = step == tuning.steps or (step % pause == 0 and step >= _SETTLED * tuning.steps)
-        if is_check and (found := course.judged()) < best:
+        if is_check and (found := distillation.judged()) < best:
             best, kept, at = found, student.state(), step
     student.restore(kept)
     return before, best, at

@@ -1,4 +1,4 @@
-"""What a tuning learns from: calibration images, mixtures of these, and the float network's answers."""
+"""The transfer set of a tuning (Hinton et al. 2015): images, mixtures of these, and the float answers."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -53,7 +53,7 @@ class Split:
 
 
 @dataclass(frozen=True)
-class Lessons:
+class TransferSet:
     """Images to learn from, each a mixture of two (Zhang et al. 2018), with the float network's logits.
 
     Attributes:
@@ -98,7 +98,9 @@ class Lessons:
         return _mixed(self.split.learned, self.first[rows], self.second[rows], self.share[rows])
 
 
-def lessons_of(network: nn.Module, split: Split, recipe: Recipe, output: Output, pool: Pool) -> Lessons:
+def transfer_set_of(
+    network: nn.Module, split: Split, recipe: Recipe, output: Output, pool: Pool
+) -> TransferSet:
     """Every image that is learned from, then mixtures, as many as the tuning has use for.
 
     Args:
@@ -122,14 +124,14 @@ def lessons_of(network: nn.Module, split: Split, recipe: Recipe, output: Output,
         torch.cat([torch.arange(count), torch.randint(count, (mixed,), generator=generator)]) for _ in "12"
     )
     share = torch.cat([torch.ones(count), torch.rand(mixed, generator=generator)])
-    lessons = Lessons(split, first, second, share, torch.empty(0), torch.empty(0), output)
-    rows = torch.arange(lessons.count)
-    parts = (lessons.batch(rows[start : start + CHUNK]) for start in range(0, lessons.count, CHUNK))
+    transfer = TransferSet(split, first, second, share, torch.empty(0), torch.empty(0), output)
+    rows = torch.arange(transfer.count)
+    parts = (transfer.batch(rows[start : start + CHUNK]) for start in range(0, transfer.count, CHUNK))
     logits = logits_of_all(network, parts, output, pool)
     held_back = logits_of_all(network, cut(split.held_back), output, pool)
     if not (logits.isfinite().all() and held_back.isfinite().all()):
         raise QuantizationError("tune: the float network's outputs are not finite; check weights and images")
-    return replace(lessons, logits=logits, held_back=held_back)
+    return replace(transfer, logits=logits, held_back=held_back)
 
 
 def cut(images: Batch, size: int = CHUNK) -> Iterator[Batch]:
