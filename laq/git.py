@@ -2,16 +2,22 @@
 
 import os
 import subprocess
-from typing import Any
+from pathlib import Path
+from typing import Any, Final
 
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
+
+_PARAMS: Final = "params.yaml"
 # What results depend on; their data are told by their hashes.
-_SOURCES = ("laq", "dvc.yaml", "params.yaml", "requirements.txt")
+_SOURCES: Final = ("laq", "dvc.yaml", _PARAMS, "requirements.txt")
 
 
 def commit() -> dict[str, Any]:
     """The commit that the current folder is at, and the files that results depend on that differ from it.
 
-    All are None outside of git, and before its first commit.
+    Of ``params.yaml``, what the study that runs holds counts: which one runs, other studies and comments do
+    not. All are None outside of git, and before its first commit.
     """
     try:
         head = _git("rev-parse", "HEAD")
@@ -21,7 +27,19 @@ def commit() -> dict[str, Any]:
     except (OSError, subprocess.CalledProcessError):
         return {"commit": None, "dirty": None, "uncommitted": None}
     files = sorted(entry[3:] for entry in changed.split("\0") if entry)
+    files = [file for file in files if Path(file).name != _PARAMS or not _is_study_committed()]
     return {"commit": head, "dirty": bool(files), "uncommitted": files}
+
+
+def _is_study_committed() -> bool:
+    """Whether the study that runs stands in the commit as it does in the folder."""
+    yaml = YAML(typ="safe", pure=True)
+    try:
+        used = yaml.load(Path(_PARAMS).read_text(encoding="utf-8"))
+        committed = yaml.load(_git("show", f"HEAD:./{_PARAMS}"))
+        return bool(used[used["study"]] == committed[used["study"]])
+    except (OSError, ValueError, subprocess.CalledProcessError, YAMLError, KeyError, TypeError):
+        return False  # such as a block that is new, or a file that is
 
 
 def in_git() -> bool:

@@ -340,6 +340,13 @@ def test_an_experiment_of_other_bits_reruns_study_report_and_track_alone_and_is_
     shown = run(own, "dvc", "exp", "show", "--csv", "--only-changed")
     assert "by-layer" in shown
     assert "top1.gpfq" in shown
+    runs = runs_in(own, "laq-glyphs")
+    (study,) = [
+        r.data.tags
+        for r in runs
+        if r.data.tags.get("laq.dvc_experiment") == "by-layer" and r.data.tags["laq.level"] == "study"
+    ]
+    assert (study["laq.dirty"], study["laq.uncommitted"]) == ("True", "params.yaml")
 
 
 @pytest.mark.parametrize(

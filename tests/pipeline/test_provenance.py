@@ -17,7 +17,7 @@ from laq.files import read_json, write_json
 from laq.imports import COMPILED, source_files
 from laq.params import load_params
 from laq.provenance import check, find_stale, read_stages
-from tests.conftest import ROOT, tiny_params
+from tests.conftest import ROOT, tiny_params, write_params
 from tests.project import laq, run, stages_run
 
 STAGES = yaml.safe_load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))["stages"]
@@ -210,8 +210,9 @@ def test_quantize_makes_what_is_stale_again(edited: Path) -> None:
 
 
 def test_what_is_uncommitted_is_told_and_parameters_are_part_of_it(edited: Path) -> None:
-    with (edited / "params.yaml").open("a", encoding="utf-8") as file:
-        file.write("# a note\n")
+    params = tiny_params()
+    params["glyphs"]["verify"]["cells"] = 1
+    write_params(edited, params)
     laq(edited, "report", "--publish", "out/noted")
     found = read_json(edited / "out/noted/provenance.json")
     assert (found["dirty"], found["uncommitted"]) == (True, ["params.yaml"])
