@@ -134,7 +134,8 @@ def describe_plan(params: Params, subset: Subset, asked: Advise) -> str:
     left_out = f"; {' and '.join(mixed)} left out, as bits that differ by layer may be too many for --max-ms"
     return (
         f"{len(candidates)} candidates for {len(subset.classes)} classes: {' and '.join(methods)} at "
-        f"{', '.join(bits)} bits, of {' and '.join(bases)}; what was measured before is read"
+        f"{', '.join(bits)} bits, of {' and '.join(bases)}; what was measured before is read, "
+        "and how long the rest takes is told once the network in float is measured"
         f"{left_out if mixed else ''}"
     )
 

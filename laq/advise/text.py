@@ -70,7 +70,9 @@ def answer(found: Findings) -> str:
     near, table = nearest(found.table, found.wanted), found.table
     needed = near and found.wanted.images_needed(near, alpha_of(table, found.wanted))
     smallest = table[table.method != "float"].to_dict("records")[0]
-    told = _render(found, "answer.md", near=near, needed=needed, smallest=smallest)
+    failed = table[table.tested & ~table.passed & (table.variant == (near or smallest)["variant"])]
+    more = {"failed": next(iter(failed.to_dict("records")), None), "smallest": smallest}
+    told = _render(found, "answer.md", near=near, needed=needed, **more)
     return " ".join(told.split())
 
 
@@ -187,7 +189,10 @@ def _as_texts(found: Findings) -> pd.DataFrame:
 
 
 def for_terminal(found: Findings, folder: str) -> str:
-    """The answer, the best candidates beside float and round-to-nearest, and the folder with the rest."""
+    """The answer, the best candidates beside float and round-to-nearest, and the folder with the rest.
+
+    Where no network can be promised, an error tells the answer.
+    """
     table, row = found.table, found.chosen
     shown = table.pareto | table.chosen | (table.method == "float")
     if row is not None:
@@ -195,8 +200,9 @@ def for_terminal(found: Findings, folder: str) -> str:
         shown |= same & (table.method == BASELINE)
     few = _as_texts(found)[shown].to_string(index=False)
     candidates = int((table.method != "float").sum())
-    arrow = "" if found.refused else "→ marks the chosen network. "
+    told = "" if row is None else f"{answer(found)}\n\n"
+    arrow = "" if row is None or found.refused else "→ marks the chosen network. "
     return (
-        f"{answer(found)}\n\n{few}\n\n{arrow}P marks those that no candidate beats in size and accuracy. "
+        f"{told}{few}\n\n{arrow}P marks those that no candidate beats in size and accuracy. "
         f"All {candidates} candidates, with a figure: {folder}"
     )

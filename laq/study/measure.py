@@ -1,10 +1,11 @@
 """Measures cells: those that share a network and calibration images are measured together, each once."""
 
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Final, Self
+from typing import Final
 
 import torch
 from torch import Tensor
@@ -16,7 +17,6 @@ from laq.errors import LaqError
 from laq.network.evaluation import predict
 from laq.network.weights import load_network
 from laq.parallel import Workers, run_all
-from laq.progress import progress
 from laq.quantization import (
     QuantizationError,
     QuantizedNetwork,
@@ -29,6 +29,7 @@ from laq.quantization.execution.devices import check_device
 from laq.sections.study import Base, Calibration
 from laq.study.cells import Cell, is_label_aware
 from laq.study.inputs import StudyInputs, study_code
+from laq.study.progress import StudyProgress
 from laq.study.results import TRAINING_KL, Judged, judge, write_results
 
 # Costs per calibration image, in runs of the network on one image: of quantizing a network, and of choosing
@@ -36,7 +37,6 @@ from laq.study.results import TRAINING_KL, Judged, judge, write_results
 _QUANTIZING: Final = 9
 _CHOOSING: Final = 120
 _TUNING: Final = 3
-_BAR: Final = "{desc}: {percentage:3.0f}%|{bar}| [{elapsed}<{remaining}{postfix}]"
 _MOST_NAMED: Final = 5
 
 
@@ -124,7 +124,10 @@ def measure_all(cells: Sequence[Cell], inputs: StudyInputs, workers: Workers) ->
             check_device(inputs.params.device)
         except QuantizationError as error:
             raise LaqError(f"study.{error}") from None
-    with _Progress(cells, missing, inputs) as bar:
+    costs: dict[Cell, int] = {}
+    for group in groups_of(cells):
+        costs |= dict.fromkeys(group.cells, round(cost(group, inputs) / len(group.cells)))
+    with StudyProgress(folders, costs, workers) as bar:
         measure = partial(_measure_groups, inputs, workers, bar)
         failed = measure(sorted(groups_of(missing), key=partial(_turn, inputs)))
         reasons = measure([CellGroup((cell,)) for group in failed for cell in group.cells])
@@ -138,45 +141,16 @@ def _turn(inputs: StudyInputs, group: CellGroup) -> tuple[bool, float]:
     return group.cells[0].recipe is not None, -cost(group, inputs)
 
 
-class _Progress:
-    """A progress bar of the study's estimated cost, which differs between cells, and a count of cells."""
-
-    def __init__(self, cells: Sequence[Cell], missing: Sequence[Cell], inputs: StudyInputs) -> None:
-        # The sum of whole numbers is exact, so that the bar ends at 100 %.
-        self.shares: dict[Cell, int] = {}
-        for group in groups_of(cells):
-            self.shares |= dict.fromkeys(group.cells, round(cost(group, inputs) / len(group.cells)))
-        kept = set(cells).difference(missing)
-        self.measured = len(kept)
-        work = {"total": sum(self.shares.values()), "initial": sum(self.shares[cell] for cell in kept)}
-        self.bar = progress(None, "study", **work, postfix=self._counted(), bar_format=_BAR)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.bar.close()
-
-    def advance(self, group: CellGroup) -> None:
-        """Count the group's cells as measured."""
-        self.measured += len(group.cells)
-        self.bar.set_postfix_str(self._counted(), refresh=False)
-        self.bar.update(sum(self.shares[cell] for cell in group.cells))
-
-    def _counted(self) -> str:
-        return f"{self.measured}/{len(self.shares)} cells"
-
-
 def _measure_groups(
-    inputs: StudyInputs, workers: Workers, bar: _Progress, groups: Sequence[CellGroup]
+    inputs: StudyInputs, workers: Workers, bar: StudyProgress, groups: Sequence[CellGroup]
 ) -> dict[CellGroup, str]:
     """Measure the groups; returns those that failed, with the reason."""
     failures = {}
-    for outcome in run_all(partial(measure_group, inputs), groups, workers):
-        if outcome.failure:
+    for done, outcome in enumerate(run_all(partial(measure_group, inputs), groups, workers), 1):
+        if outcome.result is None:
             failures[outcome.item] = outcome.failure
         else:
-            bar.advance(outcome.item)
+            bar.add(outcome.item.cells, outcome.result, len(groups) - done)
     return failures
 
 
@@ -189,8 +163,8 @@ def _failures(reasons: Mapping[CellGroup, str], cells: int) -> Iterator[str]:
         yield f"and {len(reasons) - _MOST_NAMED} more"
 
 
-def measure_group(inputs: StudyInputs, group: CellGroup) -> None:
-    """Measure the cells of a group and keep each.
+def measure_group(inputs: StudyInputs, group: CellGroup) -> float:
+    """Measure the cells of a group and keep each; returns the seconds that this took.
 
     Raises:
         LaqError: this process runs other code than the one that started the study.
@@ -199,6 +173,7 @@ def measure_group(inputs: StudyInputs, group: CellGroup) -> None:
         raise LaqError(
             "worker: its laq or torch differs from that of this study; install the same versions everywhere"
         )
+    began = time.monotonic()
     network = load_network(weights=inputs.weights(group.cells[0]))
     scored = inputs.scored(group.classes)
     before = [predict(network, images) for images in scored]
@@ -213,6 +188,7 @@ def measure_group(inputs: StudyInputs, group: CellGroup) -> None:
                 keep_network=inputs.params.keep_networks,
             )
             cached("cells", inputs.dependencies(cell), write)
+    return time.monotonic() - began
 
 
 def _judged(

@@ -376,6 +376,18 @@ def test_candidates_for_integers_have_no_more_bits_than_a_file_holds() -> None:
         for_integers(mixed)
 
 
+def test_a_test_that_fails_before_that_of_the_nearest_candidate_is_told() -> None:
+    unlucky = rows(("quantized", "rtn", "4", 40_960, 0, 0), ("quantized", "gpfq", "8", 76_800, 30, 0))
+    unlucky["training_kl_nats"] = [0.1, 0.0, 0.0]
+    found = findings(1, table=unlucky)
+    assert (
+        "the nearest is round-to-nearest at 4 bits on the original network (40.0 KiB): by n = 2000 images it loses "
+        "0.0 points and at most 0.15; but GPFQ at 8 bits on the original network, which is tested before it, may lose "
+        "2.03 points, and tests end with the first that fails"
+    ) in answer(found)
+    assert not for_terminal(found, "data/advise").startswith("For ")  # which the error says
+
+
 def test_a_network_that_is_refused_is_told_without_arrow_or_promise() -> None:
     refused = replace(findings(1.1, 40), report=None, refused="its ONNX file takes longer than 5 ms")
     assert answer(refused) == (
@@ -462,7 +474,8 @@ def test_what_will_be_measured_is_told_first_and_quick_measures_less(place: Path
     whole = ask(*CLASSES, "--max-kb", "100")
     assert (
         "laq: 8 candidates for 3 classes: round-to-nearest and GPFQ at 2, 8 bits, of the network as it is and the "
-        "network that is fine-tuned on these classes first; what was measured before is read"
+        "network that is fine-tuned on these classes first; what was measured before is read, and how "
+        "long the rest takes is told once the network in float is measured"
     ) in whole.stderr
 
 

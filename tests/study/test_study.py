@@ -1,5 +1,6 @@
 """A study: every cell planned once, with a name, a recipe and its bits, and a table of what came out."""
 
+import itertools
 import shutil
 from collections.abc import Sequence
 from dataclasses import asdict, replace
@@ -26,6 +27,7 @@ from laq.sections.study import Further, Study
 from laq.study import plan, read_measurements
 from laq.study.cells import Cell
 from laq.study.measure import cost, groups_of
+from laq.study.progress import StudyProgress
 from laq.study.results import ALWAYS
 from laq.subsets.subset import Subset, read_subsets
 from tests.conftest import ROOT, tiny_params, write_params
@@ -335,3 +337,22 @@ def test_balanced_accuracies_are_told_where_classes_have_different_numbers_of_te
     row = room.measurement_row(Cell(SUBSET, "original"), tmp_path)
     assert row["top1_sub_percent"] == 80
     assert ("balanced_top1_sub_percent" in row) is shown
+
+
+def test_progress_counts_what_is_kept_and_tells_the_time_that_is_left(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cells = plan([SUBSET], study())[:4]
+    folders = {cell: tmp_path / cell.name for cell in cells}
+    folders[cells[0]].mkdir()
+    with StudyProgress(folders, dict.fromkeys(cells, 100), Workers(jobs=2)) as bar:
+        folders[cells[1]].mkdir()
+        bar.look()
+        bar.add((cells[1],), seconds=90, groups=2)
+        bar.look()
+        for cell in cells[2:]:
+            folders[cell].mkdir()
+    lines = [line.partition(", ")[2].rstrip("]") for line in capsys.readouterr().err.splitlines()]
+    # 90 seconds for each of two cells, on two processes.
+    told = ["1/4 cells", "2/4 cells", "2/4 cells, about 90 s left", "4/4 cells"]
+    assert [line for line, _ in itertools.groupby(lines)] == told
