@@ -4,17 +4,19 @@ In the project's folder, after `laq dataset` and `laq network` of the study cifa
 params.yaml), and again of cifar100_efficientnet::
 
     PYTHONPATH=. python benchmarks/integers.py accuracy --every 2
+    PYTHONPATH=. python benchmarks/integers.py peers --every 2       # see integers_peers.py
     PYTHONPATH=. python benchmarks/integers.py speed
     PYTHONPATH=. python benchmarks/integers.py openvino --every 2    # after `pip install openvino`
     PYTHONPATH=. python benchmarks/integers.py table > results/integers.md
 
 Accuracy is what onnxruntime predicts with each file. Beside ours stands onnxruntime's own static
 quantization: with unsigned activations, likewise with weights of 7 bits (`reduce_range`), and with signed
-ones, its default; all from the same calibration images. Speed is the ratio
-to the float network's time, both measured in turn. Each measurement goes to a file as soon as it is made, so
-that a killed run continues where it stopped.
+ones, its default; and other tools' (`integers_peers.py`); all from the same calibration images. Speed is
+the ratio to the float network's time, both measured in turn. Each measurement goes to a file as soon as it
+is made, so that a killed run continues where it stopped.
 """
 
+import copy
 import importlib
 import json
 import shutil
@@ -29,6 +31,7 @@ import numpy as np
 import onnxruntime
 import pandas as pd
 import torch
+from integers_peers import PEERS as TOOLS
 from numpy.typing import NDArray
 from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
 from onnxruntime.quantization.shape_inference import quant_pre_process
@@ -128,6 +131,25 @@ def accuracy(results: Path, every: int) -> None:
         for name, path in files(network.body, X, missing):
             top1 = 100 * float((predicted(path, X_test, subset) == labels).mean())
             write(results, {"network": architecture, "subset": subset.name, "file": name, "top1": top1})
+
+
+@main.command()
+@click.option("--every", type=click.IntRange(1), default=1, show_default=True, help="Take every n-th subset.")
+@_results
+def peers(results: Path, every: int) -> None:
+    """Measure the same of other tools' networks."""
+    network = load_network()
+    architecture = network.design.architecture
+    scored = (r for r in read_records(results) if "top1" in r and r["network"] == architecture)
+    known = {(r["subset"], r["file"]) for r in scored}
+    for subset, X, X_test, labels in pictures(network, every, "peers"):
+        missing = [name for name in TOOLS if (subset.name, name) not in known]
+        for _, in_float in files(network.body, X, ["float"] if missing else []):
+            for name in missing:
+                outputs = TOOLS[name](copy.deepcopy(network.body), X, in_float)
+                found = np.concatenate([outputs(part) for part in X_test.split(100)])
+                top1 = 100 * float((best_of(found, subset) == labels).mean())
+                write(results, {"network": architecture, "subset": subset.name, "file": name, "top1": top1})
 
 
 @main.command()
@@ -274,7 +296,11 @@ def predicted(path: Path, X: Tensor, subset: Subset) -> NDArray[np.int64]:
 
 def among(session: Any, X: Tensor, subset: Subset) -> NDArray[np.int64]:
     """The class, among those of the subset, that a session says of each image."""
-    outputs = np.concatenate([logits(session, part.numpy()) for part in X.split(100)])
+    return best_of(np.concatenate([logits(session, part.numpy()) for part in X.split(100)]), subset)
+
+
+def best_of(outputs: Pixels, subset: Subset) -> NDArray[np.int64]:
+    """The class of the subset whose logit is largest, for each image."""
     classes = np.array(subset.classes)
     chosen: NDArray[np.int64] = classes[outputs[:, classes].argmax(1)]
     return chosen
@@ -321,7 +347,7 @@ def accuracies_of(network: str, found: pd.DataFrame) -> str:
     """Points of restricted top-1 lost against float, paired by subset."""
     wide = found.pivot_table(index="subset", columns="file", values="top1").dropna()
     lost = wide.rsub(wide["float"], axis=0)
-    order = [name for name in (*OURS, *PEERS) if name in wide and name != "float"]
+    order = [name for name in (*OURS, *PEERS, *TOOLS) if name in wide and name != "float"]
     interval = 1.96 * lost.std() / np.sqrt(len(wide))
     rows = pd.DataFrame(
         {
