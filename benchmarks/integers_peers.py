@@ -57,7 +57,7 @@ def by_aimet(weights: int, activations: int) -> Peer:
 
 
 def by_brevitas(weights: int, activations: int, solver: str = "") -> Peer:
-    """Brevitas: batch norms merged, layers equalized, ranges by a percentile, biases corrected; with a solver?"""
+    """Brevitas: batch norms merged, layers equalized, ranges by a percentile, biases corrected."""
 
     def made(body: nn.Module, X: Tensor, _: Path) -> Callable[[Tensor], Pixels]:
         common = import_module("brevitas_examples.imagenet_classification.ptq.ptq_common")
