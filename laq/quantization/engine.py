@@ -149,7 +149,8 @@ class _Prepared:
     def of(cls, analog: nn.Module, first: Batch, recipes: Sequence[Recipe]) -> "_Prepared":
         """``analog`` itself, which changes in that batch norms are folded, or a graph over its parameters."""
         shared = recipes[0]
-        folded = fold_batch_norms(analog, first) if shared.fuse else ()
+        option = "fuse" if shared.activations is None else "activations"
+        folded = fold_batch_norms(analog, first, option) if shared.fuse else ()
         on_floats, inputs = tuple[str, ...](), tuple[InputKind, ...]()
         if shared.activations is not None:
             analog, on_floats = with_points(analog, first)

@@ -1,5 +1,6 @@
 """Activations of few bits: rounded where integer runtimes round them, in torch as in onnxruntime."""
 
+import re
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,7 @@ from laq.quantization.files.onnx import multiplied_in_float
 from laq.quantization.files.packing import keep_rows
 from tests.conftest import Branching
 from tests.quantization.test_engine import one_layer
+from tests.quantization.ways import assert_same, by, error, noise, seeded
 
 
 class Block(nn.Module):
@@ -357,8 +359,86 @@ def test_options_that_are_not_allowed_are_told(options: dict[str, Any], line: st
     assert str(caught.value).startswith(line)
 
 
+class Attentive(nn.Module):
+    """A block of a transformer, which torch.fx cannot trace."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.attention = nn.MultiheadAttention(8, 2, batch_first=True)
+        self.norm = nn.LayerNorm(8)
+        self.head = nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.norm(x)
+        return self.head((x + self.attention(y, y, y, need_weights=False)[0]).mean(1))
+
+
+class Sized(nn.Module):
+    """Computes with sizes, calls its input as Python calls a function, and has outputs by name."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3, padding=1)
+        self.fc = nn.Linear(256, 3)
+
+    def forward(self, input: Tensor, *, shift: Tensor) -> dict[str, Tensor]:  # noqa: A002
+        y = F.relu(self.conv(input))
+        y = y * (y.shape[2] / y.size(3)) + shift
+        return {"logits": self.fc(y.view(y.size(0), y.size(1) * y.size(2) * y.size(3)))}
+
+
+@pytest.mark.parametrize("make", [Block, Padding])
+def test_a_graph_that_torch_exports_has_the_points_that_fx_finds(make: type[nn.Module]) -> None:
+    network, X = seeded(make), noise(24, 3, 8, 8)
+    results = []
+    for way in ("fx", "export"):
+        with by(way):
+            results.append(quantize(network, X, Recipe(bits=4, method="gpfq", activations=6)))
+    assert_same(results)
+    fx, exported = (list(points_of(result.network).values()) for result in results)
+    assert [point.grid for point in fx] == [point.grid for point in exported]
+    assert [len(result.on_floats) for result in results] == [len(results[0].on_floats)] * 2
+    torch.testing.assert_close(results[0].network(X), results[1].network(X))
+
+
+def test_attention_is_rounded_around_what_has_no_integer_form(tmp_path: Path) -> None:
+    network, X = seeded(Attentive).float(), noise(32, 5, 8).float()
+    graph, on_floats = with_points(network, Batch((X,)))
+    assert torch.equal(graph(X), network(X))
+    assert on_floats == ("scaled_dot_product_attention", "mean")
+    result = quantize(network, X, Recipe(bits=7, activations=8))
+    assert list(points_of(result.network)) == [
+        "x", "layer_norm", "linear", "scaled_dot_product_attention", "linear_1", "add", "mean",
+    ]  # fmt: skip
+    assert error(network(X), result.network(X)) < 0.05
+    save(tmp_path / "packed", result)
+    again = load_quantized(tmp_path / "packed", Attentive())
+    assert torch.equal(again.network(X), result.network(X))
+    export_onnx(tmp_path / "file.onnx", result, X)
+    session = onnxruntime.InferenceSession(tmp_path / "file.onnx", providers=["CPUExecutionProvider"])
+    (found,) = session.run(["logits"], {"pixels": X[:9].numpy()})
+    step = max(point.grid.step for point in points_of(result.network).values() if point.grid)
+    assert (torch.from_numpy(found) - result.network(X[:9])).abs().max() < step
+
+
+@pytest.mark.parametrize("way", ["fx", "export"])
+def test_sizes_are_no_activations_and_outputs_keep_their_names(way: str, tmp_path: Path) -> None:
+    network = Sized().eval()
+    X = {"input": pictures(), "shift": torch.ones(24, 4, 8, 8)}
+    with by(way):
+        result = quantize(network, X, Recipe(bits=8, activations=8))
+        save(tmp_path / "packed", result)
+        again = load_quantized(tmp_path / "packed", Sized())
+    truth, found = network(**X)["logits"], result.network(**X)["logits"]
+    assert error(truth, found) < 0.05
+    assert torch.equal(again.network(**X)["logits"], found)
+
+
 def test_a_network_without_a_graph_is_told(block: nn.Module) -> None:
-    with pytest.raises(QuantizationError, match=r"fuse: the network has no graph"):
-        quantize(Branching(), torch.ones(4, 3), Recipe(activations=8))
+    for options in ({"activations": 8}, {"fuse": True}):
+        with pytest.raises(QuantizationError) as caught:
+            quantize(Branching(), torch.ones(4, 3), Recipe(**options))  # type: ignore[arg-type]
+        line = rf"{next(iter(options))}: the network has no graph \(.*\); leave {next(iter(options))} out"
+        assert re.fullmatch(line, str(caught.value))
     with pytest.raises(QuantizationError, match="activations: 'conv.x' matches no point; points: x, relu, "):
         quantize(block, pictures(), Recipe(activations={"conv.x": 8}))

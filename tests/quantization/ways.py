@@ -7,21 +7,28 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from laq.quantization import QuantizedNetwork
+from laq.quantization.calibration.batch import Batch
+from laq.quantization.execution import graph
 
 WAYS = ("fx", "export", "hooks")
 
 
 @contextmanager
 def by(way: str) -> Iterator[None]:
-    """Quantize as if the ways that come first had failed."""
+    """Quantize as if the ways that come first had failed, of the network as it was given."""
+    by_fx = graph._trace_fx
+
+    def fails(network: nn.Module, batch: Batch) -> Any:
+        return by_fx(network, batch) if isinstance(network, fx.GraphModule) else "not this time"
+
     with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings():
         if way != "fx":
-            patch.setattr("laq.quantization.execution.graph._trace_fx", lambda *_: "not this time")
+            patch.setattr(graph, "_trace_fx", fails)
         if way == "hooks":
-            patch.setattr("laq.quantization.execution.graph._export", lambda *_: "nor this")
+            patch.setattr(graph, "_export", lambda *_: "nor this")
             warnings.filterwarnings("ignore", "the network has no graph")
         yield
 

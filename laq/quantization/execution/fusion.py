@@ -8,7 +8,7 @@ from torch import fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from laq.quantization.calibration.batch import Batch
-from laq.quantization.execution.graph import Graph, Reading, trace
+from laq.quantization.execution.graph import Graph, Reading, graph_for, trace
 from laq.quantization.recipe import QuantizationError
 
 _CONVOLUTIONS = (
@@ -17,7 +17,7 @@ _CONVOLUTIONS = (
 _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
 
-def fold_batch_norms(network: nn.Module, batch: Batch) -> tuple[str, ...]:
+def fold_batch_norms(network: nn.Module, batch: Batch, option: str = "fuse") -> tuple[str, ...]:
     """Fold, in place, every batch norm that alone follows a convolution; identities take their places.
 
     Batch norms without running statistics, which norm by the images at hand, stay.
@@ -25,16 +25,15 @@ def fold_batch_norms(network: nn.Module, batch: Batch) -> tuple[str, ...]:
     Args:
         network: in evaluation mode.
         batch: some of the images that it is called with.
+        option: of a recipe, that asks for it.
 
     Returns:
         The names of the batch norms.
 
     Raises:
-        QuantizationError: the network has no graph.
+        QuantizationError: the network has no graph, or a convolution takes no bias.
     """
-    graph = trace(network, batch)
-    if isinstance(graph, str):
-        raise QuantizationError(f"fuse: the network has no graph: {graph}")
+    graph = graph_for(option, network, batch)
     pairs = list(_pairs(network, graph))
     for convolution, norm in pairs:
         _fold(network.get_submodule(convolution), network.get_submodule(norm))

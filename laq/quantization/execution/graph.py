@@ -45,6 +45,14 @@ _PLAIN: Final = frozenset({bool, int, float, str, type(None)})
 _METADATA: Final = frozenset({"shape", "dtype", "device", "ndim", "requires_grad", "is_cuda", "layout"})
 
 
+class NoGraphError(QuantizationError):
+    """The network has no graph, which an ``option`` needs, for a ``reason``."""
+
+    def __init__(self, option: str, reason: str) -> None:
+        super().__init__(f"{option}: the network has no graph ({reason}); leave {option} out")
+        self.reason = reason
+
+
 @dataclass(frozen=True)
 class Graph:
     """A network's forward as nodes, to be run with any network of that structure.
@@ -121,10 +129,24 @@ def trace(network: nn.Module, batch: Batch) -> Graph | str:
     if hooked := _hooked(network):
         return f"{hooked} has hooks, which a graph does not call"
     traced = _trace_fx(network, batch)
-    if isinstance(traced, Graph):
+    # A module without a grid does nothing, which is what torch.export would write for ever.
+    rounds = any(isinstance(module, RoundActivations) for module in network.modules())
+    if isinstance(traced, Graph) or rounds:
         return traced
     exported = _export(network, batch)
     return exported if isinstance(exported, Graph) else f"torch.fx: {traced}; torch.export: {exported}"
+
+
+def graph_for(option: str, network: nn.Module, batch: Batch) -> Graph:
+    """The graph of a network that an option needs.
+
+    Raises:
+        NoGraphError: there is none.
+    """
+    graph = trace(network, batch)
+    if isinstance(graph, str):
+        raise NoGraphError(option, graph)
+    return graph
 
 
 def _hooked(network: nn.Module) -> str:
@@ -207,6 +229,7 @@ def _varying(value: Any) -> Any:
 
 
 def _of_program(program: torch.export.ExportedProgram, sizes: list[torch.Size]) -> Graph | str:
+    """The graph of a program as ``torch.fx`` writes it: a node reads what is held, and is no input."""
     signature = program.graph_signature
     if signature.buffers_to_mutate or signature.user_inputs_to_mutate:
         return "the forward changes a buffer"
@@ -214,8 +237,9 @@ def _of_program(program: torch.export.ExportedProgram, sizes: list[torch.Size]) 
         return "the forward holds a branch or a loop"
     names = {**signature.inputs_to_parameters, **signature.inputs_to_buffers}
     lifted = {**signature.inputs_to_lifted_tensor_constants, **signature.inputs_to_lifted_custom_objs}
-    by_name = {node.name: node for node in program.graph.nodes if node.op == "placeholder"}
-    inputs = [name for name in by_name if name not in names and name not in lifted]
+    placeholders = [node.name for node in program.graph.nodes if node.op == "placeholder"]
+    inputs = [name for name in placeholders if name not in names and name not in lifted]
+    read = _read_instead(program.graph, {**names, **lifted})
 
     def bind(batch: Batch) -> Values:
         found = [t.shape[1:] for t in batch.values]
@@ -230,11 +254,24 @@ def _of_program(program: torch.export.ExportedProgram, sizes: list[torch.Size]) 
     outputs = program.call_spec.out_spec
     return Graph(
         tuple(program.graph.nodes),
-        {by_name[name]: target for name, target in names.items()},
-        {by_name[name]: program.constants[target] for name, target in lifted.items()},
+        {read[name]: target for name, target in names.items()},
+        {read[name]: program.constants[target] for name, target in lifted.items()},
         bind,
         lambda values: pytree.tree_unflatten(list(values), outputs),
     )
+
+
+def _read_instead(graph: fx.Graph, targets: Mapping[str, str]) -> dict[str, fx.Node]:
+    """Nodes that read attributes in the place of inputs that stand for them, by the names of these."""
+    graph.owning_module = None  # which does not hold them, nor what may come
+    read = dict[str, fx.Node]()
+    for node in list(graph.nodes):
+        if node.name in targets:
+            with graph.inserting_before(node):
+                read[node.name] = graph.get_attr(targets[node.name])
+            node.replace_all_uses_with(read[node.name])
+            graph.erase_node(node)
+    return read
 
 
 def _first_line(error: Exception) -> str:
@@ -352,7 +389,8 @@ def is_metadata(node: fx.Node) -> bool:
     """Whether a node reads of a tensor what tells nothing of its values, such as its shape."""
     if node.op == "call_method":
         return node.target in METADATA_CALLS
-    return node.target is getattr and node.args[1] in _METADATA
+    reads = node.target is getattr and node.args[1] in _METADATA
+    return reads or node.target is torch.ops.aten.sym_size.int
 
 
 @dataclass(frozen=True)

@@ -8,12 +8,13 @@ from typing import Any, Final
 import torch
 import torch.nn.functional as F  # noqa: N812 (torch's own convention)
 from torch import Tensor, fx, nn
+from torch._ops import OpOverload  # what torch.export writes has no other type
 
 from laq.quantization.activations.ranges import RANGES, Histogram
 from laq.quantization.activations.rounding import RoundActivations, collecting
 from laq.quantization.calibration.batch import Batch, dtype_name
 from laq.quantization.execution.base import Networks
-from laq.quantization.execution.graph import Graph, is_metadata, trace
+from laq.quantization.execution.graph import Graph, NoGraphError, graph_for, is_metadata
 from laq.quantization.execution.layers import attribute
 from laq.quantization.operations import operation_of
 from laq.quantization.options import QuantizationError, check_patterns
@@ -21,7 +22,9 @@ from laq.quantization.recipe import InputKind, Recipe
 from laq.quantization.threads import Pool
 
 Seen = dict[str, Histogram]  # by the names of points
+_PYTHONS: Final = operator.mul.__module__
 POINTS: Final = "rounded_activations"  # the module that holds those of all points
+# In these sets a text is the name of a method, or of an operation as torch.export writes it.
 # What integer runtimes compute on integers, beside convolutions and linears: of two activations,
 _OF_TWO: Final = frozenset(
     {
@@ -32,15 +35,17 @@ _OF_TWO: Final = frozenset(
 # and of one or more.
 _OF_ANY: Final = frozenset(
     {
-        torch.cat, torch.concat, torch.concatenate,
+        torch.cat, torch.concat, torch.concatenate, "cat",
         F.avg_pool2d, F.adaptive_avg_pool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d,
+        "avg_pool2d", "adaptive_avg_pool2d",
     }
 )  # fmt: skip
 # What is one with the operation before it: integers end where it cuts off.
 _CUT_OFF: Final = frozenset(
     {
         F.relu, F.relu_, torch.relu, torch.relu_, "relu", "relu_", nn.ReLU,
-        F.relu6, nn.ReLU6, F.hardtanh, F.hardtanh_, nn.Hardtanh,
+        F.relu6, nn.ReLU6, "relu6", "relu6_",
+        F.hardtanh, F.hardtanh_, nn.Hardtanh, "hardtanh", "hardtanh_",
     }
 )  # fmt: skip
 # What moves values about, or leaves some out, so that they stay on their grid.
@@ -48,20 +53,14 @@ _MOVED: Final = frozenset(
     {
         torch.flatten, "flatten", nn.Flatten, torch.reshape, "reshape", "view", "contiguous",
         torch.squeeze, "squeeze", torch.unsqueeze, "unsqueeze", torch.permute, "permute",
-        torch.transpose, "transpose", torch.chunk, "chunk", torch.split, "split", operator.getitem,
-        F.max_pool1d, F.max_pool2d, nn.MaxPool1d, nn.MaxPool2d, F.pad, nn.ZeroPad2d,
+        torch.transpose, "transpose", torch.unflatten, "unflatten", nn.Unflatten,
+        torch.chunk, "chunk", torch.split, "split", operator.getitem, "slice", "select",
+        F.max_pool1d, F.max_pool2d, nn.MaxPool1d, nn.MaxPool2d, "max_pool1d", "max_pool2d",
+        F.pad, nn.ZeroPad2d, "pad",
     }
 )  # fmt: skip
 # What does nothing in evaluation mode.
-_PASSED_ON: Final = frozenset({nn.Identity, F.dropout, nn.Dropout, nn.Dropout2d})
-
-
-class NoGraphError(QuantizationError):
-    """The network has no graph, for a ``reason``."""
-
-    def __init__(self, reason: str) -> None:
-        super().__init__(f"activations: the network has no graph ({reason}); leave activations out")
-        self.reason = reason
+_PASSED_ON: Final = frozenset({nn.Identity, F.dropout, nn.Dropout, nn.Dropout2d, "dropout"})
 
 
 def with_points(network: nn.Module, batch: Batch) -> tuple[nn.Module, tuple[str, ...]]:
@@ -80,10 +79,7 @@ def with_points(network: nn.Module, batch: Batch) -> tuple[nn.Module, tuple[str,
     Raises:
         NoGraphError: the network has no graph.
     """
-    graph = trace(network, batch)
-    if isinstance(graph, str):
-        raise NoGraphError(graph)
-    points = _Points(graph, network)
+    points = _Points(graph_for("activations", network, batch), network)
     points.insert()
     return points.module(), tuple(points.on_floats)
 
@@ -152,6 +148,16 @@ def points_of(network: nn.Module) -> dict[str, RoundActivations]:
     }
 
 
+def _numbers(nodes: Sequence[fx.Node]) -> set[fx.Node]:
+    """The nodes that are no tensors: sizes, and what Python computes of them."""
+    found = set[fx.Node]()
+    for node in nodes:
+        of_numbers = bool(node.all_input_nodes) and found.issuperset(node.all_input_nodes)
+        if is_metadata(node) or (of_numbers and getattr(node.target, "__module__", "") == _PYTHONS):
+            found.add(node)
+    return found
+
+
 class _Points:
     """A graph that gets points."""
 
@@ -162,6 +168,7 @@ class _Points:
         self._remove_identities()
         self._nodes = list(self._graph.nodes)
         self._kinds = {node: self._kind(node) for node in self._nodes}
+        self._numbers = _numbers(self._nodes)
         self._points: dict[str, RoundActivations] = {}
         self._computing = {node for node in self._nodes if self._computes(node)}
         self.on_floats = list(self._names_on_floats())
@@ -185,8 +192,17 @@ class _Points:
                 held[str(node.target)] = self._value(node)
             elif node.op == "call_module" and str(node.target) not in held:
                 held[str(node.target)] = self._network.get_submodule(str(node.target))
+        self._restore_outputs(self._nodes[-1])
         self._graph.lint()
         return fx.GraphModule(held, self._graph).eval()
+
+    def _restore_outputs(self, output: fx.Node) -> None:
+        """Return what the network's forward does: torch.export has a list."""
+        before = set(output.all_input_nodes)
+        made = self._read.unflatten(output.args[0])
+        output.args = (made,)
+        if set(output.all_input_nodes) != before:
+            raise NoGraphError("activations", f"outputs in a {type(made).__name__} are unknown to torch.fx")
 
     def _remove_identities(self) -> None:
         """Remove what passes its inputs on, such as batch norms that were folded, and dropouts."""
@@ -201,21 +217,27 @@ class _Points:
         return attribute(self._network, self._read.attributes[node])
 
     def _kind(self, node: fx.Node) -> Any:
-        """The function, the name of the method or the class of the module that a node calls."""
+        """The function, the class of the module, or the name of the method or of torch's own operation."""
         if node.op == "call_module":
             return type(self._network.get_submodule(str(node.target)))
+        if isinstance(node.target, OpOverload):
+            return node.target.overloadpacket.__name__
         return node.target if node.op in {"call_function", "call_method"} else None
 
     def _computes(self, node: fx.Node) -> bool:
         kind = self._kinds[node]
+        if node in self._numbers:
+            return False
         if kind in _OF_TWO:
             return len(set(self._inputs(node))) == len(node.args) == 2
-        return kind in _OF_ANY or (node.op == "call_function" and operation_of(kind) is not None)
+        return kind in _OF_ANY or (node.op == "call_function" and operation_of(node.target) is not None)
 
     def _inputs(self, node: fx.Node) -> Iterator[fx.Node]:
         """The activations that a node computes on."""
         for source in node.all_input_nodes:
-            if source not in self._read.attributes and source not in self._read.constants:
+            if not any(
+                source in found for found in (self._read.attributes, self._read.constants, self._numbers)
+            ):
                 yield source
 
     def _ending(self, node: fx.Node) -> fx.Node:
@@ -266,6 +288,6 @@ class _Points:
         for node in self._nodes:
             if node in self._computing or behind.intersection(node.all_input_nodes):
                 behind.add(node)
-                known = self._kinds[node] in _CUT_OFF | _MOVED or node.op == "output" or is_metadata(node)
+                known = self._kinds[node] in _CUT_OFF | _MOVED or node.op == "output" or node in self._numbers
                 if node not in self._computing and not known:
                     yield node.name

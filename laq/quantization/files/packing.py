@@ -25,9 +25,9 @@ from laq.quantization.activations.ranges import ActivationGrid
 from laq.quantization.alphabet import Alphabet
 from laq.quantization.calibration.batch import dtype_name
 from laq.quantization.execution.attention import linears_of_attention
+from laq.quantization.execution.graph import NoGraphError
 from laq.quantization.execution.points import (
     POINTS,
-    NoGraphError,
     empty_batch,
     points_of,
     with_points,
