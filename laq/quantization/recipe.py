@@ -27,7 +27,7 @@ _ONCE_OF_ALL: Final = ("threshold", "form")
 
 
 @dataclass(frozen=True)
-class Recipe:
+class Recipe:  # noqa: PLW1641 (a frozen dataclass makes its hash)
     """How to quantize.
 
     Attributes:
@@ -95,6 +95,13 @@ class Recipe:
         method = check("method", self.method, find_method)
         object.__setattr__(self, "options", check("options", self.options, method.check))
 
+    def __eq__(self, other: object) -> bool:
+        """Whether all options are the same, and patterns in the same order: the first that matches counts."""
+        if not isinstance(other, Recipe):
+            return NotImplemented
+        ours, theirs = ([getattr(r, option.name) for option in fields(r)] for r in (self, other))
+        return ours == theirs and self.patterns == other.patterns
+
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> Self:
         """The recipe that ``dataclasses.asdict`` made ``content`` of, perhaps in an earlier version.
@@ -117,6 +124,11 @@ class Recipe:
     def memory(self) -> float:
         """``memory_gib`` in bytes."""
         return self.memory_gib * 2**30
+
+    @property
+    def patterns(self) -> tuple[str, ...]:
+        """Those that give activations their bits, in their order."""
+        return tuple(self.activations) if isinstance(self.activations, dict) else ()
 
     def activation_bits(self, point: str) -> int | None:
         """The bits of the activations that are rounded at a point; None if these stay floats."""

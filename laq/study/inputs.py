@@ -53,7 +53,7 @@ class StudyInputs:
 
     def dependencies(self, cell: Cell) -> dict[str, Any]:
         """The hashes and settings that the cell's results depend on."""
-        weights = self.weights(cell)
+        weights, patterns = self.weights(cell), cell.recipe.patterns if cell.recipe else ()
         if weights not in self._hashes:
             self._hashes[weights] = md5(weights)
         learned = {} if cell.recipe is None else {
@@ -72,6 +72,8 @@ class StudyInputs:
             "design": self.design,
             "code": self.code,
             **learned,
+            # A hash of maps knows no order, and of patterns the first that matches counts.
+            **({"patterns": patterns} if len(patterns) > 1 else {}),
             **({"purpose": self.purpose} if self.purpose else {}),
             **({"split": self.split} if self.split != "test" else {}),
             **({"ranked": self.ranked} if self.ranked else {}),

@@ -45,6 +45,16 @@ def test_recipes_with_maps_can_be_keys(maps: dict[str, Any]) -> None:
     assert len({Recipe(**maps), Recipe(**maps), Recipe()}) == 2 - (Recipe(**maps) == Recipe())
 
 
+def test_recipes_differ_where_the_first_pattern_that_matches_does() -> None:
+    one, other = (Recipe(activations=dict(bits)) for bits in ([("a.*", 4), ("*", 8)], [("*", 8), ("a.*", 4)]))
+    assert (one.activation_bits("a.b"), other.activation_bits("a.b")) == (4, 8)
+    assert one != other
+    assert len({one, other, Recipe.from_json(asdict(one))}) == 2
+    assert Recipe(bits={"a": 3, "b": 4}) == Recipe(bits={"b": 4, "a": 3})  # these are names
+    assert one != Recipe(activations=8)
+    assert one != "a recipe"
+
+
 @pytest.mark.parametrize("value", [True, False, float("nan"), float("inf"), -1, "1", None, [1], 1j])
 @pytest.mark.parametrize("name", NUMBERS)
 def test_a_number_is_a_finite_number_and_no_boolean(name: str, value: Any) -> None:

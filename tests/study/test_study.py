@@ -19,7 +19,7 @@ from laq.errors import LaqError
 from laq.files import write_json
 from laq.parallel import Workers
 from laq.params import Params, load_params
-from laq.paths import SUBSETS
+from laq.paths import NETWORK, SUBSETS, WEIGHTS
 from laq.pictures import Preprocessing
 from laq.quantization import QuantizedNetwork, Recipe, choose_bits_each, quantize_each
 from laq.quantization.tuning.settings import Tuning
@@ -160,6 +160,18 @@ def test_activations_may_have_bits_by_point(project: Path) -> None:
     assert list(read_measurements().method) == ["float", "rtn"]
     with pytest.raises(LaqError, match="activations: 'nothing' matches no point"):
         room.run(params.study.model_copy(update={**asked, "activations": {"nothing": 8}}))
+
+
+def test_bits_by_points_in_another_order_are_measured_anew() -> None:
+    known = {"code": "", "dataset": {}, "design": {}, "_hashes": {NETWORK / WEIGHTS: ""}}
+    folders = set()
+    for order in (["a.*", "*"], ["*", "a.*"]):
+        asked = study(
+            activations={pattern: 4 if pattern == "*" else 8 for pattern in order}, methods=("rtn",)
+        )
+        cell = next(cell for cell in plan([SUBSET], asked) if cell.recipe)
+        folders.add(room.StudyInputs(asked, **known).folder(cell))
+    assert len(folders) == 2
 
 
 def test_nothing_is_fine_tuned_that_no_cell_asks_for(project: Path) -> None:
