@@ -1,6 +1,8 @@
 """Attention's projections are linears like others, in whatever form and by whichever way a network runs."""
 
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from threading import Event
 from typing import Any
 
 import pytest
@@ -10,6 +12,7 @@ from torch import Tensor, nn
 
 from laq.quantization import QuantizationError, Recipe, quantize
 from laq.quantization.bits.sensitivity import sensitivities
+from laq.quantization.execution.attention import linears_of_attention
 from tests.quantization.ways import assert_same, by, error, noise, seeded
 
 
@@ -159,3 +162,27 @@ def test_what_fewer_bits_cost_counts_no_difference_between_torchs_paths() -> Non
         trial = quantize(network, images, Recipe(bits=16, method="rtn"))
     found = sensitivities(network, images, [trial]).losses
     assert all(0 <= losses[16] < 1e-8 for losses in found.values())
+
+
+def test_threads_that_quantize_at_once_do_not_take_the_linears_from_one_another() -> None:
+    """The first to come leaves while the second is within, which is the last to put all back."""
+    before = torch.backends.mha.get_fastpath_enabled(), F._in_projection_packed
+    entered, left = Event(), Event()
+
+    def first() -> None:
+        with linears_of_attention():
+            entered.set()
+            within.wait(5)
+        left.set()
+
+    within = Event()
+    with ThreadPoolExecutor(1) as executor:
+        done = executor.submit(first)
+        assert entered.wait(5)
+        with linears_of_attention():
+            during = torch.backends.mha.get_fastpath_enabled(), F._in_projection_packed
+            within.set()
+            assert left.wait(5)
+            assert (torch.backends.mha.get_fastpath_enabled(), F._in_projection_packed) == during != before
+        done.result()
+    assert (torch.backends.mha.get_fastpath_enabled(), F._in_projection_packed) == before
