@@ -160,9 +160,17 @@ class _Prepared:
 
 
 def _quantize_copies(
-    analog: nn.Module, batches: Iterable[Batch], recipes: Sequence[Recipe], output: Output
+    analog: nn.Module,
+    batches: Iterable[Batch],
+    recipes: Sequence[Recipe],
+    output: Output,
+    *,
+    measure: bool = True,
 ) -> tuple[_Prepared, list[QuantizedNetwork]]:
-    """Quantize a copy of ``analog`` by each recipe; that itself changes in that batch norms are folded."""
+    """Quantize a copy of ``analog`` by each recipe; that itself changes in that batch norms are folded.
+
+    Errors stay 0 where ``measure`` does not ask for them.
+    """
     batches, seen = iter(batches), dict[Any, Batch]()
     first = next(batches)
     prepared = _Prepared.of(analog, first, recipes)
@@ -175,7 +183,7 @@ def _quantize_copies(
             execution.keep(_noted(chain([first], batches), seen))
             if recipes[0].activations is not None:
                 choose_grids(networks, recipes, execution.images(), pool)
-            stops = execution.stops(prepared.layers)
+            stops = execution.stops(prepared.layers, measure=measure)
             done = [_quantize_layer(execution, stop, recipes) for stop in stops]
         except (QuantizationError, torch.OutOfMemoryError):
             raise
@@ -184,11 +192,11 @@ def _quantize_copies(
                 check_runs(prepared.network, batch)  # tells in a line where it is the network that fails
             raise
     p, others = prepared, _others(prepared.view.structure, recipes[0].ignore)
-    made = (
+    made = [
         QuantizedNetwork(network, layers, 0.0, recipe, p.folded, "", others, p.on_floats, p.inputs)
         for network, layers, recipe in zip(quantized, zip(*done, strict=True), recipes, strict=True)
-    )
-    return prepared, [_with_errors(result, k, execution) for k, result in enumerate(made)]
+    ]
+    return prepared, _with_errors(made, execution) if measure else made
 
 
 def _most(network: nn.Module) -> int | None:
@@ -220,19 +228,19 @@ def _quantize_and_tune(
             transfers[tuning.of_any_loss].check(tuning.compared)
     untuned = list(dict.fromkeys(replace(recipe, tune=None) for recipe in recipes))
     learned = list(cut(split.learned, recipes[0].batch_size))
-    prepared, made = _quantize_copies(analog, learned, untuned, output)
+    prepared, made = _quantize_copies(analog, learned, untuned, output, measure=False)
     tuned = list[QuantizedNetwork]()
     with worker_pool(_most(analog)) as pool:
         for recipe, tuning in plans:
             result = replace(made[untuned.index(replace(recipe, tune=None))], recipe=recipe)
             tuned.append(tune(result, transfers[tuning.of_any_loss], pool))
-    return _measured_again(prepared, tuned, learned, output)
+    return _measured(prepared, tuned, learned, output)
 
 
-def _measured_again(
+def _measured(
     prepared: _Prepared, results: Sequence[QuantizedNetwork], batches: Sequence[Batch], output: Output
 ) -> list[QuantizedNetwork]:
-    """The results with the errors that they have now."""
+    """The results with their errors, now that they are tuned."""
     networks = Networks(prepared.network, tuple(result.network for result in results), output)
     memory = results[0].recipe.memory / 2
     with worker_pool(_most(prepared.network)) as pool, Offload(memory) as offload:
@@ -240,7 +248,7 @@ def _measured_again(
         execution.keep(batches)
         for _ in execution.stops(prepared.layers):
             pass  # the weights are there already
-    return [_with_errors(result, k, execution) for k, result in enumerate(results)]
+    return _with_errors(results, execution)
 
 
 def _noted(batches: Iterable[Batch], seen: dict[Any, Batch]) -> Iterator[Batch]:
@@ -436,12 +444,15 @@ def _shift_bias(network: nn.Module, name: str, shift: Tensor) -> None:
         bias.add_(shift)
 
 
-def _with_errors(result: QuantizedNetwork, k: int, execution: Execution) -> QuantizedNetwork:
-    """Fill in the measured errors of network ``k`` and its layers."""
-    errors = {name: by_network[k] for name, by_network in execution.errors.items()}
-    for name, error in errors.items():
-        if not (isfinite(error.size) and isfinite(error.error)):
+def _with_errors(results: Sequence[QuantizedNetwork], execution: Execution) -> list[QuantizedNetwork]:
+    """Fill in the measured errors of the networks and their layers."""
+    for name, by_network in execution.errors.items():
+        if not all(isfinite(error.size) and isfinite(error.error) for error in by_network):
             where = name if name == OUTPUTS else f"outputs of layer {name}"
             raise QuantizationError(f"{where} are not finite; check weights and images")
-    filled = tuple(replace(layer, relative_error=errors[layer.name].relative) for layer in result.layers)
-    return replace(result, layers=filled, relative_error=errors[OUTPUTS].relative)
+    filled = []
+    for k, result in enumerate(results):
+        relative = {name: by_network[k].relative for name, by_network in execution.errors.items()}
+        layers = tuple(replace(layer, relative_error=relative[layer.name]) for layer in result.layers)
+        filled.append(replace(result, layers=layers, relative_error=relative[OUTPUTS]))
+    return filled

@@ -24,11 +24,15 @@ from laq.quantization import (
     quantize_each,
     save,
 )
+from laq.quantization.bits.sensitivity import sensitivities
 from laq.quantization.calibration.batch import Batch
+from laq.quantization.calibration.images import calibration_batches
+from laq.quantization.execution.base import errors_of
 from laq.quantization.tuning.settings import Tuning, tuning_of
 from laq.quantization.tuning.transfer_set import Split
 from laq.quantization.tuning.tune import TemperedDivergence
 from tests.quantization.test_activations import Block, pictures
+from tests.quantization.ways import by
 
 CLASSES = (1, 2, 4)
 TUNING = Tuning(classes=CLASSES, steps=60, codes_rate=0.03, scales_rate=0.01)
@@ -223,12 +227,38 @@ def test_a_tuning_that_leaves_all_bounds_is_not_taken(network: nn.Module, tmp_pa
     assert load_quantized(tmp_path / "file", network).tuned == left.tuned
 
 
-def test_a_budget_of_bits_is_allocated_without_tuning(network: nn.Module) -> None:
-    plain = replace(RECIPE, tune=None)
-    found, expected = (
-        choose_bits(parse_bits("auto:3"), network, pictures(8), recipe, CLASSES) for recipe in (RECIPE, plain)
-    )
-    assert found == expected
+def test_a_budget_of_bits_is_allocated_without_tuning_and_without_images_held_back(
+    network: nn.Module, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    measured = list[Tensor]()
+
+    def noted(network: nn.Module, images: Any, *others: Any) -> Any:
+        measured.append(torch.cat([batch.args[0] for batch in calibration_batches(network, images, IMAGES)]))
+        return sensitivities(network, images, *others)
+
+    monkeypatch.setattr("laq.quantization.bits.allocate.sensitivities", noted)
+    budget, plain = parse_bits("auto:3"), replace(RECIPE, tune=None)
+    found = choose_bits(budget, network, pictures(IMAGES), RECIPE, CLASSES)
+    assert found == choose_bits(budget, network, split().learned.args[0], plain, CLASSES)
+    assert torch.equal(measured[0], measured[1])
+
+
+@QUIET
+@pytest.mark.parametrize("way", ["fx", "hooks"])
+def test_errors_are_measured_once(network: nn.Module, monkeypatch: pytest.MonkeyPatch, way: str) -> None:
+    done = list[int]()
+
+    def counted(outputs: Any) -> Any:
+        found = errors_of(outputs)
+        done.append(len(found))
+        return found
+
+    recipe = replace(RECIPE, batch_size=IMAGES, tune=replace(TUNING, steps=2))
+    for module in ("lockstep", "layerwise"):
+        monkeypatch.setattr(f"laq.quantization.execution.{module}.errors_of", counted)
+    with by(way):
+        layers = quantize(network, pictures(IMAGES), recipe).layers
+    assert len(done) == len(layers) + 1  # of the outputs
 
 
 def test_only_the_classes_that_count_are_compared() -> None:

@@ -17,6 +17,7 @@ from torch import nn
 from laq.quantization.alphabet import AlphabetSpec
 from laq.quantization.bits.sensitivity import Sensitivities, sensitivities
 from laq.quantization.bits.spec import Budget, Precision, bits_per_layer
+from laq.quantization.calibration.batch import Batch
 from laq.quantization.calibration.images import calibration_batches
 from laq.quantization.engine import copied, layer_names, quantize_each
 from laq.quantization.execution.fusion import fold_batch_norms
@@ -24,6 +25,7 @@ from laq.quantization.execution.unwrap import unwrapped
 from laq.quantization.options import AlphabetKind, QuantizationError
 from laq.quantization.recipe import Recipe
 from laq.quantization.threads import as_workers
+from laq.quantization.tuning.transfer_set import Split, cut
 
 
 def choose_bits(
@@ -42,7 +44,8 @@ def choose_bits(
         precision: what to choose by.
         network: images → logits (b, all classes).
         images: calibration inputs, as for ``quantize``.
-        recipe: how the network will be quantized; its bits do not matter.
+        recipe: how the network will be quantized; its bits do not matter. What a tuning holds back is not
+            read here either.
         classes: indices of the logits that count; None for all.
 
     Raises:
@@ -106,9 +109,18 @@ def _measure(
             network = copied(unwrapped(network))
             fold_batch_norms(network, next(calibration_batches(network, images, 1)))
     # Weights alone are compared: they must be those of the network as it is, without shifted biases.
+    if recipe.tune is not None:
+        images = _learned(network, images, recipe, recipe.tune.held_back)
     recipe = replace(recipe, fuse=False, bias_correction=False, tune=None)
     trials = quantize_each(network, images, [replace(recipe, bits=bits) for bits in choices])
     return sensitivities(network, images, trials, classes)
+
+
+def _learned(network: nn.Module, images: Any, recipe: Recipe, held_back: float) -> list[Batch]:
+    """The images that a tuned network's method learns from, without those that it is judged by."""
+    with as_workers():
+        batches = calibration_batches(unwrapped(network), images, recipe.batch_size)
+        return list(cut(Split.of(batches, held_back, recipe.seed).learned, recipe.batch_size))
 
 
 def label_aware_bits(

@@ -136,6 +136,8 @@ def _holds_batches(images: tuple[Any, ...], signature: _Signature) -> bool:
 
 def _arguments(batch: Any, signature: _Signature) -> Batch:
     """What of a batch the network is called with."""
+    if isinstance(batch, Batch):
+        return batch
     if isinstance(batch, Mapping):
         return _by_name(batch, signature)
     values = batch if isinstance(batch, tuple | list) else (batch,)

@@ -116,7 +116,7 @@ class Execution(ABC):
     tensors of its own, so that an operation in place reaches no other.
 
     ``errors`` holds, for each quantized network, the layers' errors by name and the networks' under
-    ``OUTPUTS``, all of them in the end.
+    ``OUTPUTS``, all of them in the end where they are measured.
     """
 
     def __init__(self, networks: Networks, pool: Pool, offload: Offload) -> None:
@@ -137,10 +137,11 @@ class Execution(ABC):
         return map(self._batch, range(self.chunks))
 
     @abstractmethod
-    def stops(self, layers: Sequence[Layer]) -> Iterator[Stop]:
+    def stops(self, layers: Sequence[Layer], *, measure: bool = True) -> Iterator[Stop]:
         """The layers in the order in which their weights are first read, each with its inputs.
 
-        The quantized networks must have the layer's weights before the next stop is asked for.
+        The quantized networks must have the layer's weights before the next stop is asked for. Errors are
+        there in the end where ``measure`` asks for them.
         """
 
     @abstractmethod

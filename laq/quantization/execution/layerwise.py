@@ -163,15 +163,15 @@ class Layerwise(Execution):
         self._analog_biases: list[Tensor | None] = []  # what its calls add in the analog network
         self._biases: dict[str, str] = {}  # by layer, what takes the place of these in all networks
 
-    def stops(self, layers: Sequence[Layer]) -> Iterator[Stop]:
+    def stops(self, layers: Sequence[Layer], *, measure: bool = True) -> Iterator[Stop]:
         """Run every chunk up to the last call of each layer in turn."""
         chunks = range(self.chunks)
         for layer in layers:
             shapes = list(self.pool.map(partial(self._reach, layer), chunks))
             yield Stop(layer, given_by_network(len(self.networks.quantized), shapes, layer, self._pair))
-            for errors in self.pool.map(partial(self._layer_errors, layer), chunks):
+            for errors in self.pool.map(partial(self._layer_errors, layer), chunks if measure else ()):
                 self._add(layer.name, errors)
-        for errors in self.pool.map(self._output_errors, chunks):
+        for errors in self.pool.map(self._output_errors, chunks if measure else ()):
             self._add(OUTPUTS, errors)
 
     def add_bias(self, layer: Layer) -> str:

@@ -43,12 +43,14 @@ class Lockstep(Execution):
         super().__init__(networks, pool, offload)
         self.graph, self.reading = traced
         self.program: Program
+        self._measure: bool
 
-    def stops(self, layers: Sequence[Layer]) -> Iterator[Stop]:
+    def stops(self, layers: Sequence[Layer], *, measure: bool = True) -> Iterator[Stop]:
         """Advance every chunk by a segment, stop at the layers whose weights are read at its end."""
         self.program = Program(self.graph, self.reading, layers)
         chunks = range(self.chunks)
-        for segment in self.program.segments:
+        self._measure = measure
+        for segment in self.program.segments if measure else self.program.segments[:-1]:
             shapes: list[Shapes] = []
             for found, inputs in self.pool.map(partial(self._advance, segment), chunks):
                 shapes.append(inputs)
@@ -105,7 +107,7 @@ class Lockstep(Execution):
         found = Found()
         for part in self.program.parts(segment):
             positions = part
-            if (name := self.program.calls.get(part.start)) is not None:
+            if self._measure and (name := self.program.calls.get(part.start)) is not None:
                 # At once: what follows may change a layer's outputs in place.
                 here = range(part.start, part.start + 1)
                 errors = errors_of(self.program.run(here, *side) for side in sides)
