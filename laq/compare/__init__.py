@@ -4,6 +4,7 @@ from pathlib import Path
 
 from laq.charts.files import write
 from laq.compare.figures import chart
+from laq.compare.made_by import cautions, check
 from laq.compare.pairing import Comparison, match
 from laq.compare.text import markdown
 from laq.errors import LaqError
@@ -27,8 +28,8 @@ def run(params: Params, asked: Compare) -> str:
     If `mlflow run` started this process, its run gets the three files as artifacts.
 
     Raises:
-        LaqError: a name fits no study or several, both names mean the same study, or the studies are on
-            different datasets.
+        LaqError: a name fits no study or several, both names mean the same study, the studies are on
+            different datasets, or a run says that its results were made otherwise than their records do.
     """
     store = Store()
     studies = TrackedStudies(store, experiment_name(params))
@@ -41,8 +42,11 @@ def run(params: Params, asked: Compare) -> str:
             f"--first, --second: {pair.first.label} is a study on {on[0]} and {pair.second.label} one on "
             f"{on[1]}; accuracies can be compared on the same data only; name two studies of one dataset"
         )
+    made_by = [studies.records(study) for study in (pair.first, pair.second)]
+    for study, records in zip((pair.first, pair.second), made_by, strict=True):
+        check(study, records)
     table = match(studies.cells(pair.first), studies.cells(pair.second))
-    text = markdown(pair, table)
+    text = markdown(pair, table, list(cautions(pair, table, *made_by)))
     with replacing_folder(FOLDER) as folder:
         (folder / TEXT).write_text(text, encoding="utf-8")
         table.to_csv(folder / TABLE, index=False)

@@ -1,5 +1,6 @@
 """The comparison of two studies as Markdown."""
 
+from collections.abc import Sequence
 from datetime import UTC, datetime
 
 import pandas as pd
@@ -11,12 +12,13 @@ from laq.report.tables import BASE_OF
 from laq.study.tables import IMAGES_OF
 
 
-def markdown(pair: Comparison, table: pd.DataFrame) -> str:
+def markdown(pair: Comparison, table: pd.DataFrame, cautions: Sequence[str] = ()) -> str:
     """The whole text: both studies, their settings that differ, the matching cells, and each study alone.
 
     Args:
         pair: the studies.
         table: their cells, as ``pairing.match`` joins them.
+        cautions: what a reader must know first, a sentence each.
     """
     shared, studies = table.found == "both", (pair.first, pair.second)
     about = {
@@ -30,6 +32,7 @@ def markdown(pair: Comparison, table: pd.DataFrame) -> str:
     return text.render(
         title=pair.title,
         studies=markdown_table(pd.DataFrame(about)),
+        cautions=cautions,
         differences=differences and markdown_table(pd.DataFrame(differences, columns=["setting", *SIDES])),
         other_inputs=[name for name in INPUTS if pair.first.inputs.get(name) != pair.second.inputs.get(name)],
         pairs=int((shared & (table.method != "float")).sum()),

@@ -28,7 +28,7 @@ from laq.track.results import Results, row_dicts
 from laq.track.runs import ResultRuns, RunSpec
 from laq.track.sending import CONTENT
 from laq.track.store import Store
-from laq.track.studies import TABLES
+from laq.track.studies import RECORDS, TABLES
 from laq.track.study_runs import (
     experiment_name,
     result_runs,
@@ -136,7 +136,7 @@ def _root(results: Results) -> RunSpec:
             (SUBSETS, TABLES),
             *((path, "divergence") for path in sorted(DIVERGENCE.glob("*.png"))),
         ],
-        documents={f"{TABLES}/provenance.json": read_records("report")},
+        documents={RECORDS: read_records("report")},
         description=root_description(results, summary, title),
     )
 

@@ -10,6 +10,7 @@ from typing import Any, Final
 import pandas as pd
 
 from laq.errors import LaqError
+from laq.files import read_json
 from laq.paths import SUBSETS
 from laq.study.tables import MEASUREMENTS, read_measurements
 from laq.subsets.subset import read_subsets
@@ -24,6 +25,7 @@ COLUMNS: Final = (
 _RUN_ID: Final = re.compile("[0-9a-f]{4,32}")
 _MOST_NAMED: Final = 6
 TABLES: Final = "tables"  # the folder of a study's run with these
+RECORDS: Final = f"{TABLES}/provenance.json"  # of all stages that made them
 _FILES: Final = (f"{TABLES}/{MEASUREMENTS}", f"{TABLES}/{SUBSETS.name}")
 
 
@@ -46,6 +48,15 @@ class TrackedStudy:
     def label(self) -> str:
         """What people call it: the DVC experiment, or else the start of the run's id."""
         return self.experiment or self.run[:8]
+
+
+@dataclass(frozen=True)
+class StageRecord:
+    """What a stage of a study was given, the hashes of what it wrote, and the versions that it ran with."""
+
+    parameters: dict[str, Any]
+    outputs: dict[str, str]
+    versions: dict[str, str]
 
 
 class TrackedStudies:
@@ -107,6 +118,20 @@ class TrackedStudies:
         table["classes"] = table.subset.map(classes)
         table["seed"] = table.seed.astype("string").fillna("")
         return table[list(COLUMNS)]
+
+    def records(self, study: TrackedStudy) -> dict[str, StageRecord]:
+        """What made the study, by stage (``laq.provenance``); nothing where its run does not tell.
+
+        Raises:
+            LaqError: the file is damaged, or the store cannot be reached.
+        """
+        client, remedy = self.store.client, "delete the run, then run `laq track`"
+        with tempfile.TemporaryDirectory() as folder, self.store.one_line_errors():
+            if RECORDS not in {artifact.path for artifact in client.list_artifacts(study.run, TABLES)}:
+                return {}
+            file = Path(client.download_artifacts(study.run, RECORDS, folder))
+            records: dict[str, StageRecord] = read_json(file, dict[str, StageRecord], remedy)
+            return records
 
     def __str__(self) -> str:
         return f"experiment {self.experiment} at {self.store}"

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterator, Mapping
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from click.testing import CliRunner, Result
 
 from laq.cli import main
 from laq.compare.figures import chart
+from laq.compare.made_by import cautions, check
 from laq.compare.pairing import Comparison, alone, each, match, paired
 from laq.compare.text import markdown
 from laq.errors import LaqError
@@ -19,7 +21,8 @@ from laq.subsets.subset import Subset
 from laq.track.descriptions import shortened
 from laq.track.runs import Input, ResultRuns, RunSpec
 from laq.track.store import Store
-from laq.track.studies import COLUMNS, TrackedStudies, TrackedStudy
+from laq.track.studies import COLUMNS, StageRecord, TrackedStudies, TrackedStudy
+from laq.track.studies import RECORDS as RECORDS_FILE
 from tests.conftest import tiny_params, write_params
 from tests.snapshots import check_snapshot
 from tests.studies import measured_row
@@ -214,20 +217,78 @@ def measured(cells: Mapping[tuple[str, str], float], folder: Path) -> list[tuple
 
 
 def study(key: str, cells: Mapping[tuple[str, str], float], folder: Path, **tags: str) -> ResultRuns:
-    """The runs of a study of ``cells``: restricted top-1 by classes and bits."""
+    """The runs of a study of ``cells``: restricted top-1 by classes and bits; "edited" tells another seed."""
     (folder / key).mkdir()
     root = RunSpec(
         key=key,
         name=f"study {key}",
-        params={"study.bits": str(sorted({bits for _, bits in cells}))},
+        params={
+            "study.bits": str(sorted({bits for _, bits in cells})),
+            "dataset.seed": "1" if key == "edited" else "0",
+        },
         tags={
             "laq.level": "study", "laq.network": "resnet20", "laq.dataset": "glyphs",
             **{f"laq.{name}": value for name, value in tags.items()},
         },
         inputs=[Input("glyphs", "0" * 32, "data/dataset", "images")],
         files=measured(cells, folder / key),
+        documents={RECORDS_FILE: {"dataset": asdict(RECORDS["dataset"])}},
     )  # fmt: skip
     return ResultRuns("laq-glyphs", [root, *(cell(key, place) for place in cells)])
+
+
+RECORDS = {
+    "dataset": StageRecord(
+        {"dataset": {"name": "glyphs", "seed": 0}},
+        {"data/dataset": "0" * 32},
+        {"numpy": "2.1", "torch": "2.7"},
+    ),
+    "study": StageRecord(
+        {"study": {"bits": [3], "tune": None, "also": [{"seeds": [1], "bits": None}]}}, {}, {"numpy": "2.1"}
+    ),
+}
+TRUE: dict[str, Any] = {
+    "params": {"dataset.seed": "0", "study.bits": "[3]", "study.also": "[{'seeds': [1]}]"},
+    "inputs": {"images": "0" * 32},
+}
+
+
+def test_a_run_that_tells_what_its_results_were_made_with_is_compared() -> None:
+    check(tracked("a" * 32, **TRUE), RECORDS)
+    check(tracked("a" * 32, **TRUE), {})
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"params": {"dataset.seed": "1"}}, "dataset.seed is 1, and its results were made with 0;"),
+        ({"params": {"study.bits": "[2]"}}, "study.bits is [2], and its results were made with [3];"),
+        ({"inputs": {"images": "1" * 32}}, f"its images have the hash {'1' * 32}, and its results were made from {'0' * 32};"),
+    ],
+)  # fmt: skip
+def test_a_run_whose_results_were_made_otherwise_is_refused(changes: dict[str, Any], told: str) -> None:
+    study = tracked("a" * 32, **{name: {**TRUE[name], **changes.get(name, {})} for name in TRUE})
+    with pytest.raises(LaqError, match=re.escape(f"study aaaaaaaa: its run says that {told} delete the run")):
+        check(study, RECORDS)
+
+
+def test_what_a_reader_must_know_is_told_first() -> None:
+    one = rows(row("a, b", "3", 80.0))
+    dirty = {"laq.dirty": "True", "laq.uncommitted": "params.yaml"}
+    pair = Comparison(tracked("a" * 32, tags=COMPARISON.first.tags | dirty), tracked("b" * 32))
+    newer = {**RECORDS, "study": replace(RECORDS["study"], versions={"numpy": "2.2"})}
+    same, other = match(one, one), match(one, rows(row("a, b", "3", 81.0)))
+    assert list(cautions(COMPARISON, other, RECORDS, RECORDS)) == []
+    assert list(cautions(pair, same, RECORDS, newer)) == [
+        "The first was made with uncommitted changes of params.yaml: no commit makes it again.",
+        "The studies were made with other versions of packages: numpy 2.1 and 2.2.",
+        "All cells have the same accuracy in both: what differs between the studies changes none.",
+    ]
+    assert list(cautions(COMPARISON, other, RECORDS, {})) == [
+        "The second has no record of what made its results, so that its parameters are unproven."
+    ]
+    text = markdown(pair, same, ["Mind this.", "And that."])
+    assert "\n\n- Mind this.\n- And that.\n\n" in text
 
 
 @pytest.fixture(scope="module")
@@ -241,6 +302,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, dic
             patch.delenv(name, raising=False)
         store = Store()
         runs = store.send(study("other", {("a, b", "3"): 9.0}, place, dataset="cifar100")).ids
+        runs |= store.send(study("edited", {("a, b", "3"): 70.0}, place)).ids
         runs |= store.send(study("old", {("a, b", "3"): 70.0, ("a, b", "8"): 80.0}, place)).ids
         new = study("new", {("b, a", "3"): 72.5, ("b, a", "2"): 60.0}, place, dvc_experiment="narrow")
         runs |= store.send(new).ids
@@ -339,8 +401,9 @@ def test_the_command_writes_and_prints_the_comparison(folder: tuple[Path, dict[s
 
 
 def test_what_is_not_to_be_compared_is_told_and_leaves_the_files_alone(
-    folder: tuple[Path, dict[str, str]],
+    folder: tuple[Path, dict[str, str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setenv("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")  # as the program does
     place, runs = folder
     before = compare().stdout
     for first, told in {
@@ -349,6 +412,9 @@ def test_what_is_not_to_be_compared_is_told_and_leaves_the_files_alone(
         ]: f"--first, --second: {runs['other'][:8]} is a study on cifar100 and narrow one on glyphs;",
         "latest": f"--first, --second: both name the study {runs['new']}",
         "nobody": "study 'nobody' is unknown",
+        runs[
+            "edited"
+        ]: f"study {runs['edited'][:8]}: its run says that dataset.seed is 1, and its results were",
     }.items():
         done = compare("--first", first)
         assert (done.exit_code, len(done.stderr.splitlines())) == (2, 1)

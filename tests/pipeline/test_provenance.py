@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from dvc.repo import Repo
 from laq import provenance
 from laq.cli import main
 from laq.files import read_json, write_json
+from laq.git import commit
 from laq.imports import COMPILED, source_files
 from laq.params import load_params
 from laq.provenance import check, find_stale, read_stages
@@ -207,6 +208,24 @@ def test_quantize_makes_what_is_stale_again(edited: Path) -> None:
     output = run(edited, "laq", "quantize", "--subset", "random-1", "--bits", "3")
     assert stages_run(output) == ["subsets", "finetune"]
     assert "random-1:" in output
+
+
+def test_results_of_one_seed_are_never_told_as_anothers(
+    edited: Path, new_store: Callable[[Path], None]
+) -> None:
+    new_store(edited / "mlflow.db")
+    before = (edited / "mlflow.db").read_bytes()
+    params = tiny_params()
+    params["glyphs"]["dataset"]["seed"] = 1
+    write_params(edited, params)
+    told = (
+        "laq: params.yaml: glyphs.dataset.seed is 1, and was 0 when the stage dataset ran; run `dvc repro`\n"
+    )
+    for command in (["track"], ["report"], ["report", "--publish", "out/other"]):
+        assert laq(edited, *command, code=2) == told
+    assert (edited / "mlflow.db").read_bytes() == before
+    assert not (edited / "out/other").exists()
+    assert commit()["uncommitted"] == ["params.yaml"]
 
 
 def test_what_is_uncommitted_is_told_and_parameters_are_part_of_it(edited: Path) -> None:
