@@ -129,7 +129,15 @@ KEYS: list[tuple[str, Any, str]] = [
     ("network.training.flip", 0, "network.training.flip: found 0; must be true or false"),
     ("network.transfer", {}, "network.transfer: found one; must be left out where source is train"),
     ("network.outputs", {"a": -1}, "network.outputs: found {'a': -1}; must be the path of a file with the names of all outputs, or a map of classes to outputs' numbers or names"),
-    ("embeddings.mean", [0.5, 0.5, 0.5], "embeddings.std: missing; give both mean and std"),
+    ("embeddings", {"network": "resnet50", "mean": [0.5, 0.5, 0.5]}, "embeddings.std: missing; give both mean and std"),
+    *(
+        ("embeddings", {"network": "own", **given}, f"embeddings.{told}; must be left out where network is own: the section network tells it")
+        for given, told in (
+            ({"input_size": 64}, "input_size: found 64"),
+            ({"mean": [0.5, 0.5, 0.5], "std": [1, 1, 1]}, "mean: found [0.5, 0.5, 0.5]"),
+            ({"std": [0.5, 0.5, 0.5]}, "std: found [0.5, 0.5, 0.5]"),
+        )
+    ),
     ("embeddings.network", "resnet500", "embeddings.network: found 'resnet500'; must be own, a torchvision classifier such as resnet50, efficientnet_lite0, timm:NAME, torchhub:OWNER/REPO:MODEL, python:MODULE:FUNCTION or FILE.pt2; did you mean resnet50?"),
     ("embeddings.arguments", {"width": 2}, "embeddings.arguments: found {'width': 2}; own takes none"),
     ("embeddings", {"network": "net.pt2", "arguments": {"width": 2}}, "embeddings.arguments: found {'width': 2}; net.pt2 takes none"),
