@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from functools import partial
-from itertools import chain
+from itertools import chain, islice
 from math import isfinite
 from typing import Any, Final
 
@@ -23,7 +23,7 @@ from laq.quantization.calibration.trial import device_of
 from laq.quantization.execution.attention import linears_of_attention
 from laq.quantization.execution.base import OUTPUTS, CallInputs, Execution, Networks, Stop, in_float32
 from laq.quantization.execution.devices import check_device, run_on_device, stays_on_cpu
-from laq.quantization.execution.fusion import fold_batch_norms
+from laq.quantization.execution.equalization import fold_and_equalize
 from laq.quantization.execution.graph import Graph, Reading, trace
 from laq.quantization.execution.layers import Layer, Structure, attribute
 from laq.quantization.execution.layerwise import Layerwise, Recording
@@ -40,7 +40,7 @@ from laq.quantization.tuning.settings import Tuning
 from laq.quantization.tuning.transfer_set import Split, TransferSet, cut, transfer_set_of
 from laq.quantization.tuning.tune import tune
 
-_SHARED: Final = ("batch_size", "ignore", "fuse", "memory_gib")  # options that a pass depends on
+_SHARED: Final = ("batch_size", "ignore", "fuse", "equalize", "memory_gib")  # options that a pass depends on
 
 
 def quantize(
@@ -100,8 +100,9 @@ def quantize_each(
     Args:
         network: as for ``quantize``.
         images: as for ``quantize``.
-        recipes: how; alike in ``batch_size``, ``ignore``, ``fuse`` and ``memory_gib``. None give none. If
-            one is tuned, all are, alike in ``seed``; what differs in tuning alone is quantized once.
+        recipes: how; alike in ``batch_size``, ``ignore``, ``fuse``, ``equalize`` and ``memory_gib``. None
+            give none. If one is tuned, all are, alike in ``seed``; what differs in tuning alone is quantized
+            once.
         output: as for ``quantize``.
         device: as for ``quantize``.
 
@@ -136,7 +137,7 @@ def quantize_each(
 
 @dataclass(frozen=True)
 class _Prepared:
-    """The analog network as it is copied: batch norms folded and activations rounded, if so asked."""
+    """The analog network as it is copied: equalized, batch norms folded, activations rounded, if so asked."""
 
     network: nn.Module
     folded: tuple[str, ...]
@@ -146,11 +147,13 @@ class _Prepared:
     layers: list[Layer]
 
     @classmethod
-    def of(cls, analog: nn.Module, first: Batch, recipes: Sequence[Recipe]) -> "_Prepared":
-        """``analog`` itself, which changes in that batch norms are folded, or a graph over its parameters."""
-        shared = recipes[0]
-        option = "fuse" if shared.activations is None else "activations"
-        folded = fold_batch_norms(analog, first, option) if shared.fuse else ()
+    def of(cls, analog: nn.Module, known: Sequence[Batch], recipes: Sequence[Recipe]) -> "_Prepared":
+        """``analog`` itself, in which batch norms are folded, or a graph over its parameters.
+
+        ``known`` are the images, or the first of them where nothing is equalized.
+        """
+        shared, first = recipes[0], known[0]
+        folded = fold_and_equalize(analog, known, shared)
         on_floats, inputs = tuple[str, ...](), tuple[InputKind, ...]()
         if shared.activations is not None:
             analog, on_floats = with_points(analog, first)
@@ -172,15 +175,15 @@ def _quantize_copies(
     Errors stay 0 where ``measure`` does not ask for them.
     """
     batches, seen = iter(batches), dict[Any, Batch]()
-    first = next(batches)
-    prepared = _Prepared.of(analog, first, recipes)
+    known = list(batches if recipes[0].equalize else islice(batches, 1))
+    prepared = _Prepared.of(analog, known, recipes)
     quantized = tuple(copied(prepared.network) for _ in recipes)
     # To a GPU more threads would but give more batches at a time, which take its memory.
     with worker_pool(_most(analog)) as pool, Offload(recipes[0].memory / 2) as offload:
         networks = Networks(prepared.network, quantized, output)
         execution = prepared.view.execution(networks, pool, offload)
         try:
-            execution.keep(_noted(chain([first], batches), seen))
+            execution.keep(_noted(chain(known, batches), seen))
             if recipes[0].activations is not None:
                 choose_grids(networks, recipes, execution.images(), pool)
             stops = execution.stops(prepared.layers, measure=measure)

@@ -175,6 +175,7 @@ OPTIONS: Final[Mapping[str, Option]] = {
     ),
     "fuse": BOOLEAN,
     "bias_correction": BOOLEAN,
+    "equalize": BOOLEAN,
     "memory_gib": number(least=0),
     "activations": Option(
         _activations,

@@ -43,6 +43,8 @@ class Recipe:  # noqa: PLW1641 (a frozen dataclass makes its hash)
         ignore: patterns of the names of layers that keep their weights.
         fuse: fold batch norms into the convolutions before them, first.
         bias_correction: shift the biases so that a layer's mean outputs stay what they were.
+        equalize: give channels between two convolutions weights of like ranges on both sides, see
+            ``execution.equalization``. Batch norms are folded.
         memory_gib: half of it is for activations, before they go to a temporary folder, and half for a
             layer's covariances, or patches and residuals, where the method can do with less.
         activations: bits of all activations, or of each by patterns of the names of the points where they are
@@ -79,6 +81,7 @@ class Recipe:  # noqa: PLW1641 (a frozen dataclass makes its hash)
     ignore: tuple[str, ...] = ()
     fuse: bool = False
     bias_correction: bool = False
+    equalize: bool = False
     memory_gib: float = 4.0
     activations: int | dict[str, int] | None = field(default=None, hash=False)
     activation_range: RangeRule = "mse"
@@ -89,7 +92,7 @@ class Recipe:  # noqa: PLW1641 (a frozen dataclass makes its hash)
     def __post_init__(self) -> None:
         for name in OPTIONS:
             object.__setattr__(self, name, check(name, getattr(self, name)))
-        if self.activations is not None:
+        if self.activations is not None or self.equalize:
             object.__setattr__(self, "fuse", True)
         object.__setattr__(self, "tune", check("tune", self.tune, tuning_of))
         method = check("method", self.method, find_method)

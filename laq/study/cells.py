@@ -84,6 +84,7 @@ def _quantized(subset: Subset, base: Base, grid: Grid, params: Study) -> Iterato
             METHODS[method].learns_from != "nothing"
             or recipe.radius == "error"
             or recipe.bias_correction
+            or recipe.equalize
             or recipe.activations is not None
             or recipe.tune is not None
         )

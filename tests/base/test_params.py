@@ -138,6 +138,7 @@ def test_a_missing_file_says_where_to_run(tmp_path: Path) -> None:
         ("batch_size", True),
         ("fuse", 1),
         ("bias_correction", None),
+        ("equalize", "yes"),
         ("ignore", "body.fc"),
         ("ignore", [3]),
     ],

@@ -8,6 +8,7 @@ What users write becomes a ``Precision``, and that the map of layers to bits tha
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -20,7 +21,7 @@ from laq.quantization.bits.spec import Budget, Precision, bits_per_layer
 from laq.quantization.calibration.batch import Batch
 from laq.quantization.calibration.images import calibration_batches
 from laq.quantization.engine import copied, layer_names, quantize_each
-from laq.quantization.execution.fusion import fold_batch_norms
+from laq.quantization.execution.equalization import fold_and_equalize
 from laq.quantization.execution.unwrap import unwrapped
 from laq.quantization.options import AlphabetKind, QuantizationError
 from laq.quantization.recipe import Recipe
@@ -104,14 +105,16 @@ def _measure(
     choices: Iterable[int],
     classes: Sequence[int] | None,
 ) -> Sensitivities:
+    if recipe.tune is not None:
+        images = _learned(network, images, recipe, recipe.tune.held_back)
     if recipe.fuse:
         with as_workers():
             network = copied(unwrapped(network))
-            fold_batch_norms(network, next(calibration_batches(network, images, 1)))
+            batches = calibration_batches(network, images, recipe.batch_size)
+            known = list(batches if recipe.equalize else islice(batches, 1))
+            fold_and_equalize(network, known, recipe)
     # Weights alone are compared: they must be those of the network as it is, without shifted biases.
-    if recipe.tune is not None:
-        images = _learned(network, images, recipe, recipe.tune.held_back)
-    recipe = replace(recipe, fuse=False, bias_correction=False, tune=None)
+    recipe = replace(recipe, fuse=False, equalize=False, bias_correction=False, tune=None)
     trials = quantize_each(network, images, [replace(recipe, bits=bits) for bits in choices])
     return sensitivities(network, images, trials, classes)
 

@@ -9,6 +9,7 @@ from typing import Any, Final
 import torch
 import torch.nn.functional as F  # noqa: N812 (torch's own convention)
 from torch import Tensor, fx, nn
+from torch._ops import OpOverload  # what torch.export writes, which has no other name
 from torch.fx.node import map_arg
 from torch.utils import _pytree as pytree
 
@@ -383,6 +384,15 @@ class Reading:
             yield from filter(None, map(self._parameters.name_of, parameters))
         elif not is_metadata(node):
             yield from filter(None, map(self._named.get, node.all_input_nodes))
+
+
+def kind_of(node: fx.Node, network: nn.Module) -> Any:
+    """What a node calls: a function, a module's class, the name of a method or of torch's own operation."""
+    if node.op == "call_module":
+        return type(network.get_submodule(str(node.target)))
+    if isinstance(node.target, OpOverload):
+        return node.target.overloadpacket.__name__
+    return node.target if node.op in {"call_function", "call_method"} else None
 
 
 def is_metadata(node: fx.Node) -> bool:

@@ -8,13 +8,12 @@ from typing import Any, Final
 import torch
 import torch.nn.functional as F  # noqa: N812 (torch's own convention)
 from torch import Tensor, fx, nn
-from torch._ops import OpOverload  # what torch.export writes has no other type
 
 from laq.quantization.activations.ranges import RANGES, Histogram
 from laq.quantization.activations.rounding import RoundActivations, collecting
 from laq.quantization.calibration.batch import Batch, dtype_name
 from laq.quantization.execution.base import Networks
-from laq.quantization.execution.graph import Graph, NoGraphError, graph_for, is_metadata
+from laq.quantization.execution.graph import Graph, NoGraphError, graph_for, is_metadata, kind_of
 from laq.quantization.execution.layers import attribute
 from laq.quantization.operations import operation_of
 from laq.quantization.options import QuantizationError, check_patterns
@@ -167,7 +166,7 @@ class _Points:
         self._graph = graph.nodes[0].graph
         self._remove_identities()
         self._nodes = list(self._graph.nodes)
-        self._kinds = {node: self._kind(node) for node in self._nodes}
+        self._kinds = {node: kind_of(node, network) for node in self._nodes}
         self._numbers = _numbers(self._nodes)
         self._points: dict[str, RoundActivations] = {}
         self._computing = {node for node in self._nodes if self._computes(node)}
@@ -207,7 +206,7 @@ class _Points:
     def _remove_identities(self) -> None:
         """Remove what passes its inputs on, such as batch norms that were folded, and dropouts."""
         for node in list(self._graph.nodes):
-            if self._kind(node) in _PASSED_ON:
+            if kind_of(node, self._network) in _PASSED_ON:
                 node.replace_all_uses_with(node.args[0])
                 self._graph.erase_node(node)
 
@@ -215,14 +214,6 @@ class _Points:
         if node in self._read.constants:
             return self._read.constants[node]
         return attribute(self._network, self._read.attributes[node])
-
-    def _kind(self, node: fx.Node) -> Any:
-        """The function, the class of the module, or the name of the method or of torch's own operation."""
-        if node.op == "call_module":
-            return type(self._network.get_submodule(str(node.target)))
-        if isinstance(node.target, OpOverload):
-            return node.target.overloadpacket.__name__
-        return node.target if node.op in {"call_function", "call_method"} else None
 
     def _computes(self, node: fx.Node) -> bool:
         kind = self._kinds[node]

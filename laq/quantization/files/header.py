@@ -21,7 +21,10 @@ _RECIPE_1: Final = (
 )  # fmt: skip
 _OFFSETS: Final = (0.0, 0.5)
 _LEFT_OUT_EMPTY: Final = ("not_quantized", "on_floats", "inputs", "tuned")
-_OF_ACTIVATIONS: Final = ("activations", "activation_range")
+# Options of a recipe that are left out where one of them is none or false.
+_LEFT_OUT_WITH: Final = {
+    "activations": ("activations", "activation_range"), "tune": ("tune",), "equalize": ("equalize",)
+}  # fmt: skip
 _SINCE_FORMAT_2: Final = ("parameter", "operation", "dtype")
 _MOST_DIMENSIONS: Final = 16  # of an image
 _MOST_VALUES: Final = 2**28  # of an image in all inputs
@@ -136,11 +139,9 @@ def write_header(header: Header) -> str:
     for name in _LEFT_OUT_EMPTY:
         if not content[name]:
             del content[name]
-    if header.recipe.activations is None:
-        for name in _OF_ACTIVATIONS:
+    for option, names in _LEFT_OUT_WITH.items():
+        for name in names if not content["recipe"][option] else ():
             del content["recipe"][name]
-    if header.recipe.tune is None:
-        del content["recipe"]["tune"]
     if header.format == 1:
         content["layers"] = [
             {key: value for key, value in layer.items() if key not in _SINCE_FORMAT_2}
