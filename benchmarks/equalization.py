@@ -42,10 +42,10 @@ _TEXT: Final = """
 
 ## Cross-layer equalization and bias correction
 
-Measured by `benchmarks/equalization.py`; commit {commit}. {network}, {subsets} subsets of 10 classes of
-CIFAR-100 with 1,000 test images each, {images} calibration images of the subset's classes, weights by GPFQ: points
-of restricted top-1 lost against float ({original:.2f} % on average) as onnxruntime computes it, paired by subset,
-with a normal 95 % interval of their mean over subsets.
+Measured by `benchmarks/equalization.py`; commit {commit}. {network}, {subsets} subsets of 10 classes
+of CIFAR-100 with 1,000 test images each, {images} calibration images of the subset's classes, weights by
+GPFQ: points of restricted top-1 lost against float ({original:.2f} % on average) as onnxruntime computes it,
+paired by subset, with a normal 95 % interval of their mean over subsets.
 
 {table}"""
 _results = click.option("--results", type=click.Path(dir_okay=False, path_type=Path), default=_RESULTS)
