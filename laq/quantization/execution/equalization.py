@@ -39,7 +39,7 @@ _CONVERGED: Final = 1e-4  # of scales from 1, in a sweep
 
 
 @dataclass(frozen=True)
-class Pair:
+class ConvolutionPair:
     """Two convolutions, of which the second alone reads what the first computes.
 
     Attributes:
@@ -103,7 +103,7 @@ def equalize(network: nn.Module, batches: Sequence[Batch]) -> None:
             return
 
 
-def _equalize(network: nn.Module, pair: Pair, reached: dict[fx.Node, Tensor]) -> float:
+def _equalize(network: nn.Module, pair: ConvolutionPair, reached: dict[fx.Node, Tensor]) -> float:
     """Equalize a pair, and what its ReLU6 is ``reached`` by; tells how far the scales were from 1."""
     first, second = network.get_parameter(pair.first), network.get_parameter(pair.second)
     # (groups, outputs, inputs of a group, *kernel)
@@ -122,7 +122,7 @@ def _equalize(network: nn.Module, pair: Pair, reached: dict[fx.Node, Tensor]) ->
     return float((s - 1).abs().max())
 
 
-def _pairs(network: nn.Module, graph: Graph, reading: Reading) -> Iterator[Pair]:
+def _pairs(network: nn.Module, graph: Graph, reading: Reading) -> Iterator[ConvolutionPair]:
     """All pairs, in the order of the graph, whose parameters nothing else reads."""
     convolutions = {
         graph.nodes[call.position]: (name, call.operation)
@@ -142,7 +142,7 @@ def _pairs(network: nn.Module, graph: Graph, reading: Reading) -> Iterator[Pair]
             len(reading.reads.get(n, ())) == 1 for n in read
         ):
             cuts = (one for one in between if kind_of(one, network) in _RELU6)
-            yield Pair(first, bias, second, operation.groups, next(cuts, None))
+            yield ConvolutionPair(first, bias, second, operation.groups, next(cuts, None))
 
 
 def _behind(node: fx.Node, network: nn.Module) -> Iterator[fx.Node]:
@@ -163,7 +163,7 @@ def _scales(node: fx.Node, source: fx.Node, network: nn.Module) -> bool:
 
 
 def _reached(
-    network: nn.Module, graph: Graph, pairs: Sequence[Pair], batches: Sequence[Batch]
+    network: nn.Module, graph: Graph, pairs: Sequence[ConvolutionPair], batches: Sequence[Batch]
 ) -> dict[fx.Node, Tensor]:
     """What each channel (c,) comes to at most, over all images, behind the ReLU6 of each pair."""
     places = {pair.cut: 1 - network.get_parameter(pair.first).dim() for pair in pairs if pair.cut is not None}
