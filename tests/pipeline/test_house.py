@@ -126,7 +126,7 @@ def read(name: str) -> dict[str, Any]:
     return content
 
 
-STUDIES = ("glyphs", "cifar100", "cifar100_wide", "cifar100_efficientnet")
+STUDIES = ("glyphs", "cifar100", "cifar100_clipping", "cifar100_wide", "cifar100_efficientnet")
 # Nothing is fine-tuned that no cell asks for.
 BEYOND_THE_SECTION = {"finetune": ["${study}.study.bases", "${study}.study.also"]}
 
