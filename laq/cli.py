@@ -469,6 +469,11 @@ def export(*, classes: str, subset: str, out: Path, threads: int, **asked: Any) 
     _make("subsets" if subset else "dataset", params)
     wanted = asked_subset(classes, subset)
     _make("network", params)
+    click.echo(
+        f"laq: the network is quantized for {len(wanted.classes)} classes; then it and its file answer their "
+        "test images, and the file is timed",
+        err=True,
+    )
     text = room.run(params, wanted, params.export.model_copy(update=given), out, threads or 1)
     click.echo(text)
     if "MLFLOW_RUN_ID" in os.environ:  # of what `mlflow run` has started, which gets the file

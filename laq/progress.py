@@ -16,12 +16,13 @@ class _Lines:
     """A log for bars, each of whose looks becomes a line."""
 
     def __init__(self, log: TextIO) -> None:
-        self._log = log
+        self._log, self._last = log, ""
 
     def write(self, text: str) -> None:
-        """Write what a bar writes between two returns to the beginning of its line."""
-        if line := text.strip():
+        """Write what a bar writes between two returns to the beginning of its line, and nothing twice."""
+        if (line := text.strip()) and line != self._last:
             self._log.write(f"{line}\n")
+            self._last = line
 
     def flush(self) -> None:
         """Write now what waits."""

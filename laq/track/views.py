@@ -88,6 +88,7 @@ def _curves() -> dict[str, Any]:
         for name, title in _CHARTS.items()
     ]
     section = {"uuid": "laq", "name": _SECTION, "display": True, "isReordered": True, "deleted": False}
+    section |= {"columns": 2, "cardHeight": 400}  # wide enough for the names of two methods
     return {
         "searchFilter": "tags.`laq.level` = 'study'",
         "selectedColumns": [f"metrics.`{PROGRESS}`", "metrics.`top1_float`"],
