@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from laq.architectures import Classifier
-from laq.cache import cached
+from laq.cache import cached, is_whole
 from laq.dataset.images import ImageSet
 from laq.errors import LaqError
 from laq.network.evaluation import predict
@@ -30,7 +30,7 @@ from laq.sections.study import Base, Calibration
 from laq.study.cells import Cell, is_label_aware
 from laq.study.inputs import StudyInputs, study_code
 from laq.study.progress import StudyProgress
-from laq.study.results import TRAINING_KL, Judged, judge, write_results
+from laq.study.results import SECONDS, TRAINING_KL, Judged, judge, write_results
 
 # Costs per calibration image, in runs of the network on one image: of quantizing a network, and of choosing
 # the bits of its layers; and per image of each step of a tuning, which goes forth and back.
@@ -118,7 +118,7 @@ def measure_all(cells: Sequence[Cell], inputs: StudyInputs, workers: Workers) ->
             and there is none.
     """
     folders = {cell: inputs.folder(cell) for cell in cells}
-    missing = [cell for cell, folder in folders.items() if not folder.exists()]
+    missing = [cell for cell, folder in folders.items() if not is_whole(folder)]
     if missing and not workers.scheduler:  # whose workers may have GPUs that this machine lacks
         try:
             check_device(inputs.params.device)
@@ -187,7 +187,7 @@ def measure_group(inputs: StudyInputs, group: CellGroup) -> float:
                 made=result or network,
                 keep_network=inputs.params.keep_networks,
             )
-            cached("cells", inputs.dependencies(cell), write)
+            cached("cells", inputs.dependencies(cell), write, aside=(SECONDS,))
     return time.monotonic() - began
 
 
