@@ -27,7 +27,7 @@ from laq.provenance import (
     read_stages,
     recording,
 )
-from laq.quantization.options import ACTIVATION_BITS, nearest_name, number, whole_number
+from laq.quantization.options import ACTIVATION_BITS_OR_MEAN, nearest_name, number, whole_number
 from laq.sections.commands import ALL, Compare
 from laq.terminal import BitsType, Commands, MethodType, NumberType, show_markdown, show_rows
 
@@ -421,9 +421,10 @@ def advise(jobs: int | None, scheduler: str, *, quick: bool, **asked: Any) -> No
 @click.option("--method", type=MethodType(), help="Which method.  [default: export.method in params.yaml]")
 @click.option(
     "--activations",
-    type=NumberType(ACTIVATION_BITS),
+    type=NumberType(ACTIVATION_BITS_OR_MEAN),
     metavar="BITS",
-    help="Bits of activations: 2 to 8.  [default: export.activations in params.yaml]",
+    help="Bits of activations: 2 to 8, or a mean such as auto:6.  "
+    "[default: export.activations in params.yaml]",
 )
 @click.option(
     "--storage",

@@ -321,6 +321,10 @@ def _view(network: nn.Module, batch: Batch) -> _View:
 
 
 def _check_alike(recipes: Sequence[Recipe]) -> None:
+    if budget := next((r.activations for r in recipes if isinstance(r.activations, str)), None):
+        raise QuantizationError(
+            f"activations: found {budget}; a budget is spent for classes: choose_activations makes bits of it"
+        )
     if len({recipe.activations is None for recipe in recipes}) > 1:
         raise QuantizationError(
             "activations: recipes of one pass must all have bits for these, or none of them"

@@ -302,7 +302,7 @@ def test_a_runtime_that_is_missing_or_too_old_is_told(
         ("--classes nothing,circle", "--classes: unknown class 'nothing'; "),
         (
             "--subset similar-1 --activations 9",
-            "'--activations': found 9; must be a whole number from 2 to 8",
+            "'--activations': found 9; must be a mean of these such as auto:6, or a whole number from 2 to 8",
         ),
         ("--subset similar-1 --storage int3", "'--storage': 'int3' is not one of 'auto', 'int8', 'int4'"),
     ],
@@ -342,6 +342,15 @@ def test_weights_keep_the_bits_that_cannot_overflow_or_all_if_asked(made: Made, 
             found = restrict(made.params.study, made.subset, asked)
             assert {layer.bits for layer in found.quantized.layers} == bits
             assert found.capped == capped
+
+
+def test_a_budget_of_activations_is_spent_for_the_subset(made: Made, clone: Path) -> None:
+    with chdir(clone):
+        asked = Export(bits="auto:4", activations="auto:5", method="rtn")
+        recipe = restrict(made.params.study, made.subset, asked).quantized.recipe
+    assert isinstance(recipe.bits, dict)
+    assert isinstance(recipe.activations, dict)
+    assert set(recipe.activations.values()) <= {2, 3, 4, 5, 6, 8}
 
 
 @pytest.mark.parametrize(

@@ -344,8 +344,16 @@ def test_recipes_of_one_pass_may_differ_in_bits_of_activations(block: nn.Module)
 @pytest.mark.parametrize(
     ("options", "line"),
     [
-        ({"activations": 9}, "activations: found 9; must be none, a whole number from 2 to 8, or a map"),
+        (
+            {"activations": 9},
+            "activations: found 9; must be none, a whole number from 2 to 8, a mean of these such as auto:6, or a map",
+        ),
         ({"activations": {"*": 1}}, "activations: found {'*': 1}; must be none"),
+        (
+            {"activations": "auto:9"},
+            "activations: found 'auto:9'; must be none, a whole number from 2 to 8, a mean",
+        ),
+        ({"activations": "6"}, "activations: found '6'; must be none"),
         ({"activations": {}}, "activations: found {}; must be none"),
         (
             {"activation_range": "mes"},

@@ -21,7 +21,7 @@ from laq.parallel import Workers
 from laq.params import Params, load_params
 from laq.paths import NETWORK, SUBSETS, WEIGHTS
 from laq.pictures import Preprocessing
-from laq.quantization import QuantizedNetwork, Recipe, choose_bits_each, quantize_each
+from laq.quantization import QuantizedNetwork, Recipe, choose_activations, choose_bits_each, quantize_each
 from laq.quantization.tuning.settings import Tuning
 from laq.sections.study import Further, Study
 from laq.study import plan, read_measurements
@@ -160,6 +160,36 @@ def test_activations_may_have_bits_by_point(project: Path) -> None:
     assert list(read_measurements().method) == ["float", "rtn"]
     with pytest.raises(LaqError, match="activations: 'nothing' matches no point"):
         room.run(params.study.model_copy(update={**asked, "activations": {"nothing": 8}}))
+
+
+def test_activations_may_have_a_budget_beside_that_of_weights(project: Path) -> None:
+    params = ready_for_a_study(project)
+    asked = {
+        "bits": (3, "auto:3"),
+        "methods": ("rtn", "gpfq"),
+        "bases": ("original",),
+        "activations": "auto:4.5",
+    }
+    cells = [cell for cell in plan([SUBSET, OTHER], params.study.model_copy(update=asked)) if cell.recipe]
+    assert len({group.cells[0].subset for group in groups_of(cells)}) == 2
+    chosen, recipes = list[Any](), list[Recipe]()
+
+    def noted(*given: Any) -> dict[str, int]:
+        chosen.append(choose_activations(*given))
+        return chosen[-1]
+
+    def quantized(network: nn.Module, images: Any, asked: list[Recipe], **kwargs: Any) -> Any:
+        recipes.extend(asked)
+        return quantize_each(network, images, asked, **kwargs)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("laq.study.measure.choose_activations", noted)
+        patch.setattr("laq.study.measure.quantize_each", quantized)
+        room.run(params.study.model_copy(update=asked))
+    assert len(chosen) == 2
+    assert [recipe.activations for recipe in recipes] == [chosen[0]] * 4 + [chosen[1]] * 4
+    assert {type(recipe.bits) for recipe in recipes} == {int, dict}
+    assert dict(read_measurements().method.value_counts()) == {"float": 2, "rtn": 4, "gpfq": 4}
 
 
 def test_bits_by_points_in_another_order_are_measured_anew() -> None:
