@@ -33,7 +33,7 @@ class Recipe:  # noqa: PLW1641 (a frozen dataclass makes its hash)
     Attributes:
         bits: of every layer, or of each by name (``laq.quantization.bits.spec`` makes such maps).
         method: a name in ``METHODS``: round-to-nearest, GPFQ, its stochastic and sparse kin, GPTQ, Qronos,
-            AdaRound.
+            AdaRound, BRECQ.
         alphabet: which levels there are, see ``make_alphabet``, as for the next three.
         granularity: a step per output channel, or one for the layer.
         radius: the largest level: a fraction of the largest weight, or how to choose it.
