@@ -478,10 +478,13 @@ def export(*, classes: str, subset: str, out: Path, threads: int, **asked: Any) 
     text = room.run(params, wanted, params.export.model_copy(update=given), out, threads or 1)
     click.echo(text)
     if "MLFLOW_RUN_ID" in os.environ:  # of what `mlflow run` has started, which gets the file
+        from laq.track.onnx_models import log_onnx
         from laq.track.own_run import annotate
         from laq.track.store import Store
 
-        annotate(Store(), f"```text\n{text}\n```", {"laq.level": "export"}, [out])
+        store = Store()
+        annotate(store, f"```text\n{text}\n```", {"laq.level": "export"}, [out])
+        log_onnx(store, out)
 
 
 @main.command(

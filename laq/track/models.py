@@ -10,9 +10,11 @@ from typing import Final
 
 import mlflow
 import pandas as pd
-from mlflow.entities import LoggedModel
+from mlflow import MlflowClient
+from mlflow.entities import LoggedModel, LoggedModelStatus
 from mlflow.models import Model, ModelSignature
 from mlflow.models.model import MLMODEL_FILE_NAME
+from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 from mlflow.types import ColSpec, DataType, Schema
 from mlflow.types.schema import AnyType, Map
 
@@ -78,6 +80,14 @@ def _frame(examples: tuple[str, ...], packages: tuple[str, ...]) -> tuple[Model,
             pip_requirements=[f"{name}=={version(name).partition('+')[0]}" for name in packages],
         )
         return model, {file.name: file.read_bytes() for file in folder.iterdir() if file.is_file()}
+
+
+def upload(client: MlflowClient, logged: LoggedModel, folder: Path) -> LoggedModel:
+    """Upload a model's files, with which it is ready."""
+    # MLflow's client would first ask the server where the model's artifacts are.
+    place, uri = logged.artifact_location, client.tracking_uri
+    get_artifact_repository(place, tracking_uri=uri).log_artifacts(str(folder))  # type: ignore[no-untyped-call]
+    return client.finalize_logged_model(logged.model_id, LoggedModelStatus.READY)
 
 
 def write_network(folder: Path, spec: ModelSpec) -> None:

@@ -21,12 +21,11 @@ from urllib.request import url2pathname
 from mlflow import MlflowClient, entities
 from mlflow.entities import LoggedModel, Run
 from mlflow.models.model import MLMODEL_FILE_NAME
-from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 from mlflow.utils import get_results_from_paginated_fn
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID, MLFLOW_RUN_NAME, MLFLOW_RUN_NOTE
 
 from laq.progress import progress
-from laq.track.models import save_model
+from laq.track.models import save_model, upload
 from laq.track.runs import ModelSpec, ResultRuns, RunSpec
 
 KEY: Final = "laq.key"
@@ -178,10 +177,7 @@ class Sender:
             return logged
         with tempfile.TemporaryDirectory() as scratch:
             save_model(Path(scratch) / "model", model, logged)
-            # MLflow's client would first ask the server where the model's artifacts are.
-            place, uri = logged.artifact_location, self.client.tracking_uri
-            get_artifact_repository(place, tracking_uri=uri).log_artifacts(f"{scratch}/model")  # type: ignore[no-untyped-call]
-        return self.client.finalize_logged_model(logged.model_id, _READY)
+            return upload(self.client, logged, Path(scratch) / "model")
 
 
 def _is_there(model: LoggedModel) -> bool:
