@@ -62,6 +62,7 @@ def test_imports_run_one_way(path: Path) -> None:
         "autolog",
         "environment",
         "models",
+        "onnx_models",
         "pyfunc",
         "registry",
         "sending",
