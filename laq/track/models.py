@@ -19,7 +19,7 @@ from mlflow.types import ColSpec, DataType, Schema
 from mlflow.types.schema import AnyType, Map
 
 from laq.architectures import NetworkDesign, packages_of
-from laq.files import write_json
+from laq.files import md5, write_json
 from laq.paths import NETWORK
 from laq.serving import COLUMN, DESCRIPTION, WEIGHTS, Limits
 from laq.serving.pyfunc import ServedClassifier
@@ -95,4 +95,5 @@ def write_network(folder: Path, spec: ModelSpec) -> None:
     folder.mkdir()
     (folder / WEIGHTS).write_bytes(spec.weights.read_bytes())
     design = NetworkDesign.from_json(spec.design).beside(folder, NETWORK)
-    write_json(folder / DESCRIPTION, {"design": design.to_json(), "classes": spec.classes})
+    about = {"design": design.to_json(), "classes": spec.classes, "md5": md5(folder / WEIGHTS)}
+    write_json(folder / DESCRIPTION, about)
