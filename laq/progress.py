@@ -30,7 +30,8 @@ class _Lines:
 
 
 def progress(steps: Iterable[Any] | None, title: str, **options: Any) -> "tqdm[Any]":
-    """A bar over ``steps`` on standard error; ``options`` are tqdm's."""
+    """A bar over ``steps`` on standard error, unless there are none; ``options`` are tqdm's."""
+    options.setdefault("disable", options.get("total") == 0)
     return tqdm(steps, **bar_options(title), **options)
 
 

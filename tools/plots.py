@@ -28,7 +28,7 @@ img { max-width: 100%; }
 <script>
 VEGA
 const embed = vegaEmbed;
-window.vegaEmbed = async (place, chart) => { // with DVC's name as heading, and only methods that a revision has
+window.vegaEmbed = async (place, chart) => { // headed by its name, and no method that no revision has
   const text = JSON.stringify(chart), heading = document.createElement("h2");
   const shorten = (part) => {
     if (part === null || typeof part !== "object") return;
