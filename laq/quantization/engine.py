@@ -159,10 +159,22 @@ class _Prepared:
         folded = fold_and_equalize(analog, known, shared)
         on_floats, inputs = tuple[str, ...](), tuple[InputKind, ...]()
         if shared.activations is not None:
+            if any(recipe.bias_correction for recipe in recipes):
+                _make_biases(analog, first)
             analog, on_floats = with_points(analog, first)
             inputs = inputs_of(first)
         view = _view(analog, first, _learning_together(recipes))
         return cls(analog, folded, on_floats, inputs, view, _to_quantize(analog, view.structure, recipes))
+
+
+def _make_biases(network: nn.Module, batch: Batch) -> None:
+    """Give layers that have a place for a bias, and none, one of zeros: a graph with points adds no other."""
+    for layer in _view(network, batch).structure.layers:
+        owner = network.get_submodule(layer.parameter.rpartition(".")[0])
+        weight = network.get_parameter(layer.parameter)
+        if owner._parameters.get("bias", weight) is None:  # noqa: SLF001 (where torch keeps a place without a bias)
+            groups, outputs, _ = layer.operations[0].to_matrices(weight).shape
+            owner.bias = nn.Parameter(weight.new_zeros(groups * outputs))
 
 
 def _quantize_copies(
