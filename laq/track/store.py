@@ -21,7 +21,7 @@ from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 from sqlalchemy.exc import SQLAlchemyError
 from tenacity import retry, retry_if_exception, stop_after_attempt, wait_random
 
-from laq.addresses import outbox, tracking_uri, without_password
+from laq.addresses import outbox, tracking_uri, usual_uri, without_password
 from laq.errors import LaqError
 from laq.files import project_root
 from laq.track.registry import register_champions
@@ -97,9 +97,8 @@ class Store:
         """The addresses of places below a server's, a line each, with what serves them if none does."""
         server, command = str(self).rstrip("/"), ""
         if not self.uri.startswith("http"):
-            where = (
-                ' --backend-store-uri "$MLFLOW_TRACKING_URI"' if "MLFLOW_TRACKING_URI" in os.environ else ""
-            )
+            # `mlflow run` names the usual one to what it starts.
+            where = "" if self.uri == usual_uri() else ' --backend-store-uri "$MLFLOW_TRACKING_URI"'
             server, command = "http://127.0.0.1:5000", f" (while `mlflow ui --workers 1{where}` runs)"
         return "\n".join(f"{what}: {server}{place}{command}" for what, place in places.items())
 
