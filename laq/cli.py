@@ -332,7 +332,7 @@ def quantize(
 )
 @click.option("--second", metavar="STUDY", help="Likewise.  [default: compare.second in params.yaml]")
 def compare(first: str | None, second: str | None) -> None:
-    """Put two tracked studies beside each other: what differs, and what that did to accuracy."""
+    """Put two tracked studies beside each other: how they differ, and how their accuracies do."""
     from laq import compare as room
 
     params = load_params()

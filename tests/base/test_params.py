@@ -1,5 +1,6 @@
 """params.yaml: what is right is read, what is wrong is named in a line."""
 
+import shutil
 import subprocess
 import sys
 from contextlib import nullcontext
@@ -16,6 +17,16 @@ from laq.quantization import QuantizationError, Recipe, parse_bits
 from laq.sections.architecture import IMAGENET
 from laq.sections.study import Study, bits_name, check_bits
 from tests.conftest import ROOT, tiny_params, write_params
+
+
+def test_dvc_writes_the_committed_parameters_as_they_are(tmp_path: Path) -> None:
+    # Otherwise `dvc exp run -S` would change lines that nobody asked for.
+    from dvc.utils.serialize import modify_yaml
+
+    copied = Path(shutil.copy(ROOT / "params.yaml", tmp_path))
+    with modify_yaml(copied) as params:
+        params["study"] = str(params["study"])
+    assert copied.read_text(encoding="utf-8") == (ROOT / "params.yaml").read_text(encoding="utf-8")
 
 
 def test_both_committed_studies_are_valid(tmp_path: Path) -> None:
