@@ -253,10 +253,10 @@ def test_results_of_another_study_are_not_sent_under_this_ones_name(own: Path) -
     committed = (own / "params.yaml").read_bytes()
     try:
         params = tiny_params()
-        params["glyphs"]["study"]["bits"] = [3]
+        params["glyphs"]["study"]["bits"] = [3, 5]
         write_params(own, params)
         told = (
-            "laq: params.yaml: glyphs.study.bits is [3], and was [3, 8] when the stage study ran; "
+            "laq: params.yaml: glyphs.study.bits is [3, 5], and was [3, 8] when the stage study ran; "
             "run `dvc repro`\n"
         )
         for command in (["track"], ["report"], ["report", "--publish", "out"]):
@@ -264,7 +264,9 @@ def test_results_of_another_study_are_not_sent_under_this_ones_name(own: Path) -
         state = laq(own, "status")
         assert re.search("^subsets +made$", state, re.MULTILINE)
         assert re.search(
-            r"^study +stale +params.yaml: glyphs.study.bits is \[5\], .*; 6 of 18 cells", state, re.MULTILINE
+            r"^study +stale +params.yaml: glyphs.study.bits is \[3, 5\], .*; 18 of 30 cells",
+            state,
+            re.MULTILINE,
         )
         assert re.search("^report +waits +for study, which it reads$", state, re.MULTILINE)
         assert "`dvc repro` runs study and what comes after it" in state
