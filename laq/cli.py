@@ -202,7 +202,7 @@ def study(jobs: int | None, scheduler: str) -> None:
 
 def _follow(params: Params, over: Event) -> None:
     """Send runs while the study is measured: the stage ``track`` sends what is left."""
-    from laq.track.live import follow
+    from laq.track.deliver_live import follow
 
     follow(params, over, lambda text: click.echo(f"laq: {text}", err=True))
 
@@ -479,11 +479,10 @@ def export(*, classes: str, subset: str, out: Path, threads: int, **asked: Any) 
     click.echo(text)
     if "MLFLOW_RUN_ID" in os.environ:  # of what `mlflow run` has started, which gets the file
         from laq.track.onnx_models import log_onnx
-        from laq.track.own_run import annotate
         from laq.track.store import Store
 
         store = Store()
-        annotate(store, f"```text\n{text}\n```", {"laq.level": "export"}, [out])
+        store.annotate(f"```text\n{text}\n```", {"laq.level": "export"}, [out])
         log_onnx(store, out)
 
 

@@ -23,7 +23,7 @@ from laq.files import md5, write_json
 from laq.paths import NETWORK
 from laq.serving import COLUMN, DESCRIPTION, WEIGHTS, Limits
 from laq.serving.pyfunc import ServedClassifier
-from laq.track.runs import ModelSpec
+from laq.track.run_specs import ModelSpec
 
 _DATA: Final = "network"  # the folder of a model's own files
 _SIGNATURE: Final = ModelSignature(

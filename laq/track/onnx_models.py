@@ -13,8 +13,7 @@ from mlflow.models import Model, ModelSignature
 from mlflow.types import Schema, TensorSpec
 
 from laq.track.models import upload
-from laq.track.own_run import own_run
-from laq.track.store import Store
+from laq.track.store import Store, own_run
 
 NAME: Final = "onnx"  # of the model in its run
 _PACKAGES: Final = ("mlflow", "numpy", "onnx", "onnxruntime", "pandas")  # what loading and serving takes

@@ -28,7 +28,9 @@ from laq.files import read_json
 from laq.network import Classifier, build, predict, read_design
 from laq.params import load_params
 from laq.quantization import load
-from laq.track.live import Following, follow
+from laq.track.deliver import deliver
+from laq.track.deliver_live import Following, follow
+from laq.track.store import Store
 from tests.conftest import tiny_params, write_params
 from tests.project import BITS, SUBSETS, environment, laq, run, stages_run
 
@@ -147,7 +149,7 @@ def test_runs_appear_while_the_study_is_measured_and_track_sends_the_rest(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     new_store(tmp_path / "mlflow.db")
-    uri, over = f"sqlite:///{tmp_path / 'mlflow.db'}", Event()
+    uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
     monkeypatch.chdir(own)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
     following = Following(load_params())
@@ -159,8 +161,8 @@ def test_runs_appear_while_the_study_is_measured_and_track_sends_the_rest(
     for folder, away in hidden.items():
         shutil.move(folder, away)
     # Killed and begun again, it sends nothing twice.
-    assert following.send(over)
-    assert Following(load_params()).send(over)
+    assert len(deliver(Store(), following.so_far()).sent) == (SUBSETS - 1) * 2 * BITS
+    assert not deliver(Store(), Following(load_params()).so_far()).sent
     early = {r.data.tags["laq.key"]: r for r in runs_in(tmp_path) if r.info.status == "FINISHED"}
     assert len(early) == (SUBSETS - 1) * 2 * BITS
     (study,) = [r for r in runs_in(tmp_path) if r.data.tags.get("laq.level") == "study"]
