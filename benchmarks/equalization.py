@@ -42,10 +42,10 @@ _TEXT: Final = """
 
 ## Cross-layer equalization and bias correction
 
-Measured by `benchmarks/equalization.py`; commit {commit}. {network}, {subsets} subsets of 10 classes
+Measured by `benchmarks/equalization.py`; commit {commit}. {network}, {subsets} of 10 classes
 of CIFAR-100 with 1,000 test images each, {images} calibration images of the subset's classes, weights by
 GPFQ: points of restricted top-1 lost against float ({original:.2f} % on average) as onnxruntime computes it,
-paired by subset, with a normal 95 % interval of their mean over subsets.
+paired by subset{interval}.
 
 {table}"""
 _results = click.option("--results", type=click.Path(dir_okay=False, path_type=Path), default=_RESULTS)
@@ -123,27 +123,32 @@ def table(results: Path) -> None:
     wide = found.pivot_table(index="subset", columns=["kind", "granularity", "way"], values="top1").dropna()
     original = wide["float", "", ""]
     lost = wide.rsub(original, axis=0)
-    interval = 1.96 * lost.std() / np.sqrt(len(wide))
     rows = [
         {
             "weights and activations": kind,
             "a step for each": granularity,
-            **{
-                way: f"{lost[s].mean():.2f} ± {interval[s]:.2f}"
-                for way in WAYS.values()
-                if (s := (kind, granularity, way))
-            },
+            **{way: _points(lost, (kind, granularity, way)) for way in WAYS.values()},
         }
         for kind, granularity in product(KINDS, GRANULARITIES)
     ]
     about = {
         "commit": ", ".join(sorted({commit_of(record) for record in records})),
         "network": found.network.iloc[0],
-        "subsets": len(wide),
+        "subsets": f"{len(wide)} subset{'s' * (len(wide) > 1)}",
         "images": IMAGES,
         "original": original.mean(),
+        "interval": ", with a normal 95 % interval of their mean over subsets" if len(wide) > 1 else "",
     }
     click.echo(_TEXT.format(table=markdown_table(pd.DataFrame(rows)), **about))
+
+
+def _points(lost: pd.DataFrame, setting: Setting) -> str:
+    """The mean over subsets of the points lost, with its interval where there are several."""
+    if setting not in lost:
+        return "not measured"
+    points = lost[setting]
+    interval = f" ± {1.96 * points.std() / np.sqrt(len(points)):.2f}" if len(points) > 1 else ""
+    return f"{points.mean():.2f}{interval}"
 
 
 if __name__ == "__main__":

@@ -30,7 +30,8 @@ from laq.files import digest
 from laq.network import NetworkDesign, build, evaluate
 from laq.quantization import QuantizedNetwork, Recipe, quantize, save
 from laq.report.rendering import markdown_table, number
-from laq.track.runs import Input, ModelSpec, ResultRuns, RunSpec
+from laq.track.deliver import deliver
+from laq.track.run_specs import Input, ModelSpec, ResultRuns, RunSpec
 from laq.track.store import Store
 
 _DESIGN: Final = NetworkDesign("resnet20", 100, 32, (0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
@@ -88,9 +89,9 @@ def measure_store(uri: str, packed: Path, cells: int) -> tuple[float, float]:
     """Seconds per cell, and bytes per network beside its packed file (NaN if artifacts are elsewhere)."""
     os.environ["MLFLOW_TRACKING_URI"] = uri
     store = Store()
-    store.send(tree(packed, 1))  # does what a process does only once
-    after, _ = timed(lambda: store.send(tree(packed, 0)))
-    seconds, done = timed(lambda: store.send(tree(packed, cells)))
+    deliver(store, tree(packed, 1))  # does what a process does only once
+    after, _ = timed(lambda: deliver(store, tree(packed, 0)))
+    seconds, done = timed(lambda: deliver(store, tree(packed, cells)))
     place = store.client.get_run(next(iter(done.ids.values()))).info.artifact_uri
     models = Path(place.removeprefix("file://")).parents[1] / "models"
     found = [file.stat().st_size for file in models.rglob("*") if file.is_file()] if models.is_dir() else []

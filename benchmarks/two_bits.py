@@ -49,6 +49,7 @@ CASES: Final[dict[str, tuple[str, Tuning | None]]] = {
     "round-to-nearest": ("rtn", None),
     "GPFQ": ("gpfq", None),
     "AdaRound": ("adaround", None),
+    "BRECQ": ("brecq", None),
     "tuned": ("qronos", Tuning()),
     "tuned to all classes": ("qronos", Tuning(loss="all")),
     "tuned without mixtures": ("qronos", Tuning(mix=False)),

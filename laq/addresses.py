@@ -9,7 +9,12 @@ from laq.files import project_root
 
 def tracking_uri() -> str:
     """The store that ``MLFLOW_TRACKING_URI`` names, or sqlite at the project's root."""
-    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{project_root() / 'mlflow.db'}"
+    return os.environ.get("MLFLOW_TRACKING_URI") or usual_uri()
+
+
+def usual_uri() -> str:
+    """The store where none is named, which MLflow's commands take, too: sqlite at the project's root."""
+    return f"sqlite:///{project_root() / 'mlflow.db'}"
 
 
 def outbox() -> Path:

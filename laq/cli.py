@@ -27,7 +27,7 @@ from laq.provenance import (
     read_stages,
     recording,
 )
-from laq.quantization.options import ACTIVATION_BITS, nearest_name, number, whole_number
+from laq.quantization.options import ACTIVATION_BITS_OR_MEAN, nearest_name, number, whole_number
 from laq.sections.commands import ALL, Compare
 from laq.terminal import BitsType, Commands, MethodType, NumberType, show_markdown, show_rows
 
@@ -202,7 +202,7 @@ def study(jobs: int | None, scheduler: str) -> None:
 
 def _follow(params: Params, over: Event) -> None:
     """Send runs while the study is measured: the stage ``track`` sends what is left."""
-    from laq.track.live import follow
+    from laq.track.deliver_live import follow
 
     follow(params, over, lambda text: click.echo(f"laq: {text}", err=True))
 
@@ -332,7 +332,7 @@ def quantize(
 )
 @click.option("--second", metavar="STUDY", help="Likewise.  [default: compare.second in params.yaml]")
 def compare(first: str | None, second: str | None) -> None:
-    """Put two tracked studies beside each other: what differs, and what that did to accuracy."""
+    """Put two tracked studies beside each other: how they differ, and how their accuracies do."""
     from laq import compare as room
 
     params = load_params()
@@ -421,9 +421,10 @@ def advise(jobs: int | None, scheduler: str, *, quick: bool, **asked: Any) -> No
 @click.option("--method", type=MethodType(), help="Which method.  [default: export.method in params.yaml]")
 @click.option(
     "--activations",
-    type=NumberType(ACTIVATION_BITS),
+    type=NumberType(ACTIVATION_BITS_OR_MEAN),
     metavar="BITS",
-    help="Bits of activations: 2 to 8.  [default: export.activations in params.yaml]",
+    help="Bits of activations: 2 to 8, or a mean such as auto:6.  "
+    "[default: export.activations in params.yaml]",
 )
 @click.option(
     "--storage",
@@ -469,13 +470,20 @@ def export(*, classes: str, subset: str, out: Path, threads: int, **asked: Any) 
     _make("subsets" if subset else "dataset", params)
     wanted = asked_subset(classes, subset)
     _make("network", params)
+    click.echo(
+        f"laq: the network is quantized for {len(wanted.classes)} classes; then it and its file answer their "
+        "test images, and the file is timed",
+        err=True,
+    )
     text = room.run(params, wanted, params.export.model_copy(update=given), out, threads or 1)
     click.echo(text)
     if "MLFLOW_RUN_ID" in os.environ:  # of what `mlflow run` has started, which gets the file
-        from laq.track.own_run import annotate
+        from laq.track.onnx_models import log_onnx
         from laq.track.store import Store
 
-        annotate(Store(), f"```text\n{text}\n```", {"laq.level": "export"}, [out])
+        store = Store()
+        store.annotate(f"```text\n{text}\n```", {"laq.level": "export"}, [out])
+        log_onnx(store, out)
 
 
 @main.command(

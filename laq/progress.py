@@ -16,12 +16,13 @@ class _Lines:
     """A log for bars, each of whose looks becomes a line."""
 
     def __init__(self, log: TextIO) -> None:
-        self._log = log
+        self._log, self._last = log, ""
 
     def write(self, text: str) -> None:
-        """Write what a bar writes between two returns to the beginning of its line."""
-        if line := text.strip():
+        """Write what a bar writes between two returns to the beginning of its line, and nothing twice."""
+        if (line := text.strip()) and line != self._last:
             self._log.write(f"{line}\n")
+            self._last = line
 
     def flush(self) -> None:
         """Write now what waits."""
@@ -29,7 +30,8 @@ class _Lines:
 
 
 def progress(steps: Iterable[Any] | None, title: str, **options: Any) -> "tqdm[Any]":
-    """A bar over ``steps`` on standard error; ``options`` are tqdm's."""
+    """A bar over ``steps`` on standard error, unless there are none; ``options`` are tqdm's."""
+    options.setdefault("disable", options.get("total") == 0)
     return tqdm(steps, **bar_options(title), **options)
 
 

@@ -5,6 +5,7 @@ the stage used, the hashes of its inputs and outputs, that of each file of ``laq
 versions of the packages that these import.
 """
 
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -25,6 +26,9 @@ from laq.states import state_md5
 FILE: Final = Path("dvc.yaml")
 RECORDS: Final = Path("data/provenance")
 _RESTORE: Final = f"`git checkout {FILE}` brings back the project's own"
+# The key of a stage's section that names a network, and the file that such a name may tell.
+_NETWORK_OF: Final = {"network": "architecture", "embeddings": "network"}
+_CODE: Final = re.compile(r"(?:python:)?(.+\.(?:py|pt2))(?::\w+)?")
 Parameters = Mapping[str, Any]  # of a study: its name, and its sections
 # What is said of a part of a record that differs from what is there now.
 _CHANGES: Final = {
@@ -55,7 +59,8 @@ class Stage:
         module = f"laq.{self.name}"
         return {
             "parameters": {key: reduce(getitem, key.split("."), study) for key in self.keys},
-            "inputs": _hashes(self.inputs) | (_pictures(study) if self.name == "dataset" else {}),
+            "inputs": _hashes(self.inputs)
+            | {name: state_md5(path) for name, path in _own_files(self.name, study).items() if path.exists()},
             "code": source_files(module),
             "versions": package_versions(module),
         }
@@ -238,13 +243,16 @@ def _staleness(stage: Stage, study: Parameters) -> Iterator[Stale]:
     if not isinstance(made, dict) or made.keys() != now.keys():
         yield Stale(stage.name, f"{stage.record}: not the record of a stage")
         return
-    if stage.name == "dataset" and not _pictures(study):  # they need not be there for what is made of images
-        now["inputs"] = made["inputs"]
+    own = _own_files(stage.name, study)
+    if isinstance(made["inputs"], dict):  # they need not be there for what is made of them
+        gone = [name for name, path in own.items() if name in made["inputs"] and not path.exists()]
+        now["inputs"] |= {name: made["inputs"][name] for name in gone}
     for part, text in _CHANGES.items():
         for name, old, new in _differences(made[part], now[part]):
             reason = text.format(study=study["name"], stage=stage.name, name=name, old=old, new=new)
-            unwatched = part == "inputs" and name in _pictures(study) and not is_watched(study)
-            yield Stale(stage.name, reason, unseen=part == "versions" or unwatched)
+            watched = stage.name == "dataset" and is_watched(study)
+            unseen = part == "versions" or (part == "inputs" and name in own and not watched)
+            yield Stale(stage.name, reason, unseen=unseen)
 
 
 def _differences(old: Any, new: Any, key: str = "") -> Iterator[tuple[str, Any, Any]]:
@@ -280,11 +288,20 @@ def _dependency(study: Parameters) -> str:
     return f"${{{study['name']}.dataset.path}}"
 
 
-def _pictures(study: Parameters) -> dict[str, str]:
-    """The hash of the study's own pictures by their path, if there are any."""
-    path = study["dataset"].get("path")
-    there = project_root() / path if path else None
-    return {path: state_md5(there)} if there and there.exists() else {}
+def _own_files(stage: str, study: Parameters) -> dict[str, Path]:
+    """The study's own files that a stage reads, by their paths in ``params.yaml``.
+
+    They are pictures, networks and names of outputs; of other files ``params.yaml`` tells the hash, too.
+    """
+    if stage == "dataset":
+        names = [study["dataset"].get("path")]
+    elif stage in _NETWORK_OF:
+        section = study[stage]
+        code = _CODE.fullmatch(section[_NETWORK_OF[stage]])
+        names = [code and code[1], section.get("outputs")]
+    else:
+        names = []
+    return {name: project_root() / name for name in names if isinstance(name, str) and name}
 
 
 def _hashes(paths: tuple[Path, ...]) -> dict[str, str]:

@@ -13,14 +13,15 @@ _FILE: Final = Path(".laq/states.json")
 def state_md5(path: Path) -> str:
     """The hash that DVC gives a file, or a folder without its hidden files.
 
-    A file is read when its size or time of change is another than when it was read last.
+    A file is read when its size or times of change are others than when it was read last; whoever sets back
+    the time of its content cannot set back that of its inode.
     """
     kept = project_root() / _FILE
     before = _read(kept)
     states: dict[str, list[Any]] = {}
     for file in _files(path):
         about = file.stat()
-        state = [about.st_size, about.st_mtime_ns, about.st_ino]
+        state = [about.st_size, about.st_mtime_ns, about.st_ctime_ns, about.st_ino]
         known = before.get(str(file), [])
         states[str(file)] = known if known[:-1] == state else [*state, md5(file)]
     if any(before.get(name) != state for name, state in states.items()):
@@ -45,5 +46,5 @@ def _read(path: Path) -> dict[str, list[Any]]:
         content = read_json(path)
     except LaqError:
         return {}
-    whole = isinstance(content, dict) and all(isinstance(s, list) and len(s) == 4 for s in content.values())
+    whole = isinstance(content, dict) and all(isinstance(s, list) and len(s) == 5 for s in content.values())
     return content if whole else {}

@@ -18,8 +18,9 @@ from laq.network import NetworkDesign, build
 from laq.params import load_params
 from laq.quantization import Recipe, quantize, save
 from laq.subsets.subset import Subset
+from laq.track.deliver import deliver
 from laq.track.results import Provenance, Results
-from laq.track.runs import Input, ModelSpec, ResultRuns, RunSpec
+from laq.track.run_specs import Input, ModelSpec, ResultRuns, RunSpec
 from laq.track.store import Store
 from tests.conftest import ROOT
 
@@ -125,10 +126,10 @@ def mixed_results(weights: Path) -> Results:
     return Results(params, "key", [subset], rows, [], {"quantized": weights}, provenance=provenance)
 
 
-def deliver(path: str) -> int:
+def deliver_saved(path: str) -> int:
     """Deliver a saved tree, as the command line does."""
     try:
-        sent = Store().send(ResultRuns.load(Path(path))).count
+        sent = len(deliver(Store(), ResultRuns.load(Path(path))).sent)
     except LaqError as error:
         sys.stderr.write(f"laq: {error}\n")
         return 2
@@ -143,13 +144,13 @@ def at_once(paths: Sequence[str]) -> int:
     for path in paths:
         children.append(os.fork())
         if not children[-1]:
-            os._exit(deliver(path))
+            os._exit(deliver_saved(path))
     return max(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children)
 
 
 def main() -> int:
     """Deliver the trees that the command line names."""
-    return at_once(sys.argv[1:]) if sys.argv[2:] else deliver(sys.argv[1])
+    return at_once(sys.argv[1:]) if sys.argv[2:] else deliver_saved(sys.argv[1])
 
 
 if __name__ == "__main__":

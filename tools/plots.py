@@ -19,9 +19,30 @@ _PAGE = """<!DOCTYPE html>
 <meta name="viewport" content="width=device-width, initial-scale=1">
 {refresh_tag}
 <title>Charts of DVC's revisions</title>
-<style>body { margin: 1rem; font-family: sans-serif; } img { max-width: 100%; }</style>
+<style>
+body { display: flex; flex-wrap: wrap; gap: 2rem 3rem; margin: 1rem; font-family: sans-serif; }
+body > div { max-width: 100%; overflow-x: auto; }
+h2 { margin: 0 0 0.75rem; font-size: 1.1rem; }
+img { max-width: 100%; }
+</style>
 <script>
 VEGA
+const embed = vegaEmbed;
+window.vegaEmbed = async (place, chart) => { // headed by its name, and no method that no revision has
+  const text = JSON.stringify(chart), heading = document.createElement("h2");
+  const shorten = (part) => {
+    if (part === null || typeof part !== "object") return;
+    if (Array.isArray(part.domain) && part.domain.length === part.range?.length) {
+      const kept = part.domain.map((name) => text.includes(`"method":"${name}"`));
+      for (const key of ["domain", "range"]) part[key] = part[key].filter((_, place) => kept[place]);
+    }
+    Object.values(part).forEach(shorten);
+  };
+  shorten(chart);
+  heading.textContent = place.slice(1).replaceAll("_", " ");
+  await embed(place, chart, { actions: false });
+  document.querySelector(place).prepend(heading);
+};
 </script>
 </head>
 <body>

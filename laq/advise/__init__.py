@@ -21,8 +21,7 @@ from laq.parallel import Workers
 from laq.params import Params
 from laq.paths import DATASET, NETWORK, WEIGHTS
 from laq.subsets.asked import ASKED
-from laq.track.own_run import annotate, own_run
-from laq.track.store import Store
+from laq.track.store import Store, own_run
 
 __all__ = ["FOLDER", "Advice", "Question", "describe_plan", "for_integers", "quick", "run"]
 
@@ -65,7 +64,7 @@ def run(params: Params, question: Question, workers: Workers = Workers()) -> Adv
         write(folder / PICTURE, chart(found))
     if own_run():
         tags = {"laq.level": "advise", "laq.classes": ", ".join(found.subset.class_names)}
-        annotate(Store(), text, tags, sorted(FOLDER.iterdir()))
+        Store().annotate(text, tags, sorted(FOLDER.iterdir()))
     shown = for_terminal(found, str(FOLDER))
     if timed and timed.refused:
         return Advice(shown, refusal(found, timed, params))

@@ -32,6 +32,8 @@ def layers(rows: Data, methods: Iterable[str] = looks.ALL) -> Chart:
         alt.Chart(as_data(rows), width=WIDTH, height=_HEIGHT)
         .transform_calculate(short="replace(datum.layer, 'body.', '')")
         .transform_fold(list(_MEASURES), as_=["measure", "value"])
+        # Panels are sorted by a number of their own: by a list, Vega puts those of several revisions astray.
+        .transform_calculate(place=f"indexof({list(_MEASURES)}, datum.measure)")
         .mark_line(point=alt.OverlayMarkDef(size=36), strokeWidth=1.5)
         .encode(
             x=x, y=alt.Y("value:Q", title=None, scale=alt.Scale(zero=True)),
@@ -42,8 +44,8 @@ def layers(rows: Data, methods: Iterable[str] = looks.ALL) -> Chart:
 
 def _panels(chart: Chart, column: Any = alt.Undefined) -> Chart:
     """A panel for each measure, each with an axis of its own."""
-    header = alt.Header(labelExpr=f"{_MEASURES}[datum.value]", labelOrient="top")
-    row = alt.Row("measure:N", sort=list(_MEASURES), title=None, header=header)
+    header = alt.Header(labelExpr=f"{list(_MEASURES.values())}[datum.value]", labelOrient="top")
+    row = alt.Row("place:O", title=None, header=header)
     return chart.facet(row=row, column=column).resolve_scale(y="independent")
 
 

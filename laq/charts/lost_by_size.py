@@ -53,7 +53,7 @@ def lost_by_size(rows: Data, methods: Iterable[str] = looks.ALL) -> Chart:
     frontier = best.mark_line(interpolate="step-after", strokeWidth=1.5, color="#59616a").encode(
         y=losses("lost:Q")
     )
-    names = best.mark_text(dx=12, dy=-2, align="left", baseline="bottom", fontSize=14).encode(
+    names = best.mark_text(dx=12, dy=-6, align="left", baseline="bottom", fontSize=14).encode(
         y=losses("lost:Q"), text="name:N"
     )
     return (

@@ -60,7 +60,7 @@ def theme(*, dark: bool = False) -> dict[str, Any]:
                    "titleFontSize": _TEXT},
         "legend": {"orient": "bottom", "direction": "horizontal", "labelFontSize": _TEXT - 1,
                    "titleFontSize": _TEXT - 1, "titleFontWeight": "normal", "labelColor": ink,
-                   "titleColor": ink, "symbolSize": 110, "symbolOpacity": 1, "columns": 3,
+                   "titleColor": ink, "symbolSize": 110, "symbolOpacity": 1, "columns": 4,
                    "columnPadding": 18, "labelLimit": 360},
         "style": {"edged": {"stroke": "#a3abb3" if dark else "white"}},
         "rule": {"color": quiet},
@@ -104,6 +104,7 @@ def logarithmic(field: str, title: str, factors: Sequence[float] = (1, 2, 5)) ->
         title=title,
         grid=False,
         labelOverlap=True,
+        labelSeparation=6,
     )
     return alt.X(field, scale=scale, axis=axis)
 

@@ -11,10 +11,9 @@ from laq.errors import LaqError
 from laq.files import replacing_folder
 from laq.params import Params
 from laq.sections.commands import Compare
-from laq.track.own_run import annotate
+from laq.track.find_studies import TrackedStudies
+from laq.track.specs_of_results import experiment_name
 from laq.track.store import Store
-from laq.track.studies import TrackedStudies
-from laq.track.study_runs import experiment_name
 
 FOLDER = Path("data/compare")
 TEXT = "compare.md"
@@ -52,5 +51,5 @@ def run(params: Params, asked: Compare) -> str:
         table.to_csv(folder / TABLE, index=False)
         write(folder / PICTURE, chart(table, pair))
     tags = {"laq.level": "compare", "laq.first": pair.first.run, "laq.second": pair.second.run}
-    annotate(store, text, tags, [FOLDER / name for name in (TEXT, TABLE, PICTURE)])
+    store.annotate(text, tags, [FOLDER / name for name in (TEXT, TABLE, PICTURE)])
     return text

@@ -8,8 +8,8 @@ import pandas as pd
 from laq.compare.pairing import SIDES, Comparison
 from laq.errors import LaqError
 from laq.paths import DATASET, NETWORK
-from laq.track.studies import StageRecord, TrackedStudy
-from laq.track.study_runs import LONGEST_PARAM, flatten
+from laq.track.find_studies import StageRecord, TrackedStudy
+from laq.track.specs_of_results import LONGEST_PARAM, flatten
 
 Records = Mapping[str, StageRecord]  # of a study's stages, by their names
 _MADE_BY: Final = {"images": ("dataset", DATASET), "network": ("network", NETWORK)}

@@ -11,7 +11,7 @@ from laq.quantization.methods.registry import label_of, sort_methods
 from laq.report.plotted import in_order
 from laq.report.tables import BASE_OF
 from laq.study.tables import NO_IMAGES
-from laq.track.studies import TrackedStudy
+from laq.track.find_studies import TrackedStudy
 
 SIDES: Final = ("first", "second")
 # Two cells match if they agree in these columns; `nth` numbers the subsets of the same classes.

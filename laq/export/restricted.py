@@ -13,6 +13,7 @@ from laq.quantization import (
     QuantizationError,
     QuantizedNetwork,
     Recipe,
+    choose_activations,
     choose_bits,
     keep_rows,
     parse_bits,
@@ -78,16 +79,18 @@ def as_study(study: Study, asked: Export) -> Study:
 
 
 def _recipe(cell: Cell, network: Classifier, images: Tensor, asked: Export) -> tuple[Recipe, bool]:
-    """The cell's recipe with the bits of each layer chosen, and whether a layer would have had more bits."""
+    """The cell's recipe with all bits chosen, and whether a layer would have had more bits."""
     assert cell.recipe is not None
-    bits: Bits = cell.recipe.bits
+    recipe, classes = cell.recipe, sorted(cell.subset.classes)
+    if isinstance(recipe.activations, str):
+        recipe = replace(recipe, activations=choose_activations(network, images, recipe, classes))
+    bits: Bits = recipe.bits
     if isinstance(cell.bits, str):
-        classes = sorted(cell.subset.classes)
-        bits = choose_bits(parse_bits(cell.bits), network, images, cell.recipe, classes)
+        bits = choose_bits(parse_bits(cell.bits), network, images, recipe, classes)
     if asked.vnni or asked.activations is None:
-        return replace(cell.recipe, bits=bits), False
-    most = most_bits(cell.recipe.alphabet)
+        return replace(recipe, bits=bits), False
+    most = most_bits(recipe.alphabet)
     fewer: Bits = (
         min(bits, most) if isinstance(bits, int) else {name: min(b, most) for name, b in bits.items()}
     )
-    return replace(cell.recipe, bits=fewer), fewer != bits
+    return replace(recipe, bits=fewer), fewer != bits

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
     from laq.quantization.alphabet import Alphabet, AlphabetSpec, make_alphabet
-    from laq.quantization.bits.allocate import choose_bits, choose_bits_each
+    from laq.quantization.bits.allocate import choose_activations, choose_bits, choose_bits_each
     from laq.quantization.bits.spec import parse_bits
     from laq.quantization.engine import layer_names, quantize, quantize_each
     from laq.quantization.files.header import Cut
@@ -45,6 +45,7 @@ __all__ = [
     "QuantizedNetwork",
     "Recipe",
     "Tuning",
+    "choose_activations",
     "choose_bits",
     "choose_bits_each",
     "export_onnx",
@@ -64,7 +65,7 @@ __all__ = [
 
 _MODULES: Final = {
     "alphabet": ("Alphabet", "AlphabetSpec", "make_alphabet"),
-    "bits.allocate": ("choose_bits", "choose_bits_each"),
+    "bits.allocate": ("choose_activations", "choose_bits", "choose_bits_each"),
     "bits.spec": ("parse_bits",),
     "engine": ("layer_names", "quantize", "quantize_each"),
     "files.header": ("Cut",),

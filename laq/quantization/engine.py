@@ -32,6 +32,9 @@ from laq.quantization.execution.offload import Offload
 from laq.quantization.execution.outputs import Output
 from laq.quantization.execution.points import choose_grids, inputs_of, with_points
 from laq.quantization.execution.unwrap import unwrapped
+from laq.quantization.methods.network_problem import NetworkProblem
+from laq.quantization.methods.problem import Settings
+from laq.quantization.methods.registry import METHODS
 from laq.quantization.methods.solve import solve
 from laq.quantization.options import DeviceChoice, QuantizationError, check_patterns
 from laq.quantization.recipe import InputKind, NotQuantized, QuantizedLayer, QuantizedNetwork, Recipe
@@ -156,10 +159,22 @@ class _Prepared:
         folded = fold_and_equalize(analog, known, shared)
         on_floats, inputs = tuple[str, ...](), tuple[InputKind, ...]()
         if shared.activations is not None:
+            if any(recipe.bias_correction for recipe in recipes):
+                _make_biases(analog, first)
             analog, on_floats = with_points(analog, first)
             inputs = inputs_of(first)
-        view = _view(analog, first)
+        view = _view(analog, first, _learning_together(recipes))
         return cls(analog, folded, on_floats, inputs, view, _to_quantize(analog, view.structure, recipes))
+
+
+def _make_biases(network: nn.Module, batch: Batch) -> None:
+    """Give layers that have a place for a bias, and none, one of zeros: a graph with points adds no other."""
+    for layer in _view(network, batch).structure.layers:
+        owner = network.get_submodule(layer.parameter.rpartition(".")[0])
+        weight = network.get_parameter(layer.parameter)
+        if owner._parameters.get("bias", weight) is None:  # noqa: SLF001 (where torch keeps a place without a bias)
+            groups, outputs, _ = layer.operations[0].to_matrices(weight).shape
+            owner.bias = nn.Parameter(weight.new_zeros(groups * outputs))
 
 
 def _quantize_copies(
@@ -211,7 +226,30 @@ def _quantize_only(
     analog: nn.Module, batches: Iterable[Batch], recipes: Sequence[Recipe], output: Output
 ) -> list[QuantizedNetwork]:
     """Quantize by each recipe."""
-    return _quantize_copies(analog, batches, recipes, output)[1]
+    if not _learning_together(recipes):
+        return _quantize_copies(analog, batches, recipes, output)[1]
+    batches = list(batches)
+    prepared, made = _quantize_copies(analog, batches, recipes, output, measure=False)
+    return _measured(prepared, _refined(prepared, made, batches, output), batches, output)
+
+
+def _refined(
+    prepared: _Prepared, results: Sequence[QuantizedNetwork], batches: Sequence[Batch], output: Output
+) -> list[QuantizedNetwork]:
+    """The results, layers learned together where the method does so; errors are not filled in."""
+    refined = list[QuantizedNetwork]()
+    with worker_pool(_most(prepared.network)) as pool:
+        for result in results:
+            recipe, method = result.recipe, METHODS[result.recipe.method]
+            refine, traced = method.load_refiner(), prepared.view.traced
+            if refine is None or traced is None:
+                refined.append(result)
+                continue
+            settings = Settings("", method.settings(recipe.options), recipe.seed, recipe.memory / 2)
+            about = (prepared.layers, *traced, batches, output, pool, settings)
+            layers = refine(NetworkProblem(prepared.network, result, *about))
+            refined.append(replace(result, layers=layers))
+    return refined
 
 
 def _quantize_and_tune(
@@ -232,6 +270,7 @@ def _quantize_and_tune(
     untuned = list(dict.fromkeys(replace(recipe, tune=None) for recipe in recipes))
     learned = list(cut(split.learned, recipes[0].batch_size))
     prepared, made = _quantize_copies(analog, learned, untuned, output, measure=False)
+    made = _refined(prepared, made, learned, output)
     tuned = list[QuantizedNetwork]()
     with worker_pool(_most(analog)) as pool:
         for recipe, tuning in plans:
@@ -243,7 +282,7 @@ def _quantize_and_tune(
 def _measured(
     prepared: _Prepared, results: Sequence[QuantizedNetwork], batches: Sequence[Batch], output: Output
 ) -> list[QuantizedNetwork]:
-    """The results with their errors, now that they are tuned."""
+    """The results with their errors, now that whole networks have learned."""
     networks = Networks(prepared.network, tuple(result.network for result in results), output)
     memory = results[0].recipe.memory / 2
     with worker_pool(_most(prepared.network)) as pool, Offload(memory) as offload:
@@ -300,19 +339,29 @@ def copied(network: nn.Module) -> nn.Module:
 
 @dataclass(frozen=True)
 class _View:
-    """What is known of a network's structure, and what runs it."""
+    """What is known of a network's structure, what runs it, and its graph, if there is one."""
 
     structure: Structure
     execution: Callable[[Networks, Pool, Offload], Execution]
+    traced: tuple[Graph, Reading] | None = None
 
 
-def _view(network: nn.Module, batch: Batch) -> _View:
-    """The network as a graph or, where there is none, as one pass over its functions shows it."""
+def _view(network: nn.Module, batch: Batch, in_need: Sequence[str] = ()) -> _View:
+    """The network as a graph or, where there is none, as one pass over its functions shows it.
+
+    Raises:
+        QuantizationError: there is no graph, and methods are in need of it.
+    """
     graph = trace(network, batch)
     if isinstance(graph, Graph):
-        reading = Reading(graph, network)
-        return _View(reading.structure, partial(Lockstep, (graph, reading)))
+        traced = graph, Reading(graph, network)
+        return _View(traced[1].structure, partial(Lockstep, traced), traced)
     check_runs(network, batch)
+    if in_need:
+        raise QuantizationError(
+            f"method: {in_need[0]} finds blocks in the network's graph, and there is none ({graph}); take a "
+            "method that goes layer by layer"
+        )
     warnings.warn(
         f"the network has no graph ({graph}): each layer takes a pass of its own",
         stacklevel=5,  # whoever called quantize
@@ -320,7 +369,16 @@ def _view(network: nn.Module, batch: Batch) -> _View:
     return _View(Recording(network, batch).structure, Layerwise)
 
 
+def _learning_together(recipes: Sequence[Recipe]) -> list[str]:
+    """The methods that learn layers together."""
+    return [recipe.method for recipe in recipes if METHODS[recipe.method].refiner]
+
+
 def _check_alike(recipes: Sequence[Recipe]) -> None:
+    if budget := next((r.activations for r in recipes if isinstance(r.activations, str)), None):
+        raise QuantizationError(
+            f"activations: found {budget}; a budget is spent for classes: choose_activations makes bits of it"
+        )
     if len({recipe.activations is None for recipe in recipes}) > 1:
         raise QuantizationError(
             "activations: recipes of one pass must all have bits for these, or none of them"

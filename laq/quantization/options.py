@@ -20,6 +20,8 @@ RangeRule = Literal["minmax", "percentile", "mse"]
 DeviceChoice = Literal["auto", "cpu", "cuda"]
 LOWEST: Final = 2  # bits
 HIGHEST: Final = 24  # float32 cannot hold finer codes
+_MOST_OF_ACTIVATIONS: Final = 8  # which a byte holds
+_MEAN: Final = r"auto:(\d+(?:\.\d+)?)"
 
 
 class QuantizationError(ValueError):
@@ -142,11 +144,19 @@ def _bits(value: Any) -> int | dict[str, int]:
     return {layer: int(BITS(bits)) for layer, bits in value.items()}
 
 
-def _activations(value: Any) -> int | dict[str, int] | None:
+def _activation_mean(value: Any) -> str:
+    found = re.fullmatch(_MEAN, value, re.ASCII)
+    if found is None or not LOWEST <= float(found[1]) <= _MOST_OF_ACTIVATIONS:
+        raise ValueError
+    return str(value)
+
+
+def _activations(value: Any) -> int | str | dict[str, int] | None:
     if value is None:
         return None
     if not isinstance(value, Mapping):
-        return int(ACTIVATION_BITS(value))
+        kept: int | str = ACTIVATION_BITS_OR_MEAN(value)
+        return kept
     if not value or not all(isinstance(pattern, str) for pattern in value):
         raise TypeError
     return {pattern: int(ACTIVATION_BITS(bits)) for pattern, bits in value.items()}
@@ -155,7 +165,11 @@ def _activations(value: Any) -> int | dict[str, int] | None:
 BOOLEAN: Final = Option(_boolean, "true or false", {"type": "boolean"})
 TEXT: Final = matching(r"[^\0]+", "a text, not empty and without null characters")
 BITS: Final = whole_number(LOWEST, HIGHEST)
-ACTIVATION_BITS: Final = whole_number(2, 8)  # which a byte holds
+ACTIVATION_BITS: Final = whole_number(LOWEST, _MOST_OF_ACTIVATIONS)
+ACTIVATION_MEAN: Final = Option(
+    _activation_mean, "a mean of these such as auto:6", {"type": "string", "pattern": f"^(?:{_MEAN})$"}
+)
+ACTIVATION_BITS_OR_MEAN: Final = either(ACTIVATION_MEAN, ACTIVATION_BITS)
 SHARE: Final = number(above=0, most=1)
 NO_GPU: Final = "device: found cuda, but torch sees no GPU here; set it to auto or cpu"
 DEVICE: Final = one_of(*get_args(DeviceChoice))  # which is no option of a recipe: it says where, not how
@@ -179,11 +193,12 @@ OPTIONS: Final[Mapping[str, Option]] = {
     "memory_gib": number(least=0),
     "activations": Option(
         _activations,
-        f"none, {ACTIVATION_BITS.allowed}, or a map of patterns of names to such",
+        f"none, {ACTIVATION_BITS.allowed}, {ACTIVATION_MEAN.allowed}, or a map of patterns of names to such",
         {
             "anyOf": [
                 {"type": "null"},
                 ACTIVATION_BITS.schema,
+                ACTIVATION_MEAN.schema,
                 {"type": "object", "additionalProperties": ACTIVATION_BITS.schema},
             ]
         },

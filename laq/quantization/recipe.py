@@ -33,7 +33,7 @@ class Recipe:  # noqa: PLW1641 (a frozen dataclass makes its hash)
     Attributes:
         bits: of every layer, or of each by name (``laq.quantization.bits.spec`` makes such maps).
         method: a name in ``METHODS``: round-to-nearest, GPFQ, its stochastic and sparse kin, GPTQ, Qronos,
-            AdaRound.
+            AdaRound, BRECQ.
         alphabet: which levels there are, see ``make_alphabet``, as for the next three.
         granularity: a step per output channel, or one for the layer.
         radius: the largest level: a fraction of the largest weight, or how to choose it.
@@ -48,7 +48,8 @@ class Recipe:  # noqa: PLW1641 (a frozen dataclass makes its hash)
         memory_gib: half of it is for activations, before they go to a temporary folder, and half for a
             layer's covariances, or patches and residuals, where the method can do with less.
         activations: bits of all activations, or of each by patterns of the names of the points where they are
-            rounded, of which the first that matches counts; None leaves them floats. Batch norms are folded.
+            rounded, of which the first that matches counts, or a text such as ``auto:6``, of which
+            ``choose_activations`` makes a map; None leaves them floats. Batch norms are folded.
         activation_range: how to choose the range of an activation, a name in ``activations.ranges.RANGES``.
         tune: how to tune the whole network after the method, if at all: a ``Tuning``, a map of its options,
             or its loss alone, ``subset`` or ``all``. The method too learns without the images held back.
@@ -83,7 +84,7 @@ class Recipe:  # noqa: PLW1641 (a frozen dataclass makes its hash)
     bias_correction: bool = False
     equalize: bool = False
     memory_gib: float = 4.0
-    activations: int | dict[str, int] | None = field(default=None, hash=False)
+    activations: int | str | dict[str, int] | None = field(default=None, hash=False)
     activation_range: RangeRule = "mse"
     tune: Tuning | None = None
     seed: int = 0
@@ -136,6 +137,7 @@ class Recipe:  # noqa: PLW1641 (a frozen dataclass makes its hash)
     def activation_bits(self, point: str) -> int | None:
         """The bits of the activations that are rounded at a point; None if these stay floats."""
         if not isinstance(self.activations, dict):
+            assert not isinstance(self.activations, str)
             return self.activations
         return next((bits for pattern, bits in self.activations.items() if fnmatchcase(point, pattern)), None)
 

@@ -20,10 +20,10 @@ from laq.study.measure import measure_all
 from laq.subsets.subset import Subset, read_subsets
 from laq.track.descriptions import root_description
 from laq.track.measures import curves, floats
-from laq.track.own_run import own_run
 from laq.track.results import Results, Row, measured
-from laq.track.runs import RunSpec
-from laq.track.study_runs import result_runs, root_tags, settings_of
+from laq.track.run_specs import RunSpec
+from laq.track.specs_of_results import result_runs, root_tags, settings_of
+from laq.track.store import own_run
 
 
 @dataclass(frozen=True)

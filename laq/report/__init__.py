@@ -177,7 +177,7 @@ def _page_tables(found: Analysis) -> dict[str, pd.DataFrame]:
     return {
         "Means over subsets": found.summary[[*cell, *lost, "n"]],
         "Effects of the divergence and of the accuracy before quantization": asked[
-            ["score", "variable", "beside", *effect, *cell]
+            ["variant", "method", "bits", "variable", "beside", *effect, "score", "calibration"]
         ],
         "Paired comparisons": pairs[["question", "first", "second", *effect, *cell, "score"]],
     }

@@ -30,7 +30,7 @@ class Export(Section):
 
     bits: Bits = 8
     method: MethodName = DEFAULT
-    activations: Annotated[int | dict[str, int] | None, Checked(OPTIONS["activations"])] = 8
+    activations: Annotated[int | str | dict[str, int] | None, Checked(OPTIONS["activations"])] = 8
     storage: Literal["auto", "int8", "int4"] = "auto"
     vnni: bool = False
 
@@ -51,7 +51,7 @@ class Advise(Grid):
     ``activations`` are the bits of all candidates' activations; left out, they are the study's.
     """
 
-    activations: Annotated[int | dict[str, int] | None, Checked(OPTIONS["activations"])] = None
+    activations: Annotated[int | str | dict[str, int] | None, Checked(OPTIONS["activations"])] = None
     lose: Annotated[float, Field(ge=0, le=100)]
     confidence: Annotated[float, Field(ge=0.5, lt=1)] = 0.95
     selection: Literal["auto", "validation", "split"] = "auto"

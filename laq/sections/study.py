@@ -146,7 +146,7 @@ class Study(Grid):
     fuse: Annotated[bool, Checked(OPTIONS["fuse"])]
     bias_correction: Annotated[bool, Checked(OPTIONS["bias_correction"])]
     equalize: Annotated[bool, Checked(OPTIONS["equalize"])] = False
-    activations: Annotated[int | dict[str, int] | None, Checked(OPTIONS["activations"])] = None
+    activations: Annotated[int | str | dict[str, int] | None, Checked(OPTIONS["activations"])] = None
     activation_range: Annotated[RangeRule, Checked(OPTIONS["activation_range"])] = "mse"
     tune: Annotated[Tuning | None, BeforeValidator(_check_tuning), WithJsonSchema(dict(TUNING_SCHEMA))] = None
     calibration_images: Positive

@@ -19,7 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError
 
 from laq.architectures import Classifier, NetworkDesign, build
 from laq.errors import LaqError
-from laq.files import need, read_json
+from laq.files import md5, need, read_json
 from laq.pictures import MAX_PIXELS, MOST_PIXELS, check_size, read_picture
 from laq.quantization import QuantizationError, load
 
@@ -179,11 +179,15 @@ def load_classifier(folder: Path, limits: Limits | None = None) -> SubsetClassif
     """The classifier in the folder of its packed weights and of what they are of, in JSON.
 
     Raises:
-        LaqError: a file is missing or damaged.
+        LaqError: a file is missing or damaged, or the weights are others than those that were described.
     """
     about: _Description = read_json(folder / DESCRIPTION, _Description, _REMEDY)
+    if (found := md5(need(folder / WEIGHTS, _REMEDY))) != about.md5:
+        raise LaqError(
+            f"{folder / WEIGHTS}: MD5 is {found}, and was {about.md5} when it was saved; {_REMEDY}"
+        )
     try:
-        network = load(need(folder / WEIGHTS, _REMEDY), build(about.design, folder=folder))
+        network = load(folder / WEIGHTS, build(about.design, folder=folder))
     except QuantizationError as error:
         raise LaqError(f"{error}; {_REMEDY}") from error
     assert isinstance(network, Classifier)
@@ -195,7 +199,8 @@ _REMEDY: Final = "take another version of the model, or send it again: delete it
 
 @dataclass(frozen=True)
 class _Description:
-    """What the packed weights are of."""
+    """What the packed weights are of, and their hash."""
 
     design: NetworkDesign
     classes: dict[int, str]
+    md5: str

@@ -34,6 +34,11 @@ class Cell:
     calibration: Calibration | None = None
 
     @property
+    def is_label_aware(self) -> bool:
+        """Whether bits, of weights or of activations, are spent where the subset's classes need them."""
+        return is_label_aware(self.bits) or bool(self.recipe and isinstance(self.recipe.activations, str))
+
+    @property
     def variant(self) -> str:
         """Original, quantized, finetuned or finetuned_quantized."""
         if self.recipe is None:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from laq.architectures import Classifier
-from laq.cache import cached
+from laq.cache import cached, is_whole
 from laq.dataset.images import ImageSet
 from laq.errors import LaqError
 from laq.network.evaluation import predict
@@ -21,16 +21,17 @@ from laq.quantization import (
     QuantizationError,
     QuantizedNetwork,
     Recipe,
+    choose_activations,
     choose_bits_each,
     parse_bits,
     quantize_each,
 )
 from laq.quantization.execution.devices import check_device
 from laq.sections.study import Base, Calibration
-from laq.study.cells import Cell, is_label_aware
+from laq.study.cells import Cell
 from laq.study.inputs import StudyInputs, study_code
 from laq.study.progress import StudyProgress
-from laq.study.results import TRAINING_KL, Judged, judge, write_results
+from laq.study.results import SECONDS, TRAINING_KL, Judged, judge, write_results
 
 # Costs per calibration image, in runs of the network on one image: of quantizing a network, and of choosing
 # the bits of its layers; and per image of each step of a tuning, which goes forth and back.
@@ -82,13 +83,12 @@ def groups_of(cells: Sequence[Cell]) -> list[CellGroup]:
     """The groups that ``cells`` are measured in."""
     groups: dict[_Shared, list[Cell]] = {}
     for cell in cells:
-        label_aware = is_label_aware(cell.bits)
-        own = cell.base == "finetuned" or cell.calibration == "subset" or label_aware
+        own = cell.base == "finetuned" or cell.calibration == "subset" or cell.is_label_aware
         shared = _Shared(
             base=cell.base,
             subset=cell.subset.name if own else None,
             quantized=cell.recipe is not None,
-            label_aware=label_aware,
+            label_aware=cell.is_label_aware,
             calibration=cell.calibration,
             seed=cell.seed,
             tuned=(cell.recipe, cell.bits) if cell.recipe and cell.recipe.tune else None,
@@ -102,7 +102,7 @@ def cost(group: CellGroup, inputs: StudyInputs) -> float:
     images, first = inputs.params.calibration_images, group.cells[0]
     scored = len(inputs.images(inputs.split)) * len(group.classes) / float(inputs.design["classes"])
     learned = _QUANTIZING * images * (first.recipe is not None)
-    chosen = _CHOOSING * images * is_label_aware(first.bits)
+    chosen = _CHOOSING * images * first.is_label_aware
     tuning = first.recipe and first.recipe.tune
     tuned = _TUNING * tuning.steps * tuning.batch_size if tuning else 0
     return len(group.networks) * (scored + inputs.ranked + learned + chosen + tuned)
@@ -118,7 +118,7 @@ def measure_all(cells: Sequence[Cell], inputs: StudyInputs, workers: Workers) ->
             and there is none.
     """
     folders = {cell: inputs.folder(cell) for cell in cells}
-    missing = [cell for cell, folder in folders.items() if not folder.exists()]
+    missing = [cell for cell, folder in folders.items() if not is_whole(folder)]
     if missing and not workers.scheduler:  # whose workers may have GPUs that this machine lacks
         try:
             check_device(inputs.params.device)
@@ -187,7 +187,7 @@ def measure_group(inputs: StudyInputs, group: CellGroup) -> float:
                 made=result or network,
                 keep_network=inputs.params.keep_networks,
             )
-            cached("cells", inputs.dependencies(cell), write)
+            cached("cells", inputs.dependencies(cell), write, aside=(SECONDS,))
     return time.monotonic() - began
 
 
@@ -220,13 +220,20 @@ def _networks(
 
 
 def _recipes(cells: Sequence[Cell], network: Classifier, images: torch.Tensor) -> list[Recipe]:
-    """The cells' recipes with the bits of each layer chosen; equal recipes share what that measures."""
+    """The cells' recipes with all bits chosen; equal recipes share what that measures."""
     chosen: dict[str, Recipe] = {}
-    mixed = [cell for cell in cells if isinstance(cell.bits, str)]
-    for recipe in dict.fromkeys(cell.recipe for cell in mixed if cell.recipe):
-        alike = [cell for cell in mixed if cell.recipe == recipe]
-        precisions = [parse_bits(cell.bits) for cell in alike]
-        classes = sorted(alike[0].subset.classes)
-        maps = choose_bits_each(precisions, network, images, recipe, classes)
-        chosen |= {cell.name: replace(recipe, bits=bits) for cell, bits in zip(alike, maps, strict=True)}
-    return [chosen.get(cell.name) or cell.recipe for cell in cells if cell.recipe]
+    spent: dict[Recipe, dict[str, int]] = {}  # on activations, which do not depend on how weights are chosen
+    for recipe in dict.fromkeys(cell.recipe for cell in cells if cell.recipe):
+        alike = [cell for cell in cells if cell.recipe == recipe]
+        classes, made = sorted(alike[0].subset.classes), recipe
+        if isinstance(recipe.activations, str):
+            shared = replace(recipe, bits=Recipe.bits, method=Recipe.method, options={})
+            if shared not in spent:
+                spent[shared] = choose_activations(network, images, recipe, classes)
+            made = replace(recipe, activations=spent[shared])
+        mixed = [cell for cell in alike if isinstance(cell.bits, str)]
+        precisions = [parse_bits(cell.bits) for cell in mixed]
+        maps = choose_bits_each(precisions, network, images, made, classes) if mixed else ()
+        chosen |= {cell.name: made for cell in alike}
+        chosen |= {cell.name: replace(made, bits=bits) for cell, bits in zip(mixed, maps, strict=True)}
+    return [chosen[cell.name] for cell in cells if cell.recipe]

@@ -21,15 +21,13 @@ from laq.study.tables import (
 )
 from laq.subsets.subset import read_subsets
 from laq.track.autolog import log
+from laq.track.deliver import deliver, deliver_waiting
 from laq.track.descriptions import root_description
+from laq.track.find_studies import RECORDS, TABLES, TrackedStudies
 from laq.track.measures import PROGRESS, curves, floats
-from laq.track.own_run import annotate
 from laq.track.results import Results, row_dicts
-from laq.track.runs import ResultRuns, RunSpec
-from laq.track.sending import CONTENT
-from laq.track.store import Store
-from laq.track.studies import RECORDS, TABLES
-from laq.track.study_runs import (
+from laq.track.run_specs import ResultRuns, RunSpec
+from laq.track.specs_of_results import (
     experiment_name,
     result_runs,
     root_tags,
@@ -37,10 +35,12 @@ from laq.track.study_runs import (
     study_name,
     study_params,
 )
-from laq.track.views import links
+from laq.track.store import Store
+from laq.track.views import links, where_to_look
 
 __all__ = ["FILE", "log", "run", "send_waiting", "study_runs"]
 
+CONTENT = "laq.content"  # the tag with the hash of what a study's result holds
 FILE = Path("data/tracked.json")
 _DIGITS = 12  # of a result's key, which tell it from all others
 
@@ -63,27 +63,27 @@ def run(params: Params) -> str:
     """
     store = Store()
     result = study_runs(params, _free_key(store, params))
-    waiting = sum(sent.count for sent in store.send_outbox())
-    sent = store.send(result)
-    study, name = sent.ids[result.root.key], result.root.name
+    waiting = sum(len(one.sent) for one in deliver_waiting(store))
+    done = deliver(store, result)
+    study, name = done.ids[result.root.key], result.root.name
     if in_pipeline():
         # The run's id would be another one in every store; its tag laq.key is not.
         write_json(FILE, {"laq_key": result.root.key[:_DIGITS]})
-    link = f"[{name}]({sent.page.removeprefix('/')})"
-    annotate(store, f"Ran the pipeline; its study is {link}.", {"laq.study_run": study})
+    link = f"[{name}]({done.page.removeprefix('/')})"
+    store.annotate(f"Ran the pipeline; its study is {link}.", {"laq.study_run": study})
     others = f", and {waiting} runs that waited" if waiting else ""
     sentence = (
-        f"Sent {sent.count} of {len(result.runs)} runs to {store}, experiment {result.experiment}{others}"
+        f"Sent {len(done.sent)} of {len(result.runs)} runs to {store}, experiment {result.experiment}{others}"
     )
-    return f"{sentence}\n{store.where_to_look({'Study': sent.page, **links(sent.experiment_id)})}"
+    return f"{sentence}\n{where_to_look(store.uri, {'Study': done.page, **links(done.experiment_id)})}"
 
 
 def send_waiting() -> str:
     """Send the runs that wait in the outbox; returns a sentence that says how many and to where."""
     store = Store()
-    sent = store.send_outbox()
-    sentence = f"Sent {sum(one.count for one in sent)} runs to {store}"
-    return "\n".join([sentence, *(store.where_to_look({"Run": one.page}) for one in sent)])
+    sent = deliver_waiting(store)
+    sentence = f"Sent {sum(len(one.sent) for one in sent)} runs to {store}"
+    return "\n".join([sentence, *(where_to_look(store.uri, {"Run": one.page}) for one in sent)])
 
 
 def _free_key(store: Store, params: Params) -> str:
@@ -92,7 +92,8 @@ def _free_key(store: Store, params: Params) -> str:
     The report may have changed since, or another processor may have measured it.
     """
     key = study_key(params)
-    known = store.contents(experiment_name(params), key)
+    studies = TrackedStudies(store, experiment_name(params)).studies
+    known = next((s.tags.get(CONTENT) for s in studies if s.tags.get("laq.key") == key), None)
     return key if known in {None, _content()} else digest([key, _content()])
 
 

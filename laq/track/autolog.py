@@ -14,7 +14,7 @@ from mlflow.entities import Metric
 from laq.paths import WEIGHTS
 from laq.quantization import QuantizedNetwork, float32_bytes, save
 from laq.study.results import measured_layers
-from laq.track.study_runs import LONGEST_PARAM
+from laq.track.specs_of_results import LONGEST_PARAM
 
 _PER_LAYER: Final = ("bits", "relative_error", "sparsity_percent")
 _LAYERS: Final = "layers.json"

@@ -14,7 +14,7 @@ from laq.sections.track import Track
 from laq.study.tables import REPORTING
 from laq.subsets.subset import Subset
 from laq.track.results import Results, Row
-from laq.track.runs import rank
+from laq.track.run_specs import rank
 
 LONGEST: Final = 8000  # of what MLflow keeps
 _MOST_SUBSETS: Final = 24

@@ -10,18 +10,20 @@ from typing import Final
 
 import mlflow
 import pandas as pd
-from mlflow.entities import LoggedModel
+from mlflow import MlflowClient
+from mlflow.entities import LoggedModel, LoggedModelStatus
 from mlflow.models import Model, ModelSignature
 from mlflow.models.model import MLMODEL_FILE_NAME
+from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 from mlflow.types import ColSpec, DataType, Schema
 from mlflow.types.schema import AnyType, Map
 
 from laq.architectures import NetworkDesign, packages_of
-from laq.files import write_json
+from laq.files import md5, write_json
 from laq.paths import NETWORK
 from laq.serving import COLUMN, DESCRIPTION, WEIGHTS, Limits
 from laq.serving.pyfunc import ServedClassifier
-from laq.track.runs import ModelSpec
+from laq.track.run_specs import ModelSpec
 
 _DATA: Final = "network"  # the folder of a model's own files
 _SIGNATURE: Final = ModelSignature(
@@ -80,9 +82,18 @@ def _frame(examples: tuple[str, ...], packages: tuple[str, ...]) -> tuple[Model,
         return model, {file.name: file.read_bytes() for file in folder.iterdir() if file.is_file()}
 
 
+def upload(client: MlflowClient, logged: LoggedModel, folder: Path) -> LoggedModel:
+    """Upload a model's files, with which it is ready."""
+    # MLflow's client would first ask the server where the model's artifacts are.
+    place, uri = logged.artifact_location, client.tracking_uri
+    get_artifact_repository(place, tracking_uri=uri).log_artifacts(str(folder))  # type: ignore[no-untyped-call]
+    return client.finalize_logged_model(logged.model_id, LoggedModelStatus.READY)
+
+
 def write_network(folder: Path, spec: ModelSpec) -> None:
     """Write what ``laq.serving`` loads: packed weights, and the network and classes that they are of."""
     folder.mkdir()
     (folder / WEIGHTS).write_bytes(spec.weights.read_bytes())
     design = NetworkDesign.from_json(spec.design).beside(folder, NETWORK)
-    write_json(folder / DESCRIPTION, {"design": design.to_json(), "classes": spec.classes})
+    about = {"design": design.to_json(), "classes": spec.classes, "md5": md5(folder / WEIGHTS)}
+    write_json(folder / DESCRIPTION, about)

@@ -22,7 +22,7 @@ from laq.study import measurement_row
 from laq.study.cells import Cell
 from laq.study.results import layer_rows, read_seconds
 from laq.subsets.subset import Subset
-from laq.track.runs import Input
+from laq.track.run_specs import Input
 
 Row = Mapping[str, Any]
 _EXAMPLES: Final = 2

@@ -12,6 +12,7 @@ from typing import Any, Final
 from mlflow import MlflowClient
 from mlflow.entities import Experiment
 
+from laq.addresses import usual_uri, without_password
 from laq.quantization.methods.registry import METHODS
 from laq.track.measures import FINETUNED, PROGRESS
 
@@ -45,6 +46,16 @@ def links(experiment_id: str) -> dict[str, str]:
     """The addresses of both views below a server's, by what they show."""
     runs = f"/#/experiments/{experiment_id}/runs?viewStateShareKey="
     return {"Networks": f"{runs}{NETWORKS}", "Methods compared": f"{runs}{CURVES}&compareRunsMode=CHART"}
+
+
+def where_to_look(uri: str, places: Mapping[str, str]) -> str:
+    """The addresses of places below a server's, a line each, with what serves them if none does."""
+    server, command = without_password(uri).rstrip("/"), ""
+    if not uri.startswith("http"):
+        # `mlflow run` names the usual one to what it starts.
+        where = "" if uri == usual_uri() else ' --backend-store-uri "$MLFLOW_TRACKING_URI"'
+        server, command = "http://127.0.0.1:5000", f" (while `mlflow ui --workers 1{where}` runs)"
+    return "\n".join(f"{what}: {server}{place}{command}" for what, place in places.items())
 
 
 def _networks() -> dict[str, Any]:
@@ -88,6 +99,7 @@ def _curves() -> dict[str, Any]:
         for name, title in _CHARTS.items()
     ]
     section = {"uuid": "laq", "name": _SECTION, "display": True, "isReordered": True, "deleted": False}
+    section |= {"columns": 2, "cardHeight": 400}  # wide enough for the names of two methods
     return {
         "searchFilter": "tags.`laq.level` = 'study'",
         "selectedColumns": [f"metrics.`{PROGRESS}`", "metrics.`top1_float`"],

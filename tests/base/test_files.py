@@ -21,7 +21,7 @@ import torch
 from click.testing import CliRunner
 
 from laq import files
-from laq.cache import cached
+from laq.cache import cached, is_whole
 from laq.cli import main
 from laq.files import replacing_file, replacing_folder, write_json
 from laq.imports import package_versions
@@ -119,7 +119,32 @@ def test_what_a_killed_process_has_left_is_removed_and_what_a_living_one_writes_
     cached("other", {"key": 1}, filled)
     assert left(project / ".laq") == []
     made = cached("cells", {"key": "dead"}, filled)
-    assert sorted(p.name for p in made.iterdir()) == ["inputs.json", "whole"]
+    assert sorted(p.name for p in made.iterdir()) == ["files.json", "inputs.json", "whole"]
+
+
+def test_a_result_that_has_changed_since_is_made_again_and_what_is_aside_may_change(project: Path) -> None:
+    made: list[Path] = []
+
+    def fill(folder: Path) -> None:
+        made.append(folder)
+        (folder / "below").mkdir()
+        for name in ("number", "below/weights", "seconds"):
+            (folder / name).write_text("1", encoding="utf-8")
+
+    def result() -> Path:
+        return cached("cells", {"key": 0}, fill, aside=["seconds"])
+
+    for name in ("number", "below/weights", "files.json", "inputs.json"):
+        made.clear()
+        (result() / name).write_text("2", encoding="utf-8")
+        assert is_whole(result())
+        assert len(made) == 1 + (name == "number"), name
+    (result() / "below/weights").unlink()
+    assert (result() / "below/weights").read_text(encoding="utf-8") == "1"
+    made.clear()
+    (result() / "seconds").write_text("2", encoding="utf-8")
+    assert (result() / "seconds").read_text(encoding="utf-8") == "2"
+    assert made == []
 
 
 def test_a_kill_at_any_moment_leaves_the_old_result_or_the_new_one(project: Path) -> None:
@@ -228,7 +253,7 @@ def test_a_full_disk_is_told_in_a_line_and_nothing_half_written_stays(
 IN_MANY = """
 import time
 from laq import dataset
-from laq.cache import cached
+from laq.cache import cached, is_whole
 from laq.cli import main
 from laq.parallel import Workers, run_all
 def fill(key, folder):

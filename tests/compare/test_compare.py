@@ -18,11 +18,12 @@ from laq.compare.text import markdown
 from laq.errors import LaqError
 from laq.files import write_json
 from laq.subsets.subset import Subset
+from laq.track.deliver import deliver
 from laq.track.descriptions import shortened
-from laq.track.runs import Input, ResultRuns, RunSpec
+from laq.track.find_studies import COLUMNS, StageRecord, TrackedStudies, TrackedStudy
+from laq.track.find_studies import RECORDS as RECORDS_FILE
+from laq.track.run_specs import Input, ResultRuns, RunSpec
 from laq.track.store import Store
-from laq.track.studies import COLUMNS, StageRecord, TrackedStudies, TrackedStudy
-from laq.track.studies import RECORDS as RECORDS_FILE
 from tests.conftest import tiny_params, write_params
 from tests.snapshots import check_snapshot
 from tests.studies import measured_row
@@ -301,11 +302,11 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, dic
         for name in ("DVC_ROOT", "MLFLOW_TRACKING_URI", "MLFLOW_RUN_ID"):
             patch.delenv(name, raising=False)
         store = Store()
-        runs = store.send(study("other", {("a, b", "3"): 9.0}, place, dataset="cifar100")).ids
-        runs |= store.send(study("edited", {("a, b", "3"): 70.0}, place)).ids
-        runs |= store.send(study("old", {("a, b", "3"): 70.0, ("a, b", "8"): 80.0}, place)).ids
+        runs = deliver(store, study("other", {("a, b", "3"): 9.0}, place, dataset="cifar100")).ids
+        runs |= deliver(store, study("edited", {("a, b", "3"): 70.0}, place)).ids
+        runs |= deliver(store, study("old", {("a, b", "3"): 70.0, ("a, b", "8"): 80.0}, place)).ids
         new = study("new", {("b, a", "3"): 72.5, ("b, a", "2"): 60.0}, place, dvc_experiment="narrow")
-        runs |= store.send(new).ids
+        runs |= deliver(store, new).ids
         yield place, runs
 
 

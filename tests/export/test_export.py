@@ -12,12 +12,15 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import mlflow
 import numpy as np
 import onnx
 import onnxruntime
 import pandas as pd
 import pytest
 import torch
+from mlflow import MlflowClient
+from mlflow.pyfunc.scoring_server import invocations
 from PIL import Image
 
 from laq import machine
@@ -33,12 +36,14 @@ from laq.network import predict
 from laq.params import Params, load_params
 from laq.quantization import Recipe
 from laq.run import PREFIX, OnnxClassifier, read_about, write_about
-from laq.run.runtime import logits
+from laq.run.runtime import logits, open_file
 from laq.sections.commands import Export
 from laq.serving import SubsetClassifier
 from laq.study.cells import plan
 from laq.study.inputs import StudyInputs
 from laq.subsets.subset import Subset, read_subsets
+from laq.track.onnx_models import log_onnx
+from laq.track.store import Store
 from tests.project import laq
 
 pytestmark = pytest.mark.usefixtures("preloaded")
@@ -60,7 +65,8 @@ class Made:
 @pytest.fixture(scope="module")
 def made(clone: Path, tmp_path_factory: pytest.TempPathFactory) -> Made:
     file = tmp_path_factory.mktemp("export") / "new" / "small.onnx"
-    said = laq(clone, "export", "--subset", NAME, "--out", str(file)).splitlines()
+    told = laq(clone, "export", "--subset", NAME, "--out", str(file)).splitlines()
+    said = [line for line in told if not line.startswith("laq: ")]  # which goes to standard error
     with chdir(clone):
         params = load_params()
         subset = next(s for s in read_subsets() if s.name == NAME)
@@ -302,7 +308,7 @@ def test_a_runtime_that_is_missing_or_too_old_is_told(
         ("--classes nothing,circle", "--classes: unknown class 'nothing'; "),
         (
             "--subset similar-1 --activations 9",
-            "'--activations': found 9; must be a whole number from 2 to 8",
+            "'--activations': found 9; must be a mean of these such as auto:6, or a whole number from 2 to 8",
         ),
         ("--subset similar-1 --storage int3", "'--storage': 'int3' is not one of 'auto', 'int8', 'int4'"),
     ],
@@ -321,13 +327,44 @@ def test_the_run_that_mlflow_started_gets_the_file(
 ) -> None:
     sent: list[tuple[Any, ...]] = []
     monkeypatch.setattr("laq.export.run", lambda *_: "told")
-    monkeypatch.setattr("laq.track.own_run.annotate", lambda _, *what: sent.append(what))
-    monkeypatch.setattr("laq.track.store.Store", object)
+    monkeypatch.setattr("laq.track.store.Store.__init__", lambda _: None)
+    monkeypatch.setattr("laq.track.store.Store.annotate", lambda _, *what: sent.append(what))
+    monkeypatch.setattr("laq.track.onnx_models.log_onnx", lambda _, path: sent.append(path))
     order = ("export", "--subset", NAME, "--out", str(tmp_path / "x.onnx"))
-    assert laq(clone, *order) == "told\n"
+    assert laq(clone, *order).endswith("\ntold\n")
     assert not sent
     laq(clone, *order, MLFLOW_RUN_ID="1")
-    assert sent == [("```text\ntold\n```", {"laq.level": "export"}, [tmp_path / "x.onnx"])]
+    file = tmp_path / "x.onnx"
+    assert sent == [("```text\ntold\n```", {"laq.level": "export"}, [file]), file]
+
+
+def test_the_run_keeps_the_file_as_a_model_that_mlflow_serves_and_the_registry_takes(
+    made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    uri = f"sqlite:///{tmp_path / 'store.db'}"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    monkeypatch.chdir(tmp_path)
+    client = MlflowClient(uri)
+    run = client.create_run(client.create_experiment("mine", (tmp_path / "artifacts").as_uri()))
+    monkeypatch.setenv("MLFLOW_RUN_ID", run.info.run_id)
+    log_onnx(Store(), made.file)
+    (output,) = client.get_run(run.info.run_id).outputs.model_outputs
+    logged = client.get_logged_model(output.model_id)
+    client.create_registered_model("small")
+    version = client.create_model_version("small", logged.artifact_location, model_id=logged.model_id)
+    client.set_registered_model_alias("small", "champion", version.version)
+    mlflow.set_tracking_uri(uri)
+    model = mlflow.pyfunc.load_model("models:/small@champion")
+    assert model.metadata.flavors.keys() == {"onnx", "python_function"}
+    assert model.metadata.metadata["laq.classes"] == list(made.subset.names_in_order)
+    images = made.images.select(made.subset.classes).images[:3].numpy()
+    truth = logits(open_file(made.file), images)
+    assert np.array_equal(model.predict({"pixels": images})["logits"], truth)
+    # What a server is sent and sends, as JSON.
+    sent = json.dumps({"inputs": {"pixels": images.tolist()}})
+    answer = invocations(sent, "application/json", model, model.metadata.get_input_schema())
+    assert answer.status == 200
+    np.testing.assert_allclose(json.loads(answer.response)["predictions"]["logits"], truth, rtol=1e-6)
 
 
 def test_weights_keep_the_bits_that_cannot_overflow_or_all_if_asked(made: Made, clone: Path) -> None:
@@ -342,6 +379,15 @@ def test_weights_keep_the_bits_that_cannot_overflow_or_all_if_asked(made: Made, 
             found = restrict(made.params.study, made.subset, asked)
             assert {layer.bits for layer in found.quantized.layers} == bits
             assert found.capped == capped
+
+
+def test_a_budget_of_activations_is_spent_for_the_subset(made: Made, clone: Path) -> None:
+    with chdir(clone):
+        asked = Export(bits="auto:4", activations="auto:5", method="rtn")
+        recipe = restrict(made.params.study, made.subset, asked).quantized.recipe
+    assert isinstance(recipe.bits, dict)
+    assert isinstance(recipe.activations, dict)
+    assert set(recipe.activations.values()) <= {2, 3, 4, 5, 6, 8}
 
 
 @pytest.mark.parametrize(

@@ -150,7 +150,7 @@ def test_a_served_network_needs_nothing_of_the_project(
     code: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     from laq.track.models import write_network
-    from laq.track.runs import ModelSpec
+    from laq.track.run_specs import ModelSpec
 
     network, _ = make_network(from_file("tiny"), images())
     Path("data/network").mkdir(parents=True)

@@ -9,7 +9,7 @@ import yaml
 from dvc.repo import Repo
 
 from laq.params import load_params
-from laq.provenance import FILE, find_stale, is_watched, watch
+from laq.provenance import FILE, find_stale, is_watched, recording, watch
 from laq.states import state_md5
 from tests.conftest import tiny_params, write_params
 from tests.dataset.test_folder import class_files, picture, put
@@ -69,6 +69,56 @@ def test_what_systems_write_is_no_change_and_pictures_may_be_gone(photos: Path, 
     assert find_stale(shop, "dataset") is None
     photos.rename(photos.with_name("elsewhere"))
     assert find_stale(shop, "dataset") is None
+
+
+def test_a_clock_that_is_set_back_hides_no_change(photos: Path, shop: dict[str, Any]) -> None:
+    one = photos / "hat/0.png"
+    before, other = one.stat(), bytearray(one.read_bytes())
+    other[-20] ^= 1  # as large as before, in the same file
+    with one.open("r+b") as file:
+        file.write(other)
+    os.utime(one, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert find_stale(shop, "dataset") is not None
+
+
+@pytest.mark.parametrize(
+    ("stage", "section"),
+    [
+        ("network", {"architecture": "python:own/file.py:make"}),
+        (
+            "network",
+            {"source": "file", "architecture": "own/file.pt2", "weights": "w.pt", "sha256": "0" * 64},
+        ),
+        ("network", {"source": "pretrained", "architecture": "resnet18", "outputs": "own/file.txt"}),
+        ("embeddings", {"network": "python:own/file.py:make"}),
+    ],
+)
+def test_what_is_made_by_a_file_of_the_studys_own_is_stale_once_that_has_changed(
+    project: Path, stage: str, section: dict[str, Any]
+) -> None:
+    params = tiny_params()
+    params["glyphs"][stage] |= section
+    write_params(project, params)
+    outputs = [f"data/{stage}", f"data/provenance/{stage}.json"]
+    stages = {stage: {"params": [f"${{study}}.{stage}"], "deps": [], "outs": outputs}}
+    FILE.write_text(yaml.safe_dump({"stages": stages}), encoding="utf-8")
+    name = next(value for value in section.values() if "own/" in value)
+    own = Path("own", name.rpartition("/")[2].removesuffix(":make"))
+    own.parent.mkdir()
+    own.write_bytes(b"one")
+    study = load_params().settings
+    with recording(stage, study):
+        Path("data", stage).mkdir(parents=True)
+    assert find_stale(study, stage) is None
+    own.write_bytes(b"two")
+    stale = find_stale(study, stage)
+    assert stale is not None
+    assert stale.advice == (
+        f"{own}: changed since the stage {stage} read it; run `dvc repro --force --single-item {stage}`, "
+        "then `dvc repro`"
+    )
+    own.unlink()
+    assert find_stale(study, stage) is None
 
 
 @pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)

@@ -28,7 +28,9 @@ from laq.files import read_json
 from laq.network import Classifier, build, predict, read_design
 from laq.params import load_params
 from laq.quantization import load
-from laq.track.live import Following, follow
+from laq.track.deliver import deliver
+from laq.track.deliver_live import Following, follow
+from laq.track.store import Store
 from tests.conftest import tiny_params, write_params
 from tests.project import BITS, SUBSETS, environment, laq, run, stages_run
 
@@ -147,7 +149,7 @@ def test_runs_appear_while_the_study_is_measured_and_track_sends_the_rest(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     new_store(tmp_path / "mlflow.db")
-    uri, over = f"sqlite:///{tmp_path / 'mlflow.db'}", Event()
+    uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
     monkeypatch.chdir(own)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
     following = Following(load_params())
@@ -159,8 +161,8 @@ def test_runs_appear_while_the_study_is_measured_and_track_sends_the_rest(
     for folder, away in hidden.items():
         shutil.move(folder, away)
     # Killed and begun again, it sends nothing twice.
-    assert following.send(over)
-    assert Following(load_params()).send(over)
+    assert len(deliver(Store(), following.so_far()).sent) == (SUBSETS - 1) * 2 * BITS
+    assert not deliver(Store(), Following(load_params()).so_far()).sent
     early = {r.data.tags["laq.key"]: r for r in runs_in(tmp_path) if r.info.status == "FINISHED"}
     assert len(early) == (SUBSETS - 1) * 2 * BITS
     (study,) = [r for r in runs_in(tmp_path) if r.data.tags.get("laq.level") == "study"]
@@ -253,10 +255,10 @@ def test_results_of_another_study_are_not_sent_under_this_ones_name(own: Path) -
     committed = (own / "params.yaml").read_bytes()
     try:
         params = tiny_params()
-        params["glyphs"]["study"]["bits"] = [3]
+        params["glyphs"]["study"]["bits"] = [3, 5]
         write_params(own, params)
         told = (
-            "laq: params.yaml: glyphs.study.bits is [3], and was [3, 8] when the stage study ran; "
+            "laq: params.yaml: glyphs.study.bits is [3, 5], and was [3, 8] when the stage study ran; "
             "run `dvc repro`\n"
         )
         for command in (["track"], ["report"], ["report", "--publish", "out"]):
@@ -264,7 +266,9 @@ def test_results_of_another_study_are_not_sent_under_this_ones_name(own: Path) -
         state = laq(own, "status")
         assert re.search("^subsets +made$", state, re.MULTILINE)
         assert re.search(
-            r"^study +stale +params.yaml: glyphs.study.bits is \[5\], .*; 6 of 18 cells", state, re.MULTILINE
+            r"^study +stale +params.yaml: glyphs.study.bits is \[3, 5\], .*; 18 of 30 cells",
+            state,
+            re.MULTILINE,
         )
         assert re.search("^report +waits +for study, which it reads$", state, re.MULTILINE)
         assert "`dvc repro` runs study and what comes after it" in state

@@ -218,6 +218,29 @@ def test_damaged_grids_are_told_in_a_line(block: nn.Module, tmp_path: Path, name
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("groups", [1, 2])
+def test_layers_without_a_bias_get_one_for_its_correction(groups: int, tmp_path: Path) -> None:
+    def make() -> nn.Module:
+        return nn.Sequential(
+            nn.Conv2d(3, 4, 3, bias=False), nn.ReLU(), nn.ConvTranspose2d(4, 6, 3, groups=groups, bias=False)
+        )
+
+    torch.manual_seed(4)
+    network, shared = make().eval(), {"bits": 3, "method": "rtn", "activations": 8}
+    results = [
+        quantize(network, pictures(), Recipe(**shared, bias_correction=corrects))  # type: ignore[arg-type]
+        for corrects in (False, True)
+    ]
+    means = [
+        (result.network(pictures()) - network(pictures())).mean((0, 2, 3)).abs().max() for result in results
+    ]
+    assert means[1] < 0.2 * means[0]
+    assert network[0].bias is None
+    save(tmp_path / "packed", results[1])
+    again = load_quantized(tmp_path / "packed", make())
+    assert torch.equal(again.network(pictures()), results[1].network(pictures()))
+
+
 def optimized(path: Path) -> Counter[str]:
     """How often onnxruntime runs which operators of a file."""
     options = onnxruntime.SessionOptions()
@@ -344,8 +367,16 @@ def test_recipes_of_one_pass_may_differ_in_bits_of_activations(block: nn.Module)
 @pytest.mark.parametrize(
     ("options", "line"),
     [
-        ({"activations": 9}, "activations: found 9; must be none, a whole number from 2 to 8, or a map"),
+        (
+            {"activations": 9},
+            "activations: found 9; must be none, a whole number from 2 to 8, a mean of these such as auto:6, or a map",
+        ),
         ({"activations": {"*": 1}}, "activations: found {'*': 1}; must be none"),
+        (
+            {"activations": "auto:9"},
+            "activations: found 'auto:9'; must be none, a whole number from 2 to 8, a mean",
+        ),
+        ({"activations": "6"}, "activations: found '6'; must be none"),
         ({"activations": {}}, "activations: found {}; must be none"),
         (
             {"activation_range": "mes"},

@@ -10,8 +10,9 @@ from torch import Tensor
 from laq.quantization.alphabet import AlphabetSpec, make_alphabet
 from laq.quantization.calibration.covariance import Inputs
 from laq.quantization.methods import rtn
-from laq.quantization.methods.adaround import _schedule, _SoftRounding, solve
+from laq.quantization.methods.adaround import solve
 from laq.quantization.methods.problem import LayerProblem, Settings
+from laq.quantization.methods.soft_rounding import SoftRounding, schedule
 from laq.quantization.threads import Pool, worker_pool
 
 KINDS = ("symmetric", "twos_complement", "midrise", "predecessor")
@@ -72,10 +73,10 @@ def test_it_finds_nearly_the_best_of_all_roundings(pool: Pool) -> None:
 
 def test_places_begin_where_the_weights_are_and_the_regularizer_starts_late() -> None:
     h = torch.linspace(0, 1, 11)
-    assert torch.allclose(_SoftRounding.of(_SoftRounding.inverse(h)).h, h, atol=1e-5)
-    assert list(_schedule(10))[:2] == [None, None]
-    assert list(_schedule(10))[2] == 20
-    assert all(a > b > 2 for a, b in zip(list(_schedule(10))[2:], list(_schedule(10))[3:], strict=False))
+    assert torch.allclose(SoftRounding.of(SoftRounding.inverse(h)).h, h, atol=1e-5)
+    assert list(schedule(10))[:2] == [None, None]
+    assert list(schedule(10))[2] == 20
+    assert all(a > b > 2 for a, b in zip(list(schedule(10))[2:], list(schedule(10))[3:], strict=False))
 
 
 def test_weights_of_zero_and_inputs_of_zero_stay_finite(pool: Pool) -> None:

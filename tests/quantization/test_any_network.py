@@ -532,7 +532,7 @@ def convolutional() -> nn.Module:
     )  # fmt: skip
 
 
-BY_GRADIENTS = {"adaround"}  # whose steps carry the last digits of any type to the codes
+BY_GRADIENTS = {"adaround", "brecq"}  # whose steps carry the last digits of any type to the codes
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -540,7 +540,8 @@ BY_GRADIENTS = {"adaround"}  # whose steps carry the last digits of any type to 
 def test_networks_of_other_types_are_quantized_like_those_in_float32(method: str, dtype: torch.dtype) -> None:
     network = seeded(convolutional).to(torch.bfloat16).float()  # weights that all types hold
     images = noise(64, 8, 6, 6).to(torch.bfloat16).float()
-    recipe = Recipe(bits=4, method=method)  # type: ignore[arg-type]
+    options = {"iterations": 50} if "iterations" in METHODS[method].options else {}
+    recipe = Recipe(bits=4, method=method, options=options)
     plain = quantize(network, images, recipe)
     result = quantize(copy.deepcopy(network).to(dtype), images.to(dtype), recipe)
     assert {p.dtype for p in result.network.parameters()} == {dtype}

@@ -14,13 +14,22 @@ from torch import Tensor, nn
 from laq.quantization import QuantizationError, QuantizedNetwork, Recipe, quantize, quantize_each
 from laq.quantization.bits.allocate import (
     allocate,
+    choose_activations,
     choose_bits,
     choose_bits_each,
     code_bits,
     label_aware_bits,
 )
-from laq.quantization.bits.sensitivity import Sensitivities, sensitivities, sensitivities_each
-from laq.quantization.bits.spec import Budget, Precision, Slope, bits_per_layer, parse_bits
+from laq.quantization.bits.sensitivity import (
+    Sensitivities,
+    sensitivities,
+    sensitivities_each,
+    sensitivities_of_activations,
+)
+from laq.quantization.bits.spec import CHOICES, Budget, Precision, Slope, bits_per_layer, parse_bits
+from laq.quantization.calibration.batch import Batch
+from laq.quantization.execution.fusion import fold_batch_norms
+from laq.quantization.execution.points import points_of, with_points
 
 NAMES = ["stem", "layer1.0", "layer1.1", "layer2.0", "head"]
 Losses = dict[str, dict[int, float]]
@@ -351,3 +360,62 @@ def test_several_budgets_are_measured_once(monkeypatch: pytest.MonkeyPatch) -> N
     with pytest.raises(QuantizationError, match="2 given for 3 layers: first, second, head"):
         choose_bits_each([parse_bits("auto:3"), parse_bits([8, 4])], network, images, recipe)
     assert len(measured) == 1
+
+
+def folded_small() -> nn.Module:
+    network = Small().eval()
+    fold_batch_norms(network, Batch((pictures(1),)))
+    return network
+
+
+def test_what_activations_cost_is_the_divergence_with_one_point_rounded() -> None:
+    network, images, classes = folded_small(), pictures(), [4, 1]
+    measured = sensitivities_of_activations(network, images, Recipe(activations="auto:4"), (2, 4), classes)
+    sizes: dict[str, int] = {}
+    graph, _ = with_points(network, Batch((images,)))
+    for name, point in points_of(graph).items():
+        point.register_forward_hook(lambda _, given, __, name=name: sizes.update({name: given[0][0].numel()}))
+    graph(images.clone())
+    assert measured.weights == sizes
+    assert list(measured.losses) == list(sizes)
+    for point, losses in measured.losses.items():
+        assert losses[2] > losses[4] > 0
+        # Weights of so many bits are as good as floats.
+        recipe = Recipe(bits=24, method="rtn", activations={point: 2})
+        rounded = quantize(network, images, recipe).network
+        with torch.no_grad():
+            p, q = (n(images.clone())[:, classes].double().softmax(1) for n in (network, rounded))
+        assert losses[2] == pytest.approx((p * (p / q).log()).sum(1).mean().item(), rel=1e-3)
+
+
+def test_a_budget_of_activations_is_spent_where_it_helps_most() -> None:
+    """On the best of all allocations, tried one by one."""
+    network, images, recipe = Small().eval(), pictures(), Recipe(bits=6, activations="auto:4.5")
+    measured = sensitivities_of_activations(folded_small(), images, recipe, CHOICES, [0, 3])
+    found = choose_activations(network, images, recipe, [0, 3])
+    assert list(found) == list(measured.losses)
+
+    def mean(bits: dict[str, int]) -> float:
+        total = sum(measured.weights.values())
+        return sum(bits[name] * count for name, count in measured.weights.items()) / total
+
+    def loss(bits: dict[str, int]) -> float:
+        return sum(measured.losses[name][b] for name, b in bits.items())
+
+    every = (dict(zip(found, bits, strict=True)) for bits in product(CHOICES, repeat=len(found)))
+    assert loss(found) == pytest.approx(min(loss(bits) for bits in every if mean(bits) <= 4.5))
+    assert mean(found) <= 4.5
+    result = quantize(network, images, replace(recipe, activations=found))
+    assert result.recipe.activations == found
+    assert choose_bits(parse_bits("auto:4"), network, images, result.recipe, [0, 3]).keys() == {
+        "first", "second", "head",
+    }  # fmt: skip
+
+
+def test_a_budget_that_nobody_has_spent_is_told() -> None:
+    with pytest.raises(
+        QuantizationError, match="activations: found auto:4; a budget is spent for classes: choose_"
+    ):
+        quantize(Small(), pictures(), Recipe(activations="auto:4"))
+    with pytest.raises(QuantizationError, match="activations: found 8; must be a budget such as auto:6"):
+        choose_activations(Small(), pictures(), Recipe(activations=8))

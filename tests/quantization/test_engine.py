@@ -252,7 +252,7 @@ def test_nor_does_it_in_choosing_bits_of_layers() -> None:
 
 @pytest.mark.parametrize("method", METHODS)
 def test_the_outcome_depends_neither_on_threads_nor_on_how_often(method: str) -> None:
-    options = {"iterations": 10} if method == "adaround" else {}
+    options = {"iterations": 10} if "iterations" in METHODS[method].options else {}
     recipe = Recipe(bits=3, method=method, batch_size=2, options=options)  # type: ignore[arg-type]
     network, before, results = classifier("resnet20"), torch.get_num_threads(), []
     for threads in (1, 2, 5, 5):

@@ -84,7 +84,7 @@ def test_a_boolean_is_no_number(name: str, value: Any) -> None:
         ({"bits": {1: 4}}, "bits: found {1: 4}; must be"),
         ({"alphabet": 3}, "alphabet: found 3; must be symmetric, twos_complement, midrise, predecessor"),
         ({"method": ["gpfq"]}, "method: found ['gpfq']; must be rtn, gpfq,"),
-        ({"method": "gtpq"}, "method: found 'gtpq'; must be rtn, gpfq, sgpfq, gpfq_l0, gpfq_l1, gptq, qronos, adaround; did"),
+        ({"method": "gtpq"}, "method: found 'gtpq'; must be rtn, gpfq, sgpfq, gpfq_l0, gpfq_l1, gptq, qronos, adaround, brecq; did"),
         ({"method": "rtn", "options": {"form": "auto"}}, "options: found 'form', which rtn does not have: it has"),
         ({"options": {"from": "auto"}}, "options: found 'from', which gpfq does not have: it has form; did you me"),
         ({"options": {"form": "primal"}}, "options: gpfq: form: found 'primal'; must be auto, residual, covarian"),

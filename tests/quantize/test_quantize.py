@@ -8,7 +8,7 @@ from click.testing import CliRunner
 
 from laq import cli, quantize, track
 from laq.cli import main
-from laq.track.study_runs import subset_runs
+from laq.track.specs_of_results import subset_runs
 from tests.conftest import ROOT
 from tests.trees import mixed_results
 

@@ -278,6 +278,9 @@ def test_a_click_tells_of_a_subset_and_shows_its_classes(page: str, browser: Bro
     for method, row in zip(("rtn", "gpfq"), tapped["losses"], strict=True):
         shown = [float(value.replace("−", "-")) for value in row[1:]]
         assert shown == pytest.approx([lost[method, "2"], lost[method, "4"]], abs=0.0551)
+    # Without a subset, the means of those that are shown.
+    means = [rows_of({"bits": bits, "method": "gpfq"}).drop_sub_points.mean() for bits in ("2", "4")]
+    assert [float(value) for value in left["losses"][1][1:]] == pytest.approx(means, abs=0.0551)
     assert (left["name"], left["pairs"]) == (None, len(NAMES) * (len(NAMES) - 1))
     assert "subset=" not in left["hash"]
 

@@ -8,10 +8,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import requests
 from mlflow import MlflowClient
-from PIL import Image
+from PIL import ExifTags, Image
 
 from tests.conftest import ROOT
 from tests.pictures.files import encoded
@@ -30,6 +31,22 @@ def base64_of(content: bytes) -> str:
     return base64.b64encode(content).decode()
 
 
+def upright(picture: Image.Image) -> str:
+    """A file whose pixels lie on their side, and whose EXIF says so."""
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6
+    return base64_of(encoded(picture.rotate(90, expand=True), exif=exif))
+
+
+# One picture, saved in every mode.
+GREY = Image.fromarray((np.arange(32)[:, None] * 5 + np.arange(32) * 2).astype(np.uint8))
+AS_SEEN = [
+    *(base64_of(encoded(GREY.convert(mode))) for mode in ("RGB", "L", "LA", "RGBA", "P")),
+    base64_of(encoded(np.asarray(GREY).astype(np.uint16) * 257)),
+    base64_of(encoded(GREY.convert("RGB").convert("CMYK"), "TIFF")),
+    upright(GREY), upright(GREY.convert("RGB")),
+    np.asarray(GREY.convert("RGB")).tolist(), (np.asarray(GREY.convert("RGB")) + 0.25).tolist(),
+]  # fmt: skip
 pytestmark = pytest.mark.usefixtures("preloaded")
 BOMB = base64_of(encoded(Image.new("1", (12_000, 12_000))))
 # What is sent as JSON, or as it is; the answer's status; what the answer says.
@@ -53,6 +70,11 @@ HOSTILE: dict[str, tuple[Any, int, str]] = {
     "deep lists": (b'{"inputs": {"image": ' + b"[" * 500 + b"]" * 500 + b"}}", 400, ""),
     "floats within 0..1": (split([[[0.5] * 3] * 8] * 8), 400, "floats all within 0..1"),
     "negative numbers": (split([[[-1] * 3]]), 400, "numbers from -1 to -1"),
+    "floats beyond 255": (split([[[255.5, 0, 0]]]), 400, "numbers from 0.0 to 255.5"),
+    "pixels of 16 bits": (split([[[65535, 0, 0]]]), 400, "numbers from 0 to 65535"),
+    "pixels as texts": (split([[["200", "30", "30"]]]), 400, "lists with what is no number"),
+    "grey pixels": (split([[200] * 8] * 8), 400, "numbers of shape (8, 8)"),
+    "a 32-bit picture": (split(base64_of(encoded(np.ones((8, 8), np.float32), "TIFF"))), 400, "save it as grey or RGB"),
     "no Base64": (split("rubbish!"), 400, "found text that is no Base64"),
     "no picture": (split(base64_of(b"<svg/>")), 400, "found no picture; it must be a file of BMP"),
     "a file that was cut off": (split(example()[:60]), 400, "broken or cut off"),
@@ -114,3 +136,16 @@ def test_a_served_model_answers_pictures_refuses_what_is_none_and_stays_up(
             assert answer.status_code == 200, answer.text
             for found in answer.json()["predictions"]:
                 assert found["probabilities"] == pytest.approx(first["probabilities"])
+        answer = requests.post(url, json=split(*AS_SEEN), timeout=60)
+        assert answer.status_code == 200, answer.text
+        seen = [found["probabilities"] for found in answer.json()["predictions"]]
+        assert seen == [seen[0]] * len(AS_SEEN)
+        # MLflow reads no pictures from tables and files as they are.
+        for kind, body in {
+            "text/csv": f"image\n{example()}\n",
+            "image/png": "x",
+            "multipart/form-data": "x",
+        }.items():
+            answer = requests.post(url, body, headers={"Content-Type": kind}, timeout=60)
+            assert 400 <= answer.status_code < 500, (kind, answer.text)
+        assert requests.post(url, json=split(example()), timeout=60).status_code == 200

@@ -154,7 +154,7 @@ def test_many_pictures_are_answered_one_by_one_and_in_their_order(folder: Path) 
         ("model.json", b"{", "not JSON ("),
         ("model.json", b"{}", "design: missing; take another"),
         ("network.safetensors", None, "not found; take another"),
-        ("network.safetensors", b"", "not a whole safetensors file ("),
+        ("network.safetensors", b"", "MD5 is d41d8cd98f00b204e9800998ecf8427e, and was "),
     ],
 )
 def test_a_model_whose_files_are_gone_or_damaged_is_told(

@@ -16,12 +16,12 @@ from laq import dataset, finetune, network
 from laq import study as room
 from laq.dataset.layout import Manifest
 from laq.errors import LaqError
-from laq.files import write_json
+from laq.files import read_json, write_json
 from laq.parallel import Workers
 from laq.params import Params, load_params
 from laq.paths import NETWORK, SUBSETS, WEIGHTS
 from laq.pictures import Preprocessing
-from laq.quantization import QuantizedNetwork, Recipe, choose_bits_each, quantize_each
+from laq.quantization import QuantizedNetwork, Recipe, choose_activations, choose_bits_each, quantize_each
 from laq.quantization.tuning.settings import Tuning
 from laq.sections.study import Further, Study
 from laq.study import plan, read_measurements
@@ -162,6 +162,36 @@ def test_activations_may_have_bits_by_point(project: Path) -> None:
         room.run(params.study.model_copy(update={**asked, "activations": {"nothing": 8}}))
 
 
+def test_activations_may_have_a_budget_beside_that_of_weights(project: Path) -> None:
+    params = ready_for_a_study(project)
+    asked = {
+        "bits": (3, "auto:3"),
+        "methods": ("rtn", "gpfq"),
+        "bases": ("original",),
+        "activations": "auto:4.5",
+    }
+    cells = [cell for cell in plan([SUBSET, OTHER], params.study.model_copy(update=asked)) if cell.recipe]
+    assert len({group.cells[0].subset for group in groups_of(cells)}) == 2
+    chosen, recipes = list[Any](), list[Recipe]()
+
+    def noted(*given: Any) -> dict[str, int]:
+        chosen.append(choose_activations(*given))
+        return chosen[-1]
+
+    def quantized(network: nn.Module, images: Any, asked: list[Recipe], **kwargs: Any) -> Any:
+        recipes.extend(asked)
+        return quantize_each(network, images, asked, **kwargs)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("laq.study.measure.choose_activations", noted)
+        patch.setattr("laq.study.measure.quantize_each", quantized)
+        room.run(params.study.model_copy(update=asked))
+    assert len(chosen) == 2
+    assert [recipe.activations for recipe in recipes] == [chosen[0]] * 4 + [chosen[1]] * 4
+    assert {type(recipe.bits) for recipe in recipes} == {int, dict}
+    assert dict(read_measurements().method.value_counts()) == {"float": 2, "rtn": 4, "gpfq": 4}
+
+
 def test_bits_by_points_in_another_order_are_measured_anew() -> None:
     known = {"code": "", "dataset": {}, "design": {}, "_hashes": {NETWORK / WEIGHTS: ""}}
     folders = set()
@@ -214,9 +244,14 @@ def test_the_table_says_what_was_asked_for_and_what_it_came_to(
     auto = {tuple(classes): images for images, classes in asked}
     assert {(1, 2), (7, 50)} <= auto.keys()
     assert not auto[1, 2].equal(auto[7, 50])
-    before = len(asked)
+    before, measured = len(asked), (room.FOLDER / room.MEASUREMENTS).read_bytes()
+    # What was measured is read again, unless somebody has changed it.
+    made = {p: read_json(p.with_name("inputs.json")) for p in Path(".laq/cells").glob("*/measurement.json")}
+    one = next(path for path, inputs in made.items() if inputs["recipe"] is None)
+    one.write_text(one.read_text(encoding="utf-8").replace('percent": ', 'percent": 9'), encoding="utf-8")
     room.run(params.study)
     assert len(asked) == before
+    assert (room.FOLDER / room.MEASUREMENTS).read_bytes() == measured
 
 
 def test_the_table_is_the_same_whoever_does_the_work_and_in_a_smaller_study(
@@ -267,7 +302,7 @@ def test_a_cell_that_raises_is_told_and_tried_again_while_the_others_are_kept(
     assert not room.FOLDER.exists()
     bar = capsys.readouterr().err
     assert ", 0/20 cells]" in bar
-    assert ", 16/20 cells]" in bar
+    assert ", 16/20 cells" in bar
     calls.clear()
     with pytest.raises(LaqError):
         room.run(params)
@@ -278,8 +313,8 @@ def test_a_cell_that_raises_is_told_and_tried_again_while_the_others_are_kept(
     room.run(params)
     assert len(read_measurements()) == 20
     bar = capsys.readouterr().err
-    assert ", 16/20 cells]" in bar
-    assert "100%|██████████|" in bar
+    assert ", 16/20 cells" in bar
+    assert "100%|##########|" in bar
     assert ", 20/20 cells]" in bar
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from mlflow import MlflowClient
 
-from laq.track.runs import ResultRuns
+from laq.track.run_specs import ResultRuns
 from tests.conftest import ROOT
 from tests.project import environment
 from tests.servers import (

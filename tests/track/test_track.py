@@ -38,13 +38,14 @@ from laq.network import Classifier, build, evaluate, predict
 from laq.quantization import load
 from laq.report.tables import summarise, with_drops
 from laq.track.autolog import log
+from laq.track.champions import CHAMPION
+from laq.track.deliver import deliver, deliver_waiting
+from laq.track.find_studies import TrackedStudies
 from laq.track.measures import curves, floats
-from laq.track.registry import CHAMPION
-from laq.track.runs import Input, ModelSpec, ResultRuns, RunSpec
+from laq.track.run_specs import Input, ModelSpec, ResultRuns, RunSpec
+from laq.track.specs_of_results import subset_runs
 from laq.track.store import Store
-from laq.track.studies import TrackedStudies
-from laq.track.study_runs import subset_runs
-from laq.track.views import links
+from laq.track.views import links, where_to_look
 from tests.conftest import ROOT
 from tests.studies import Planted, made_up_matrix, made_up_study, made_up_subsets
 from tests.trees import CLASSES, DESIGN, LAYERS, example, make_tree, mixed_results, network, png
@@ -90,8 +91,8 @@ def test_a_tree_becomes_runs_below_each_other_with_their_numbers_and_models(
     store: Store, weights: Path
 ) -> None:
     tree = make_tree(weights, subsets=2, bits=(3, 8))
-    done = store.send(tree)
-    assert done.count == len(tree.runs) == len(done.ids)
+    done = deliver(store, tree)
+    assert len(done.sent) == len(tree.runs) == len(done.ids)
     check_once(store.client, tree)
     cell = tree.runs[2]
     run = store.client.get_run(done.ids[cell.key])
@@ -107,7 +108,7 @@ def test_a_tree_becomes_runs_below_each_other_with_their_numbers_and_models(
 
 def test_in_a_list_of_the_newest_runs_parents_come_before_their_children(store: Store, weights: Path) -> None:
     tree = make_tree(weights, subsets=2, bits=(3, 8))
-    done = store.send(tree)
+    done = deliver(store, tree)
     experiment = store.client.get_run(done.ids[tree.root.key]).info.experiment_id
     listed = store.client.search_runs([experiment], order_by=["attributes.start_time DESC"])
     places = {run.data.tags["laq.key"]: place for place, run in enumerate(listed)}
@@ -129,16 +130,16 @@ def test_data_that_two_tell_of_at_once_are_told_again(
 
     monkeypatch.setattr(store.client, "log_inputs", first_time_too_late)
     with nullcontext() if sent else pytest.raises(LaqError, match=reason):
-        assert store.send(tree).count == len(tree.runs)
+        assert len(deliver(store, tree).sent) == len(tree.runs)
     told = [record for record in tree.runs if record.inputs]
     assert len(calls) == (1 + len(told) if sent else 1)
 
 
 def test_the_same_tree_twice_is_one_and_what_is_missing_is_sent(store: Store, weights: Path) -> None:
     tree = make_tree(weights, subsets=2, bits=(3,))
-    first = store.send(tree)
-    again = Store().send(tree)
-    assert (again.count, again.ids) == (0, first.ids)
+    first = deliver(store, tree)
+    again = deliver(Store(), tree)
+    assert (len(again.sent), again.ids) == (0, first.ids)
     client, cell, other = store.client, tree.runs[2], tree.runs[4]
     client.set_terminated(first.ids[cell.key], "RUNNING")
     client.delete_logged_model(models_of(client)[0].model_id)
@@ -147,32 +148,32 @@ def test_the_same_tree_twice_is_one_and_what_is_missing_is_sent(store: Store, we
         if model.source_run_id == first.ids[other.key]:
             client.delete_logged_model(model.model_id)
     client.set_terminated(first.ids[tree.root.key], "RUNNING")
-    assert store.send(tree).count == 3
+    assert len(deliver(store, tree).sent) == 3
     check_once(client, tree)
 
 
 def test_a_model_whose_files_are_gone_is_sent_again(store: Store, weights: Path) -> None:
     tree = make_tree(weights)
-    store.send(tree)
+    deliver(store, tree)
     gone, other = (Path(m.artifact_location.removeprefix("file://")) for m in models_of(store.client))
     shutil.rmtree(gone)
     before = (other / "MLmodel").stat()
-    assert store.send(tree).count == 1
+    assert len(deliver(store, tree).sent) == 1
     assert mlflow.pyfunc.load_model(str(gone))
     assert (other / "MLmodel").stat() == before
     check_once(store.client, tree)
-    assert store.send(tree).count == 0
+    assert len(deliver(store, tree).sent) == 0
 
 
 def test_what_is_below_a_run_that_is_there_twice_is_sent_below_the_one_that_stays(
     store: Store, weights: Path
 ) -> None:
     tree = make_tree(weights)
-    run = store.client.get_run(store.send(tree).ids[tree.runs[1].key])
+    run = store.client.get_run(deliver(store, tree).ids[tree.runs[1].key])
     tags = {name: value for name, value in run.data.tags.items() if name != "mlflow.runName"}
     earlier = store.client.create_run(run.info.experiment_id, run.info.start_time, tags)
     store.client.set_terminated(earlier.info.run_id, end_time=run.info.end_time - 1)
-    assert store.send(tree).ids[tree.runs[1].key] == earlier.info.run_id
+    assert deliver(store, tree).ids[tree.runs[1].key] == earlier.info.run_id
     check_once(store.client, tree)
 
 
@@ -186,10 +187,10 @@ def test_the_run_that_mlflow_started_below_another_becomes_the_root(store: Store
         own, name, f"'{tree.root.params[name]}'"
     )  # as `mlflow run` quotes what it was given
     tree = replace(tree, own_run=own)
-    done = store.send(tree)
+    done = deliver(store, tree)
     assert (done.ids[tree.root.key], done.experiment_id) == (own, experiment)
     assert set(others) < set(store.client.get_run(own).data.params)
-    assert store.send(tree).count == 0
+    assert not deliver(store, tree).sent
     assert len(runs_of(store.client, "elsewhere")) == 1 + len(tree.runs)
 
 
@@ -226,11 +227,11 @@ def test_killed_before_any_call_it_goes_on_and_nothing_is_there_twice(store: Sto
         with pytest.MonkeyPatch.context() as patch:
             calls(patch, count)
             try:
-                store.send(trees[-1])
+                deliver(store, trees[-1])
                 ended = True
             except KilledError:
                 pass
-        store.send(trees[-1])
+        deliver(store, trees[-1])
     assert number > 15
     check_once(store.client, *trees)
     versions = store.client.search_model_versions("name = 'laq-test-random-1'")
@@ -250,10 +251,10 @@ def test_requests_carried_out_twice_leave_one_of_each(
 
         monkeypatch.setattr(MlflowClient, name, twice)
     tree = make_tree(weights, subsets=2)
-    store.send(tree)
+    deliver(store, tree)
     check_once(store.client, tree)
     assert len(store.client.search_model_versions()) == 2
-    assert store.send(tree).count == 0
+    assert len(deliver(store, tree).sent) == 0
 
 
 @pytest.mark.parametrize("ahead", range(1, 20, 2))
@@ -268,13 +269,13 @@ def test_of_two_machines_with_the_same_result_one_tree_remains(
         if next(left, None) is None and not interrupted:
             interrupted.append(True)
             with pytest.MonkeyPatch.context() as free:
-                free.setattr(Store, "_locked", lambda self: nullcontext())
-                interrupted.append(other.send(tree))
+                free.setattr(other, "lock", nullcontext())
+                interrupted.append(deliver(other, tree))
         return call()
 
     with pytest.MonkeyPatch.context() as patch:
         calls(patch, interrupt)
-        first = store.send(tree)
+        first = deliver(store, tree)
     check_once(store.client, tree)
     assert len(interrupted) == 2
     assert first.ids == interrupted[1].ids
@@ -305,7 +306,7 @@ def test_the_champion_is_the_best_within_the_budget_whatever_the_order(
     best: tuple[float, float] | None = None
     versions = 0
     for tree in arrivals(random.Random(seed), weights):  # noqa: S311
-        done = store.send(tree)
+        done = deliver(store, tree)
         rank = (
             tree.root.models[0].ranking["top1_choosing_percent"],
             -tree.root.models[0].ranking["size_bytes"],
@@ -322,21 +323,21 @@ def test_the_champion_is_the_best_within_the_budget_whatever_the_order(
 
 @pytest.mark.parametrize("deleted", ["version", "model"])
 def test_what_is_deleted_from_the_registry_is_there_again(store: Store, weights: Path, deleted: str) -> None:
-    store.send(tree := make_tree(weights))
+    deliver(store, tree := make_tree(weights))
     version = champion(store.client)
     if deleted == "version":
         store.client.delete_model_version(version.name, version.version)
     else:
         store.client.delete_registered_model(version.name)
-    assert store.send(tree).count == 0
+    assert len(deliver(store, tree).sent) == 0
     assert champion(store.client).tags == version.tags
 
 
 def test_a_deleted_experiment_is_told_with_both_ways_out(store: Store, weights: Path) -> None:
-    store.send(tree := make_tree(weights))
+    deliver(store, tree := make_tree(weights))
     number = store.client.get_experiment_by_name("laq-test").experiment_id
     store.client.delete_experiment(number)
-    for use in (lambda: store.send(tree), lambda: TrackedStudies(store, "laq-test")):
+    for use in (lambda: deliver(store, tree), lambda: TrackedStudies(store, "laq-test")):
         with pytest.raises(LaqError) as told:
             use()
         assert str(told.value) == (
@@ -344,7 +345,7 @@ def test_a_deleted_experiment_is_told_with_both_ways_out(store: Store, weights: 
             f"{number}` brings it and its runs back, `mlflow gc --experiment-ids {number}` removes it for good"
         )
     store.client.restore_experiment(number)
-    assert store.send(tree).count == 0
+    assert len(deliver(store, tree).sent) == 0
 
 
 @pytest.mark.parametrize(
@@ -364,11 +365,15 @@ def test_a_deleted_experiment_is_told_with_both_ways_out(store: Store, weights: 
             "Can't load plugin: sqlalchemy.dialects:sqlite.nothing; nothing measured is",
         ),
         ("http://127.0.0.1:1", "Max retries exceeded with url"),
-        ("a folder", "MLFLOW_TRACKING_URI: found white space in it; write %20 for a space"),
-        ("http://h/\n", "MLFLOW_TRACKING_URI: found white space in it; write %20 for a space"),
+        (
+            "postgresql://u:secret@@h/db",
+            "MLFLOW_TRACKING_URI: found '@' within the address; write %40 for it",
+        ),
+        ("a folder", "MLFLOW_TRACKING_URI: found ' ' within the address; write %20 for it"),
+        ("http://h/\n", r"MLFLOW_TRACKING_URI: found '\n' within the address; write %0A for it"),
         (
             "postgresql://u:secret word@h/db",
-            "MLFLOW_TRACKING_URI: found white space in it; write %20 for a space",
+            "MLFLOW_TRACKING_URI: found ' ' within the address; write %20 for it",
         ),
     ],
 )
@@ -387,7 +392,7 @@ def test_a_champion_is_for_these_classes_on_these_images_and_within_this_budget(
     store: Store, weights: Path
 ) -> None:
     def winner(tree: ResultRuns) -> bool:
-        done = store.send(tree)
+        done = deliver(store, tree)
         return champion(store.client).run_id == done.ids[tree.root.key]
 
     assert winner(lone(network(weights, score=90.0)))
@@ -416,16 +421,16 @@ def test_another_version_that_comes_meanwhile_gets_the_alias_if_it_is_better(
             )
         real(self, *args)
 
-    store.send(lone(network(weights, score=70.0)))
+    deliver(store, lone(network(weights, score=70.0)))
     champion_tags = champion(store.client).tags
     monkeypatch.setattr(MlflowClient, "set_registered_model_alias", meanwhile)
-    store.send(lone(network(weights, score=80.0)))
+    deliver(store, lone(network(weights, score=80.0)))
     assert champion(store.client).source == "file:///elsewhere"
     assert champion(store.client).tags["laq.top1_choosing_percent"] == "90.0"
 
 
 def test_a_model_folder_is_little_more_than_its_packed_network(store: Store, weights: Path) -> None:
-    store.send(lone(network(weights)))
+    deliver(store, lone(network(weights)))
     (model,) = models_of(store.client)
     folder = Path(model.artifact_location.removeprefix("file://"))
     files = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*") if path.is_file()}
@@ -438,7 +443,7 @@ def test_a_model_folder_is_little_more_than_its_packed_network(store: Store, wei
 
 
 def test_whoever_loads_a_model_sets_what_a_request_may_ask_for(store: Store, weights: Path) -> None:
-    store.send(lone(network(weights)))
+    deliver(store, lone(network(weights)))
     (logged,) = models_of(store.client)
     data = pd.DataFrame({"image": [example()] * 3})
     assert len(mlflow.pyfunc.load_model(logged.artifact_location).predict(data)) == 3
@@ -448,7 +453,7 @@ def test_whoever_loads_a_model_sets_what_a_request_may_ask_for(store: Store, wei
 
 
 def test_a_loaded_model_is_the_measured_network_bit_for_bit(store: Store, weights: Path) -> None:
-    store.send(lone(network(weights)))
+    deliver(store, lone(network(weights)))
     (logged,) = models_of(store.client)
     model = mlflow.pyfunc.load_model(logged.artifact_location)
     generator = torch.Generator().manual_seed(0)
@@ -482,17 +487,17 @@ def test_what_waits_is_sent_once_and_what_cannot_be_sent_is_told(
     tree = make_tree(weights)
     for _ in range(2):
         tree.save(outbox() / f"{tree.root.key}.json")
-    assert [sent.count for sent in store.send_outbox()] == [3]
-    assert store.send_outbox() == []
+    assert [len(sent.sent) for sent in deliver_waiting(store)] == [3]
+    assert deliver_waiting(store) == []
     check_once(store.client, tree)
     gone = tmp_path / "gone.safetensors"
     make_tree(gone, "another").save(outbox() / "another.json")
     with pytest.raises(LaqError, match="gone.safetensors is gone"):
-        store.send_outbox()
+        deliver_waiting(store)
     (path,) = outbox().glob("*.json")
     path.write_text("{", encoding="utf-8")
     with pytest.raises(LaqError, match="not a result that waits to be sent"):
-        store.send_outbox()
+        deliver_waiting(store)
     assert path.exists()
 
 
@@ -515,7 +520,6 @@ def told(work: Callable[[], Any]) -> str:
         ("http://laq:s3cret@127.0.0.1:1", "127.0.0.1"),
         ("postgresql+psycopg2://laq:s3cret@127.0.0.1:1/db", ""),
         ("postgresql+psycopg2://127.0.0.1:1/db?user=laq&password=s3cret", ""),
-        ("postgresql+psycopg2://laq:s3cr@t@127.0.0.1/db", "%40"),
         ("http://127.0.0.1:port", ""),
         ("sqlite:////proc/nowhere/mlflow.db", "/proc/nowhere"),
         ("sqlite:////proc/mlflow.db", "/proc/mlflow.db"),
@@ -553,13 +557,13 @@ def test_a_store_that_another_process_holds_is_told(
 
     sqlalchemy.event.listen(sqlalchemy.Engine, "before_cursor_execute", impatient, retval=True)
     try:
-        assert "database is locked" in told(lambda: store.send(tree))
+        assert "database is locked" in told(lambda: deliver(store, tree))
     finally:
         sqlalchemy.event.remove(sqlalchemy.Engine, "before_cursor_execute", impatient)
     assert "Traceback" not in capfd.readouterr().err
     holder.execute("ROLLBACK")
     holder.close()
-    store.send(tree)
+    deliver(store, tree)
     check_once(store.client, tree)
 
 
@@ -577,12 +581,12 @@ def test_a_damaged_store_is_told_and_left_as_it_is(
 def test_a_store_that_was_left_half_made_is_made_anew(
     project: Path, monkeypatch: pytest.MonkeyPatch, weights: Path
 ) -> None:
-    half_made = project / "mlflow.db.new-killed"
+    half_made = project / ".laq-partial-killed"
     half_made.mkdir()
     (half_made / "mlflow.db").write_bytes(b"half")
     tree = lone(network(weights))
-    assert Store().send(tree).count == 1
-    assert not list(project.glob("*.new*"))
+    assert len(deliver(Store(), tree).sent) == 1
+    assert not list(project.glob(".laq-partial-*"))
     with sqlite3.connect(project / "mlflow.db") as connection:
         assert connection.execute("PRAGMA journal_mode").fetchone() == ("wal",)
 
@@ -625,12 +629,12 @@ def test_a_full_disk_is_told_and_with_room_again_nothing_is_lost(
             Store()
         room = os.statvfs(disk).f_bavail * os.statvfs(disk).f_frsize
         (disk / "other").write_bytes(bytes(room - free))
-        message = told(lambda: Store().send(tree))
+        message = told(lambda: deliver(Store(), tree))
         assert "full" in message or "No space left" in message
-        assert not list(disk.glob("*.new*"))
+        assert not list(disk.glob(".laq-partial-*"))
         (disk / "other").unlink()
         store = Store()
-        store.send(tree)
+        deliver(store, tree)
         check_once(store.client, tree)
         store.client._tracking_client.store.engine.dispose()
 
@@ -684,7 +688,7 @@ def test_a_study_of_several_bits_is_a_curve_for_each_method() -> None:
 
 
 def test_an_experiment_has_views_that_stay_as_somebody_changed_them(store: Store, weights: Path) -> None:
-    store.send(lone(network(weights)))
+    deliver(store, lone(network(weights)))
     experiment = store.client.get_experiment_by_name("laq-test")
     assert experiment is not None
     views = {
@@ -700,12 +704,12 @@ def test_an_experiment_has_views_that_stay_as_somebody_changed_them(store: Store
         "subset", "kind", "method", "bits", "size_kib", "top1", "points_lost",
     ]  # fmt: skip
     address = f"/#/experiments/{experiment.experiment_id}/runs?viewStateShareKey=laq-networks"
-    assert f"Networks: http://127.0.0.1:5000{address} (while" in store.where_to_look(
-        links(experiment.experiment_id)
+    assert f"Networks: http://127.0.0.1:5000{address} (while" in where_to_look(
+        store.uri, links(experiment.experiment_id)
     )
     changed = json.dumps(found | {"state": "{}", "updatedAt": found["updatedAt"] + 1})
     store.client.set_experiment_tag(experiment.experiment_id, "mlflow.sharedViewState.laq-networks", changed)
-    store.send(lone(network(weights, score=90.0)))
+    deliver(store, lone(network(weights, score=90.0)))
     tags = store.client.get_experiment(experiment.experiment_id).tags
     assert tags["mlflow.sharedViewState.laq-networks"] == changed
 
@@ -717,7 +721,7 @@ def test_the_run_shows_the_network_made_of_the_original_and_each_model_its_own(
     cell = tree.runs[2]
     models = [replace(model, metrics={"top1": 70.0 + place}) for place, model in enumerate(cell.models)]
     tree = replace(tree, runs=[*tree.runs[:2], replace(cell, metrics={"top1": 70.0}, models=models)])
-    store.send(tree)
+    deliver(store, tree)
     run = next(r for r in runs_of(store.client) if r.data.tags["laq.key"] == cell.key)
     assert run.data.metrics["top1"] == 70.0
     found = {m.name: (m.metrics or [])[0].value for m in models_of(store.client)}

@@ -38,6 +38,16 @@ class RoundActivations(nn.Module):
         self.register_buffer("highest", torch.zeros((), dtype=torch.int32))
         self.grid: ActivationGrid | None = None
 
+    @contextmanager
+    def trying(self, grid: ActivationGrid) -> Iterator[None]:
+        """Round to ``grid`` within the context, and to none behind it."""
+        self.set_grid(grid)
+        try:
+            yield
+        finally:
+            self.highest.zero_()
+            self.grid = None
+
     def set_grid(self, grid: ActivationGrid) -> None:
         """Round to ``grid`` from now on."""
         self.step.fill_(grid.step)

@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 from torch import nn
 
 from laq.quantization.alphabet import AlphabetSpec
-from laq.quantization.bits.sensitivity import Sensitivities, sensitivities
-from laq.quantization.bits.spec import Budget, Precision, bits_per_layer
+from laq.quantization.bits.sensitivity import Sensitivities, sensitivities, sensitivities_of_activations
+from laq.quantization.bits.spec import Budget, Precision, bits_per_layer, parse_bits
 from laq.quantization.calibration.batch import Batch
 from laq.quantization.calibration.images import calibration_batches
 from laq.quantization.engine import copied, layer_names, quantize_each
@@ -98,6 +98,46 @@ def choose_bits_each(
     )
 
 
+def choose_activations(
+    network: nn.Module, images: Any, recipe: Recipe, classes: Sequence[int] | None = None
+) -> dict[str, int]:
+    """The bits at every point where activations are rounded, which lose least within a recipe's budget.
+
+    The budget is a mean over the values of all points: ``auto:6`` is 6 bits an activation on average. Each
+    point is tried with each of the ``CHOICES`` of bits, all others and the weights being floats.
+
+    Args:
+        network: images → logits (b, all classes).
+        images: calibration inputs, as for ``quantize``.
+        recipe: how the network will be quantized, ``activations`` being a text such as ``auto:6``.
+        classes: indices of the logits that count; None for all.
+
+    Returns:
+        What takes the text's place in ``Recipe.activations``.
+
+    Raises:
+        QuantizationError: there is no such budget; the network has no graph.
+
+    Examples:
+        >>> import torch
+        >>> from laq.quantization import Recipe, choose_activations, quantize
+        >>> network = torch.nn.Sequential(torch.nn.Linear(16, 8), torch.nn.ReLU(), torch.nn.Linear(8, 4))
+        >>> images, recipe = torch.rand(64, 16), Recipe(bits=7, activations="auto:6")
+        >>> bits = choose_activations(network, images, recipe, classes=[0, 2])
+        >>> list(bits), (16 * bits["input_1"] + 8 * bits["_1"]) / 24 <= 6
+        (['input_1', '_1'], True)
+        >>> from dataclasses import replace
+        >>> result = quantize(network, images, replace(recipe, activations=bits))
+    """
+    if not isinstance(recipe.activations, str):
+        raise QuantizationError(f"activations: found {recipe.activations!r}; must be a budget such as auto:6")
+    images = list(images) if isinstance(images, Iterator) else images
+    precision = parse_bits(recipe.activations)
+    folded, images = _prepared(network, images, recipe)
+    measured = sensitivities_of_activations(folded, images, recipe, precision.choices, classes)
+    return label_aware_bits(precision, measured)
+
+
 def _measure(
     network: nn.Module,
     images: Any,
@@ -105,6 +145,15 @@ def _measure(
     choices: Iterable[int],
     classes: Sequence[int] | None,
 ) -> Sensitivities:
+    network, images = _prepared(network, images, recipe)
+    # Weights alone are compared: they must be those of the network as it is, without shifted biases.
+    recipe = replace(recipe, fuse=False, equalize=False, bias_correction=False, tune=None)
+    trials = quantize_each(network, images, [replace(recipe, bits=bits) for bits in choices])
+    return sensitivities(network, images, trials, classes)
+
+
+def _prepared(network: nn.Module, images: Any, recipe: Recipe) -> tuple[nn.Module, Any]:
+    """The network as it is before a recipe's method takes it, and the images that this learns from."""
     if recipe.tune is not None:
         images = _learned(network, images, recipe, recipe.tune.held_back)
     if recipe.fuse:
@@ -113,10 +162,7 @@ def _measure(
             batches = calibration_batches(network, images, recipe.batch_size)
             known = list(batches if recipe.equalize else islice(batches, 1))
             fold_and_equalize(network, known, recipe)
-    # Weights alone are compared: they must be those of the network as it is, without shifted biases.
-    recipe = replace(recipe, fuse=False, equalize=False, bias_correction=False, tune=None)
-    trials = quantize_each(network, images, [replace(recipe, bits=bits) for bits in choices])
-    return sensitivities(network, images, trials, classes)
+    return network, images
 
 
 def _learned(network: nn.Module, images: Any, recipe: Recipe, held_back: float) -> list[Batch]:

@@ -2,24 +2,28 @@
 
 import copy
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from math import isfinite
+from operator import itemgetter
 from typing import Any, Final
 
 import torch
 import torch.nn.functional as F  # noqa: N812 (torch's own convention)
 from torch import Tensor, nn
 
+from laq.quantization.activations.ranges import RANGES
 from laq.quantization.calibration.batch import Batch
 from laq.quantization.calibration.images import calibration_batches
 from laq.quantization.execution.attention import linears_of_attention
-from laq.quantization.execution.graph import Program, Reading, Segment, trace
+from laq.quantization.execution.graph import Graph, Program, Reading, trace
 from laq.quantization.execution.layerwise import run
 from laq.quantization.execution.offload import Offload
 from laq.quantization.execution.outputs import logits_of
+from laq.quantization.execution.points import POINTS, points_of, seen_at_points, with_points
 from laq.quantization.execution.unwrap import unwrapped
-from laq.quantization.recipe import QuantizationError, QuantizedLayer, QuantizedNetwork
+from laq.quantization.recipe import QuantizationError, QuantizedLayer, QuantizedNetwork, Recipe
 from laq.quantization.threads import Pool, as_workers, worker_pool
 
 _BATCH: Final = 16  # images that a core takes at once; changes memory and rounding, nothing else
@@ -33,6 +37,8 @@ class Sensitivities:
     Attributes:
         losses: by layer and bits, ≥ 0, in any unit that adds up.
         weights: how many weights each layer has.
+
+    Of activations, points stand in the place of layers, and the values of an image in that of weights.
     """
 
     losses: dict[str, dict[int, float]]
@@ -90,19 +96,74 @@ def sensitivities_each(
         analog = copy.deepcopy(unwrapped(network)).eval()
         batches = list(calibration_batches(analog, images, _BATCH))
         probe = _Probe(analog, batches, subsets, pool, offload)
-        for name, runs in probe.stops(dict.fromkeys(name for by_name in layers for name in by_name)):
+        names = list(dict.fromkeys(name for by_name in layers for name in by_name))
+        for name, runs in probe.stops(partial(_first_reads, names), names):
             for trial, by_name in zip(found, layers, strict=True):
                 if name in by_name:
                     layer = by_name[name]
                     weight = trial.network.get_parameter(layer.parameter)
-                    for own, loss in zip(losses, probe.losses(layer, weight, runs), strict=True):
+                    with probe.with_weights(layer, weight):
+                        found_losses = probe.losses(f"layer {name}: outputs at {layer.bits} bits", runs)
+                    for own, loss in zip(losses, found_losses, strict=True):
                         own.setdefault(name, {})[layer.bits] = loss
     weights = {name: layer.codes.numel() for by_name in layers for name, layer in by_name.items()}
     return tuple(Sensitivities(own, weights) for own in losses)
 
 
+def sensitivities_of_activations(
+    network: nn.Module,
+    images: Any,
+    recipe: Recipe,
+    choices: Sequence[int],
+    classes: Sequence[int] | None = None,
+) -> Sensitivities:
+    """What rounding activations costs on the classes that matter, one point at a time, with float weights.
+
+    The loss is that of ``sensitivities``.
+
+    Args:
+        network: its batch norms folded, if they are to be.
+        images: calibration inputs, as for ``quantize``; they are read once.
+        recipe: how ranges are chosen, and what memory there is.
+        choices: of bits.
+        classes: indices of the logits that count; None for all.
+
+    Raises:
+        QuantizationError: the outputs are not finite; the network has no graph.
+    """
+    losses: dict[str, dict[int, float]] = {}
+    with worker_pool() as pool, Offload(recipe.memory / 2) as offload, as_workers(), linears_of_attention():
+        analog = copy.deepcopy(unwrapped(network)).eval()
+        batches = list(calibration_batches(analog, images, _BATCH))
+        analog, _ = with_points(analog, batches[0])
+        points, seen = points_of(analog), seen_at_points(analog, batches, pool)
+        probe = _Probe(analog, batches, [classes], pool, offload)
+        for name, runs in probe.stops(_first_uses):
+            for bits in choices:
+                with points[name].trying(RANGES[recipe.activation_range](seen[name], bits)):
+                    (loss,) = probe.losses(f"point {name}: outputs at {bits} bits", runs)
+                losses.setdefault(name, {})[bits] = loss
+    count = sum(batch.count for batch in batches)
+    return Sensitivities(losses, {name: int(seen[name].counts.sum()) // count for name in losses})
+
+
+def _first_reads(names: Sequence[str], _: Graph, reading: Reading) -> dict[str, int]:
+    """The position where the weights of each of these layers are first read."""
+    wanted = (layer for layer in reading.structure.layers if layer.name in names)
+    return {layer.name: reading.reads[layer.parameter][0] for layer in wanted}
+
+
+def _first_uses(graph: Graph, _: Reading) -> dict[str, int]:
+    """The position of each point, the first one of those where values have only moved since."""
+    found: dict[str, int] = {}
+    for position, node in enumerate(graph.nodes):
+        if node.op == "call_module" and str(node.target).startswith(f"{POINTS}."):
+            found.setdefault(str(node.target).removeprefix(f"{POINTS}."), position)
+    return found
+
+
 class _Probe:
-    """Compares a network, which it owns, to itself with a layer's weights replaced."""
+    """Compares a network, which it owns, to itself with something in it changed."""
 
     def __init__(
         self,
@@ -120,35 +181,43 @@ class _Probe:
         self.whole: _Runs = [partial(self._logits, batch) for batch in batches]
         self.references = self._log_probabilities(self.whole)
 
-    def stops(self, names: Iterable[str]) -> Iterator[tuple[str, _Runs]]:
-        """Each layer's name, and what runs the network from a place before that layer on."""
-        graph, wanted = trace(self.network, self.batches[0]), list(names)
-        if isinstance(graph, str):
-            yield from ((name, self.whole) for name in wanted)
-            return
-        reading = Reading(graph, self.network)
-        layers = [layer for layer in reading.structure.layers if layer.name in wanted]
-        program = Program(graph, reading, layers)
-        numbers = range(len(self.batches))
-        for segment in program.segments[:-1]:
-            self.pool.run(partial(self._advance, program, segment), numbers)
-            runs: _Runs = [partial(self._finish, program, segment.end, n) for n in numbers]
-            yield from ((stop.layer.name, runs) for stop in segment.stops)
+    def stops(
+        self, places: Callable[[Graph, Reading], dict[str, int]], otherwise: Sequence[str] = ()
+    ) -> Iterator[tuple[str, _Runs]]:
+        """What stands at ``places`` of the graph, in their order, and what runs the network from there on.
 
-    def losses(self, layer: QuantizedLayer, weight: Tensor, runs: _Runs) -> list[float]:
-        """The mean divergences (nats) from the network's probabilities, with other weights of a layer."""
+        Where there is no graph, the names are as ``otherwise``, and what runs begins with the images.
+        """
+        graph = trace(self.network, self.batches[0])
+        if isinstance(graph, str):
+            yield from ((name, self.whole) for name in otherwise)
+            return
+        reading, at = Reading(graph, self.network), 0
+        program, numbers = Program(graph, reading, []), range(len(self.batches))
+        for name, position in sorted(places(graph, reading).items(), key=itemgetter(1)):
+            if position > at:
+                self.pool.run(partial(self._advance, program, range(at, position)), numbers)
+            at = position
+            yield name, [partial(self._finish, program, at, number) for number in numbers]
+
+    @contextmanager
+    def with_weights(self, layer: QuantizedLayer, weight: Tensor) -> Iterator[None]:
+        """Give a layer other weights within the context."""
         target = self.network.get_parameter(layer.parameter)
         kept, target.data = target.data, weight.data
         try:
-            found = self._log_probabilities(runs)
+            yield
         finally:
             target.data = kept
+
+    def losses(self, what: str, runs: _Runs) -> list[float]:
+        """The mean divergences (nats) from the network's probabilities as it is now; errors say of what."""
         losses = [
             F.kl_div(q, p, reduction="batchmean", log_target=True).item()
-            for q, p in zip(found, self.references, strict=True)
+            for q, p in zip(self._log_probabilities(runs), self.references, strict=True)
         ]
         if not all(isfinite(loss) for loss in losses):
-            raise QuantizationError(f"layer {layer.name}: outputs at {layer.bits} bits are not finite")
+            raise QuantizationError(f"{what} are not finite")
         return [max(loss, 0.0) for loss in losses]  # rounding may fall below 0
 
     def _log_probabilities(self, runs: _Runs) -> list[Tensor]:
@@ -161,10 +230,11 @@ class _Probe:
         return logits_of(run(self.network, batch))
 
     @torch.inference_mode()
-    def _advance(self, program: Program, segment: Segment, number: int) -> None:
-        """Run a batch over a segment, from the images or from where it is."""
-        values = program.begin(self.batches[number]) if segment.start == 0 else self.offload.take((number, 0))
-        program.run(range(segment.start, segment.end), self.network, values)
+    def _advance(self, program: Program, positions: range, number: int) -> None:
+        """Run a batch over some nodes, from the images or from where it is."""
+        first = positions.start == 0
+        values = program.begin(self.batches[number]) if first else self.offload.take((number, 0))
+        program.run(positions, self.network, values)
         self.offload.put((number, 0), values)
 
     @torch.inference_mode()

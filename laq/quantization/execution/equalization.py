@@ -3,8 +3,9 @@
 Channel i of the first one's outputs is divided by s and the second one's weights of it are multiplied by s,
 which changes nothing where what lies between is linear, or a ReLU: s = √(r₁ / r₂) makes the largest weights
 r₁ and r₂ of both equal, so that a step serves all channels (Nagel et al. 2019, "Data-free quantization
-through weight equalization and bias correction", ICCV). It matters where layers share a step over channels
-of very different ranges, as depthwise convolutions do.
+through weight equalization and bias correction", ICCV). They are counted here in the largest of their layer,
+which multiplies all s by one number that no grid sees, and leaves 1 for a channel that must stay.
+It matters where layers share a step over channels of very different ranges, as depthwise convolutions do.
 
 A ReLU6 cuts off at 6 whatever the scale. Channels that the calibration images bring to more than half of
 that keep their scale, and others grow to half of it at most: outputs for these images are the same.
@@ -110,6 +111,7 @@ def _equalize(network: nn.Module, pair: ConvolutionPair, reached: dict[fx.Node, 
     grouped = second.view(pair.groups, -1, *second.shape[1:])
     r1 = first.abs().flatten(1).amax(1)
     r2 = grouped.abs().flatten(3).amax((1, 3)).flatten()
+    r1, r2 = r1 / r1.max(), r2 / r2.max()
     s = (r1 / r2).sqrt().where((r1 > 0) & (r2 > 0), 1.0)
     if pair.cut is not None:
         most = reached[pair.cut]

@@ -114,10 +114,7 @@ def choose_grids(networks: Networks, recipes: Sequence[Recipe], batches: Iterabl
     Raises:
         QuantizationError: a pattern of a recipe's matches no point.
     """
-    seen = Seen()
-    for found in pool.map(partial(_collect, networks.analog), batches):
-        for name, histogram in found.items():
-            seen[name] = seen[name].plus(histogram) if name in seen else histogram
+    seen = seen_at_points(networks.analog, batches, pool)
     for recipe in recipes:
         if isinstance(recipe.activations, dict):
             check_patterns("activations", recipe.activations, list(seen), "point")
@@ -126,6 +123,15 @@ def choose_grids(networks: Networks, recipes: Sequence[Recipe], batches: Iterabl
         for name, point in points_of(network).items():
             if (bits := recipe.activation_bits(name)) is not None:
                 point.set_grid(rule(seen[name], bits))
+
+
+def seen_at_points(network: nn.Module, batches: Iterable[Batch], pool: Pool) -> Seen:
+    """What passes the points of a network without grids, over all images."""
+    seen = Seen()
+    for found in pool.map(partial(_collect, network), batches):
+        for name, histogram in found.items():
+            seen[name] = seen[name].plus(histogram) if name in seen else histogram
+    return seen
 
 
 def _collect(network: nn.Module, batch: Batch) -> Seen:

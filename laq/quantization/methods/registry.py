@@ -17,7 +17,15 @@ from importlib import import_module
 from types import MappingProxyType
 from typing import Any, Final, Literal
 
-from laq.quantization.options import Option, QuantizationError, nearest_name, number, one_of, whole_number
+from laq.quantization.options import (
+    BOOLEAN,
+    Option,
+    QuantizationError,
+    nearest_name,
+    number,
+    one_of,
+    whole_number,
+)
 
 _HERE: Final = __name__.rpartition(".")[0]
 LearnsFrom = Literal["nothing", "quantized", "both"]
@@ -36,7 +44,8 @@ class Look:
     """How charts draw a method.
 
     Attributes:
-        colour: hexadecimal. Those here are by Okabe and Ito: colour-blind people can tell them apart.
+        colour: hexadecimal. Those here are by Okabe and Ito, and one by Tol: colour-blind people can
+            tell them apart.
         shape: of its marks, as Vega names it, or an SVG path within a square from -1 to 1.
     """
 
@@ -57,6 +66,8 @@ class Method:
             of ``both`` networks.
         options: the method's own, by name.
         look: in charts.
+        refiner: for a method that learns layers together, a function (``NetworkProblem``) → the layers, or
+            where to import it from; it is called once for the network, after the solver for each layer.
 
     Examples:
         >>> from laq.quantization import METHODS
@@ -70,28 +81,31 @@ class Method:
     learns_from: LearnsFrom = "both"
     options: Mapping[str, MethodOption] = field(default_factory=dict)
     look: Look = Look()
+    refiner: Callable[..., Any] | str | None = None
 
     def load(self) -> Callable[..., Any]:
         """The solver, imported if need be."""
-        if not isinstance(self.solver, str):
-            return self.solver
-        module, _, function = self.solver.partition(":")
-        solver: Callable[..., Any] = getattr(import_module(module), function)
-        return solver
+        return _loaded(self.solver)
+
+    def load_refiner(self) -> Callable[..., Any] | None:
+        """The refiner, imported if need be; None if the method has none."""
+        return None if self.refiner is None else _loaded(self.refiner)
 
     def code_digest(self) -> str | None:
-        """A hash of the solver's module; none for this package's, whose code is hashed as a whole.
+        """A hash of the modules of the solver and the refiner; none for this package's, hashed as a whole.
 
-        A solver without a file, as in a notebook, has another hash in every process.
+        A function without a file, as in a notebook, has another hash in every process.
         """
-        if isinstance(self.solver, str) and self.solver.startswith(f"{_HERE}."):
-            return None
-        solver = self.load()
-        try:
-            code = inspect.getsource(inspect.getmodule(solver) or solver)
-        except (OSError, TypeError):
-            code = repr(solver)
-        return sha256(code.encode()).hexdigest()
+        codes = []
+        for given in (self.solver, self.refiner):
+            if given is None or (isinstance(given, str) and given.startswith(f"{_HERE}.")):
+                continue
+            function = _loaded(given)
+            try:
+                codes.append(inspect.getsource(inspect.getmodule(function) or function))
+            except (OSError, TypeError):
+                codes.append(repr(function))
+        return sha256("".join(codes).encode()).hexdigest() if codes else None
 
     def check(self, given: Mapping[str, Any]) -> dict[str, Any]:
         """The given options as they are kept, without defaults.
@@ -117,6 +131,15 @@ class Method:
     def settings(self, given: Mapping[str, Any]) -> dict[str, Any]:
         """The given options, and the defaults of the others."""
         return {name: option.default for name, option in self.options.items()} | dict(given)
+
+
+def _loaded(function: Callable[..., Any] | str) -> Callable[..., Any]:
+    """A function, or what "module:function" names."""
+    if not isinstance(function, str):
+        return function
+    module, _, name = function.partition(":")
+    found: Callable[..., Any] = getattr(import_module(module), name)
+    return found
 
 
 _METHODS: Final[dict[str, Method]] = {}
@@ -238,6 +261,19 @@ _BUILT_IN: Final = (
         "laq.quantization.methods.adaround:solve",
         options={"iterations": MethodOption(whole_number(1), 1000)},
         look=Look("#f0e442", "triangle-left"),
+    ),
+    Method(
+        "brecq",
+        "BRECQ",
+        "laq.quantization.methods.rtn:solve",
+        options={
+            "iterations": MethodOption(whole_number(1), 500),
+            "batch_size": MethodOption(whole_number(1), 32),
+            "rate": MethodOption(number(above=0), 0.05),
+            "fisher": MethodOption(BOOLEAN, True),
+        },
+        look=Look("#882255", "M0,-1L.25,-.25L1,0L.25,.25L0,1L-.25,.25L-1,0L-.25,-.25Z"),
+        refiner="laq.quantization.methods.brecq:refine",
     ),
 )
 for _method in _BUILT_IN:

@@ -143,33 +143,36 @@ function walk(event) { // by arrow keys from subset to subset, in the order of t
 function showPanel(i) {
   if (i < 0) {
     byId("panel").replaceChildren(element("p", { class: "quiet" },
-      "Click or tap a point, or choose a subset above, to see its classes and what it loses here. The address of this page then leads to it."));
+      "Click or tap a point, or choose a subset above, to see its classes and what it loses here. The address of this page then leads to it."),
+      element("div", { class: "wide", tabindex: 0 }, lossesOf(members(), `Mean points lost by the ${members().length} subsets shown`)));
     return;
   }
   const classes = SUBSETS.classes[i];
+  const base = DATA.settings.find((setting) => setting.method === "float" && setting.variant === state.variant);
+  const before = DATA.scores.top1_sub_percent[DATA.settings.indexOf(base)][i];
+  const caption = `Points lost of ${before === null ? "–" : signed(before, 1)} % top-1 in float`;
   byId("panel").replaceChildren(
     element("h3", {}, SUBSETS.name[i]),
     element("p", { class: "quiet" }, `${SUBSETS.kind[i]} classes, ${classes.length} of ${DATA.classes.length}; ` +
       `median divergence ${Number(SUBSETS.divergence[i].toPrecision(3))} nats`),
     element("ul", { class: "chips" }, ...classes.map((c) => element("li", {}, ...example(c), DATA.classes[c]))),
-    element("div", { class: "wide", tabindex: 0 }, lossesOf(i)));
+    element("div", { class: "wide", tabindex: 0 }, lossesOf([i], caption)));
 }
 
-function lossesOf(i) { // by all methods, at all bits
+function lossesOf(subsets, caption) { // means by all methods, at all bits
   const alike = DATA.settings.filter((setting) => setting.method !== "float" && setting.variant === state.variant &&
     ["none", state.calibration].includes(setting.calibration));
   const [bits, methods] = ["bits", "method"].map((field) => DATA.choices[field].filter(
     ([value]) => alike.some((setting) => setting[field] === value)));
   const cell = (method, width) => {
     const at = alike.find((setting) => setting.method === method && setting.bits === width);
-    const value = at && DATA.scores.drop_sub_points[DATA.settings.indexOf(at)][i];
-    const shown = value == null ? "–" : signed(value, 1);
+    const lost = at ? DATA.scores.drop_sub_points[DATA.settings.indexOf(at)] : [];
+    const known = subsets.map((i) => lost[i]).filter((value) => value != null);
+    const shown = known.length ? signed(known.reduce((sum, value) => sum + value, 0) / known.length, 1) : "–";
     return element("td", { class: "number" }, at && isSame(at) ? element("mark", {}, shown) : shown);
   };
-  const base = DATA.settings.find((setting) => setting.method === "float" && setting.variant === state.variant);
-  const before = DATA.scores.top1_sub_percent[DATA.settings.indexOf(base)][i];
   return element("table", {},
-    element("caption", {}, `Points lost of ${before === null ? "–" : signed(before, 1)} % top-1 in float`),
+    element("caption", {}, caption),
     element("thead", {}, element("tr", {}, element("th", {}, "bits"), ...bits.map(([width]) => element("th", { class: "number" }, width)))),
     element("tbody", {}, ...methods.map(([method, name]) => element("tr", {}, element("th", {}, name), ...bits.map(([width]) => cell(method, width))))));
 }

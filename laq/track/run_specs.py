@@ -87,12 +87,14 @@ class ResultRuns:
         own_run: id of the run that `mlflow run` started, which becomes the root; empty without one.
         champion_bytes: size in bytes up to which a model may be registered as its subset's champion;
             None to register no model.
+        whole: whether all is measured; until then runs with others below them are not finished.
     """
 
     experiment: str
     runs: Sequence[RunSpec]
     own_run: str = ""
     champion_bytes: float | None = None
+    whole: bool = True
 
     @property
     def root(self) -> RunSpec:

@@ -17,7 +17,7 @@ from laq.subsets.subset import Subset
 from laq.track.descriptions import cell_description, subset_description
 from laq.track.measures import RANKING, curves, floats, scores, shown, summary_of
 from laq.track.results import Provenance, Results, Row
-from laq.track.runs import ModelSpec, ResultRuns, RunSpec
+from laq.track.run_specs import ModelSpec, ResultRuns, RunSpec
 
 Recipe = tuple[str, str, str, str]  # of a run: method, bits, calibration, and the seed that drew its images
 LONGEST_PARAM: Final = 6000  # characters that MLflow takes

@@ -1,4 +1,4 @@
-"""MLflow's model registry: a registered model per subset, whose best version has the alias ``champion``."""
+"""Registers the best network of each subset in MLflow: its versions, the best with the alias ``champion``."""
 
 from collections.abc import Mapping
 from typing import Any, Final
@@ -8,7 +8,7 @@ from mlflow.entities import LoggedModel
 
 from laq.files import digest
 from laq.study.tables import CHOOSING
-from laq.track.runs import ResultRuns, rank
+from laq.track.run_specs import ResultRuns, rank
 
 CHAMPION: Final = "champion"
 _TASK: Final = "laq.task_sha256"
@@ -22,26 +22,25 @@ def register_champions(
 
     Versions stay. The alias goes to the best of all versions for the same classes and images of
     ``champion_bytes`` at most, so that it does not depend on who comes first. Half of the test images choose
-    (``runs.rank``); models and versions that these have not ranked do not compete. ``models`` are those in
-    MLflow, by the key of their run and their name.
+    (``run_specs.rank``); models and versions that these have not ranked do not compete. ``models`` are those
+    in MLflow, by the key of their run and their name.
     """
     most_bytes = result.champion_bytes or 0.0
-    every = [(run, model) for run in result.runs for model in run.models]
-    ranked = [(run, model) for run, model in every if CHOOSING in model.ranking]
-    fitting = [(run, model) for run, model in ranked if model.ranking["size_bytes"] <= most_bytes]
-    fitting.sort(key=lambda candidate: rank(candidate[1].ranking), reverse=True)
-    best = {model.params["subset"]: (run, model) for run, model in reversed(fitting)}
-    for subset, (run, model) in best.items():
-        images = [data.digest for data in run.inputs if data.context == "images"]
+    ranked = [(spec, m) for spec in result.runs for m in spec.models if CHOOSING in m.ranking]
+    fitting = [(spec, model) for spec, model in ranked if model.ranking["size_bytes"] <= most_bytes]
+    fitting.sort(key=lambda candidate: rank(candidate[1].ranking))
+    best = {model.params["subset"]: (spec, model) for spec, model in fitting}
+    for subset, (spec, model) in best.items():
+        images = [data.digest for data in spec.inputs if data.context == "images"]
         classes = ", ".join(model.classes.values())
         tags = {"classes": classes, **model.params, **model.ranking}
-        logged = models[run.key, model.name]
+        logged = models[spec.key, model.name]
         version = {
             "name": f"{result.experiment}-{subset}",
             "source": logged.artifact_location,
             "run_id": logged.source_run_id,
             "model_id": logged.model_id,
-            "description": f"{run.name} ({model.name.replace('_', ' + ')}), for: {classes}",
+            "description": f"{spec.name} ({model.name.replace('_', ' + ')}), for: {classes}",
             "tags": {
                 _TASK: digest([images, sorted(model.classes.values())]),
                 **{f"laq.{name}": str(value) for name, value in tags.items()},
