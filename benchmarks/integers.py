@@ -86,7 +86,8 @@ _ACCURACY: Final = """\
 
 Restricted top-1 on CIFAR-100 as onnxruntime computes it: subsets of 10 classes with 1,000 test images each,
 {images} calibration images of the subset's classes. Points lost are paired by subset, with a normal 95 %
-interval of their mean over subsets.
+interval of their mean over subsets. NNCF's files are run by onnxruntime; AIMET and Brevitas run in their own
+simulations, with what their documentation proposes.
 
 {tables}
 """
