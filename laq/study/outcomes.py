@@ -201,7 +201,7 @@ OUTCOMES: Final[Mapping[str, CellOutcome]] = {
         CellOutcome(
             "worst_class_lost_points",
             "worst class",
-            "the most points of restricted top-1 that any class of the subset loses",
+            "most points of restricted top-1 that any class of the subset loses",
             _bootstrap(_worst_class),
         ),
         CellOutcome(

@@ -232,6 +232,15 @@ def test_the_five_sentences_have_the_numbers_of_the_tables(planted: Analysis) ->
     assert f"{loss.effect:.1f} points at 2 bits ({loss.low:.1f} to {loss.high:.1f})" in told[4]
 
 
+def test_a_loss_that_is_smaller_is_told_as_less_with_its_interval_turned() -> None:
+    found = asked(Planted(distance=-3), SUBSETS[:20], seed=1)
+    row = the(found.dependence, **CELL, score="drop_sub_points", variable=NEARNESS, beside="")
+    assert row.effect < 0
+    assert f"{-row.effect:.2f} points less ({-row.high:.2f} to {-row.low:.2f}) for each halving" in (
+        sentences(found, PARAMS)[0]
+    )
+
+
 @pytest.mark.parametrize(
     ("distance", "scale", "expected"),
     [
