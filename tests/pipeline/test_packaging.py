@@ -114,13 +114,15 @@ from pathlib import Path
 for name in {missing}: sys.modules[name] = None
 import numpy as np, pandas as pd, torch
 from laq.architectures import NetworkDesign, build
+from laq.files import md5
 from laq.quantization import Recipe, quantize, save
 from laq.serving import DESCRIPTION, WEIGHTS, load_classifier
 design = NetworkDesign("resnet20", 5, 32, (0.5,) * 3, (0.25,) * 3)
 images = torch.randint(0, 256, (4, 3, 32, 32), dtype=torch.uint8)
 save(WEIGHTS, quantize(build(design, seed=1), images, Recipe(bits=3)))
 with open(DESCRIPTION, "w") as file:
-    json.dump({{"design": design.to_json(), "classes": {{"1": "circle", "3": "square"}}}}, file)
+    classes = {{"1": "circle", "3": "square"}}
+    json.dump({{"design": design.to_json(), "classes": classes, "md5": md5(Path(WEIGHTS))}}, file)
 picture = np.full((32, 32, 3), 200)
 print(*load_classifier(Path(".")).predict(pd.DataFrame({{"image": [picture]}})).columns, end=" ")
 print(Path(sys.modules["laq"].__file__).parents[1])
