@@ -236,9 +236,8 @@ def test_a_loss_that_is_smaller_is_told_as_less_with_its_interval_turned() -> No
     found = asked(Planted(distance=-3), SUBSETS[:20], seed=1)
     row = the(found.dependence, **CELL, score="drop_sub_points", variable=NEARNESS, beside="")
     assert row.effect < 0
-    assert f"{-row.effect:.2f} points less ({-row.high:.2f} to {-row.low:.2f}) for each halving" in (
-        sentences(found, PARAMS)[0]
-    )
+    told = sentences(found, PARAMS)[0]
+    assert f"{-row.effect:.2f} points less ({-row.high:.2f} to {-row.low:.2f}) for each halving" in told
 
 
 @pytest.mark.parametrize(
