@@ -353,7 +353,6 @@ def test_the_run_keeps_the_file_as_a_model_that_mlflow_serves_and_the_registry_t
     client.create_registered_model("small")
     version = client.create_model_version("small", logged.artifact_location, model_id=logged.model_id)
     client.set_registered_model_alias("small", "champion", version.version)
-    mlflow.set_tracking_uri(uri)
     model = mlflow.pyfunc.load_model("models:/small@champion")
     assert model.metadata.flavors.keys() == {"onnx", "python_function"}
     assert model.metadata.metadata["laq.classes"] == list(made.subset.names_in_order)
