@@ -20,7 +20,7 @@ import copy
 import importlib
 import json
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import SimpleNamespace
@@ -32,6 +32,7 @@ import onnxruntime
 import pandas as pd
 import torch
 from integers_peers import PEERS as TOOLS
+from integers_peers import Outputs, in_onnxruntime
 from numpy.typing import NDArray
 from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
 from onnxruntime.quantization.shape_inference import quant_pre_process
@@ -123,15 +124,12 @@ def main() -> None:
 @_results
 def accuracy(results: Path, every: int) -> None:
     """Measure restricted top-1 on the test images of each subset."""
-    network = load_network()
-    architecture = network.design.architecture
-    scored = (r for r in read_records(results) if "top1" in r and r["network"] == architecture)
-    known = {(r["subset"], r["file"]) for r in scored}
-    for subset, X, X_test, labels in pictures(network, every, "accuracy"):
-        missing = [name for name in (*OURS, *PEERS) if (subset.name, name) not in known]
-        for name, path in files(network.body, X, missing):
-            top1 = 100 * float((predicted(path, X_test, subset) == labels).mean())
-            write(results, {"network": architecture, "subset": subset.name, "file": name, "top1": top1})
+
+    def answers(body: nn.Module, X: Tensor, wanted: Sequence[str]) -> Iterator[tuple[str, Outputs]]:
+        for name, path in files(body, X, wanted):
+            yield name, in_onnxruntime(path)
+
+    measure_top1(results, every, (*OURS, *PEERS), answers)
 
 
 @main.command()
@@ -139,18 +137,30 @@ def accuracy(results: Path, every: int) -> None:
 @_results
 def peers(results: Path, every: int) -> None:
     """Measure the same of other tools' networks."""
+
+    def answers(body: nn.Module, X: Tensor, wanted: Sequence[str]) -> Iterator[tuple[str, Outputs]]:
+        for _, in_float in files(body, X, ["float"] if wanted else []):
+            for name in wanted:
+                yield name, TOOLS[name](copy.deepcopy(body), X, in_float)
+
+    measure_top1(results, every, tuple(TOOLS), answers)
+
+
+Answers = Callable[[nn.Module, Tensor, Sequence[str]], Iterator[tuple[str, Outputs]]]
+
+
+def measure_top1(results: Path, every: int, names: Sequence[str], answers: Answers) -> None:
+    """Measure what is missing of these networks, which ``answers`` makes of calibration images."""
     network = load_network()
     architecture = network.design.architecture
     scored = (r for r in read_records(results) if "top1" in r and r["network"] == architecture)
     known = {(r["subset"], r["file"]) for r in scored}
-    for subset, X, X_test, labels in pictures(network, every, "peers"):
-        missing = [name for name in TOOLS if (subset.name, name) not in known]
-        for _, in_float in files(network.body, X, ["float"] if missing else []):
-            for name in missing:
-                outputs = TOOLS[name](copy.deepcopy(network.body), X, in_float)
-                found = np.concatenate([outputs(part) for part in X_test.split(100)])
-                top1 = 100 * float((best_of(found, subset) == labels).mean())
-                write(results, {"network": architecture, "subset": subset.name, "file": name, "top1": top1})
+    for subset, X, X_test, labels in pictures(network, every, "accuracy"):
+        wanted = [name for name in names if (subset.name, name) not in known]
+        for name, outputs in answers(network.body, X, wanted):
+            found = best_of(np.concatenate([outputs(part) for part in X_test.split(100)]), subset)
+            top1 = 100 * float((found == labels).mean())
+            write(results, {"network": architecture, "subset": subset.name, "file": name, "top1": top1})
 
 
 @main.command()

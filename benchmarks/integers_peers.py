@@ -20,11 +20,18 @@ from laq.run.runtime import logits, open_file
 
 Pixels = NDArray[np.float32]
 _BATCH: Final = 16
+Outputs = Callable[[Tensor], Pixels]  # images -> logits
 # The network, calibration images and the float network's ONNX file -> what gives logits of images.
-Peer = Callable[[nn.Module, Tensor, Path], Callable[[Tensor], Pixels]]
+Peer = Callable[[nn.Module, Tensor, Path], Outputs]
 
 
-def by_nncf(_: nn.Module, X: Tensor, in_float: Path) -> Callable[[Tensor], Pixels]:
+def in_onnxruntime(path: Path) -> Outputs:
+    """What onnxruntime computes with a file."""
+    session = open_file(path)
+    return lambda images: logits(session, images.numpy())
+
+
+def by_nncf(_: nn.Module, X: Tensor, in_float: Path) -> Outputs:
     """NNCF's post-training quantization of the ONNX file, 8 bits; for x86 it takes half the range."""
     nncf, onnx = import_module("nncf"), import_module("onnx")
     dataset = nncf.Dataset([part.numpy() for part in X.split(1)], lambda image: {"pixels": image})
@@ -33,14 +40,13 @@ def by_nncf(_: nn.Module, X: Tensor, in_float: Path) -> Callable[[Tensor], Pixel
     )
     path = in_float.with_name("nncf.onnx")
     onnx.save(model, path)
-    session = open_file(path)
-    return lambda images: logits(session, images.numpy())
+    return in_onnxruntime(path)
 
 
 def by_aimet(weights: int, activations: int) -> Peer:
     """AIMET's simulation of an ONNX file, steps by its enhanced rule, per channel."""
 
-    def made(_: nn.Module, X: Tensor, in_float: Path) -> Callable[[Tensor], Pixels]:
+    def made(_: nn.Module, X: Tensor, in_float: Path) -> Outputs:
         aimet, onnx = import_module("aimet_onnx"), import_module("onnx")
         folder = Path(str(import_module("aimet_onnx.common.quantsim_config").__file__)).parent
         simulated = aimet.QuantizationSimModel(
@@ -59,7 +65,7 @@ def by_aimet(weights: int, activations: int) -> Peer:
 def by_brevitas(weights: int, activations: int, solver: str = "") -> Peer:
     """Brevitas: batch norms merged, layers equalized, ranges by a percentile, biases corrected."""
 
-    def made(body: nn.Module, X: Tensor, _: Path) -> Callable[[Tensor], Pixels]:
+    def made(body: nn.Module, X: Tensor, _: Path) -> Outputs:
         common = import_module("brevitas_examples.imagenet_classification.ptq.ptq_common")
         graph = import_module("brevitas.graph.quantize")
         images = [(part, None) for part in X.split(_BATCH)]

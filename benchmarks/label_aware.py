@@ -30,7 +30,7 @@ from two_bits import SUBSETS, write
 from laq.architectures import Classifier
 from laq.dataset.images import ImageSet, read_images
 from laq.network import load_network
-from laq.network.evaluation import predict
+from laq.network.evaluation import predict, restrict, top_k
 from laq.paths import DATASET
 from laq.progress import progress
 from laq.quantization import Recipe, parse_bits, quantize_each
@@ -117,19 +117,12 @@ class Ground:
         images = self.test.select(sorted({number for subset in subsets for number in subset.classes}))
         logits = predict(network, images)
         for subset in subsets:
-            yield subset.name, restricted_top1(logits, images.labels, subset.classes)
+            yield subset.name, top_k(*restrict(logits, images.labels, subset.classes), 1)
 
     def drawn(self, subset: Subset | None, count: int, seed: int) -> Tensor:
         """Calibration images of a subset's classes, or of all."""
         images = self.train if subset is None else self.train.select(subset.classes)
         return images.sample(count, torch.Generator().manual_seed(seed)).images
-
-
-def restricted_top1(logits: Tensor, labels: Tensor, classes: Sequence[int]) -> float:
-    """Percentage of the images of ``classes`` whose class has the largest logit among these."""
-    among = torch.tensor(sorted(classes))
-    here = torch.isin(labels, among)
-    return 100 * float((among[logits[here][:, among].argmax(1)] == labels[here]).double().mean())
 
 
 @click.group()
@@ -143,12 +136,7 @@ def main() -> None:
 @_seeds
 def allocation(results: Path, every: int, seeds: int) -> None:
     """Measure 3 bits on average: everywhere, or where the subset or all classes need them."""
-    ground = Ground.of(every)
-    orders = [
-        Order(_METHODS[number], _USUAL, seed, subset)
-        for seed, number, subset in product(range(seeds), range(len(_METHODS)), (None, *ground.subsets))
-    ]
-    _measure(results, ground, orders, "allocation")
+    _measure(results, Ground.of(every), seeds, "allocation")
 
 
 @main.command()
@@ -157,13 +145,7 @@ def allocation(results: Path, every: int, seeds: int) -> None:
 @_seeds
 def images(results: Path, every: int, seeds: int) -> None:
     """Measure 2 and 3 bits with 32 to 2,048 calibration images."""
-    ground = Ground.of(every)
-    orders = [
-        Order(method, count, seed, subset)
-        for seed, count, subset in product(range(seeds), _COUNTS, (None, *ground.subsets))
-        for method in _METHODS
-    ]
-    _measure(results, ground, orders, "images")
+    _measure(results, Ground.of(every), seeds, "images")
 
 
 @dataclass(frozen=True)
@@ -186,10 +168,12 @@ class Order:
         return part, self.method, self.images, self.seed, name
 
 
-def _measure(results: Path, ground: Ground, orders: Sequence[Order], part: str) -> None:
+def _measure(results: Path, ground: Ground, seeds: int, part: str) -> None:
+    counts, make = ((_USUAL,), allocated) if part == "allocation" else (_COUNTS, uniform)
+    drawn = product(range(seeds), counts, _METHODS, (None, *ground.subsets))
+    orders = [Order(method, count, seed, subset) for seed, count, method, subset in drawn]
     known = {tuple(record["order"]) for record in read_records(results)}
     floats = dict(ground.scores(ground.network, ground.subsets))
-    make = allocated if part == "allocation" else uniform
     for order in progress([o for o in orders if o.key(part) not in known], part, unit="draw"):
         about = {"order": order.key(part), "method": order.method, "images": order.images, "seed": order.seed}
         about["calibration"] = _OF_SUBSET if order.subset else _OF_ALL

@@ -32,7 +32,7 @@ from laq.dataset.images import ImageSet, read_images
 from laq.git import commit
 from laq.machine import processor
 from laq.network import load_network
-from laq.network.evaluation import predict
+from laq.network.evaluation import predict, restrict, top_k
 from laq.paths import DATASET
 from laq.progress import progress
 from laq.quantization import Recipe, Tuning, quantize
@@ -145,8 +145,7 @@ def among(network: Classifier, images: ImageSet, classes: Sequence[int]) -> Tens
 
 def top1(network: Classifier, images: ImageSet, classes: Sequence[int]) -> float:
     """Restricted top-1 in percent."""
-    right = torch.tensor(classes)[among(network, images, classes).argmax(1)] == images.labels
-    return 100 * float(right.double().mean())
+    return top_k(*restrict(predict(network, images), images.labels, classes), 1)
 
 
 def divergence(network: Classifier, other: Classifier, images: ImageSet, classes: Sequence[int]) -> float:
