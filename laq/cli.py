@@ -613,7 +613,7 @@ def verify(
     """Measure cells of published studies again, and compare with what was published.
 
     FOLDER is what `laq report --publish FOLDER` wrote. Ends with code 1 if a cell differs or could not be
-    measured.
+    measured, or if a file was changed after it was published.
     """
     from laq import parallel
     from laq import verify as room

@@ -37,6 +37,7 @@ from laq.report.page.contents import Floats, PageContents
 from laq.report.page.examples import example_pictures, without_examples
 from laq.report.plotted import effects, plotted
 from laq.report.tables import main_rows
+from laq.report.unchanged import FILES, PROVENANCE, hash_files
 from laq.sections.base import FILE as PARAMS
 from laq.sections.network import Network
 from laq.sections.report import Report
@@ -72,7 +73,6 @@ DEPENDENCE = "dependence.csv"
 # The rows that the charts and DVC's plots show.
 PLOTTED = "plotted.csv"
 LAYERS = "layers.csv"
-PROVENANCE = "provenance.json"
 IMAGES = "dataset.json"  # the manifest of the images, in what is published
 # This is not published: the table of measurements has these rows, too.
 _UNPUBLISHED = (PLOTTED,)
@@ -217,10 +217,10 @@ def metrics(summary: pd.DataFrame, dependence: pd.DataFrame) -> dict[str, Any]:
 def publish(target: Path, params: Network) -> None:
     """Copy the report to ``target`` with all that it takes to place it and to measure it again.
 
-    These are the parameters, the records of all stages, the commit, the processor, the hashes of the images,
-    the subsets, and the weights that the network's source does not give. The table of measurements is
-    compressed: it belongs in git and is large. The page keeps its example pictures only if the dataset's
-    entry says that these may be given away.
+    These are the parameters, the records of all stages, the commit, the processor, the hashes of the images
+    and of every published file, the subsets, and the weights that the network's source does not give. The
+    table of measurements is compressed: it belongs in git and is large. The page keeps its example pictures
+    only if the dataset's entry says that these may be given away.
 
     Raises:
         LaqError: ``target`` holds something else than a published report.
@@ -244,7 +244,7 @@ def publish(target: Path, params: Network) -> None:
         shutil.copyfile(need(DATASET / MANIFEST), folder / IMAGES)
         publish_weights(folder, params)
         record = {**commit(), "processor": processor(), "stages": read_records("report")}
-        write_json(folder / PROVENANCE, record)
+        write_json(folder / PROVENANCE, {**record, FILES: hash_files(folder)})
 
 
 def read_summary() -> pd.DataFrame:

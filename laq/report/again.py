@@ -11,10 +11,11 @@ from laq.files import read_json, replacing_folder, write_json
 from laq.git import commit
 from laq.machine import processor
 from laq.paths import SUBSETS
-from laq.report import LAYERS, PAGE, PROVENANCE, TABLE, Source, write_report
+from laq.report import LAYERS, PAGE, TABLE, Source, write_report
 from laq.report.divergences import SubsetDivergences, divergences_in, members_of
 from laq.report.layers import COLUMNS
 from laq.report.page.data import REMEDY, read_classes
+from laq.report.unchanged import FILES, PROVENANCE, changed_files, hash_files
 from laq.sections.report import Report
 from laq.study.tables import read_measurements, read_table
 from laq.subsets.subset import read_subsets
@@ -35,13 +36,15 @@ def analyse_again(folder: Path, params: Report, divergence: str) -> None:
     ``divergence`` names the study's own where former reports have left that to the parameters.
 
     Raises:
-        LaqError: a file is missing or is not what a published report has.
+        LaqError: a file is missing, is not what a published report has, or was changed since.
     """
+    record: dict[str, Any] = read_json(folder / PROVENANCE, remedy=REMEDY)
+    if changed := next(changed_files(folder, record), ""):
+        raise LaqError(f"{folder}: {changed}; take it back, for example by `git checkout {folder}`")
     measurements = read_measurements(folder / f"{TABLE}.gz", REMEDY)
     subsets = read_subsets(folder / SUBSETS.name, remedy=REMEDY)
     if unknown := sorted(set(measurements.subset) - {subset.name for subset in subsets}):
         raise LaqError(f"{folder / SUBSETS.name}: has no subset {unknown[0]}, which the table has; {REMEDY}")
-    record: dict[str, Any] = read_json(folder / PROVENANCE, remedy=REMEDY)
     members = members_of(subsets)
     if (folder / DIVERGENCES).exists():
         within = SubsetDivergences(_read_divergences(folder / DIVERGENCES), members)
@@ -53,7 +56,8 @@ def analyse_again(folder: Path, params: Report, divergence: str) -> None:
     with replacing_folder(folder) as partial:
         shutil.copytree(folder, partial, dirs_exist_ok=True, ignore=shutil.ignore_patterns(*_STALE))
         write_report(partial, source, params)
-        write_json(partial / PROVENANCE, {**record, "analysis": {**commit(), "processor": processor()}})
+        record |= {"analysis": {**commit(), "processor": processor()}, FILES: hash_files(partial)}
+        write_json(partial / PROVENANCE, record)
 
 
 def _read_layers(path: Path) -> pd.DataFrame:

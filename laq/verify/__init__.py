@@ -17,8 +17,8 @@ from laq.machine import processor
 from laq.network.published import has_own_weights
 from laq.parallel import Workers
 from laq.paths import WEIGHTS
-from laq.report import PROVENANCE
 from laq.report.rendering import templates
+from laq.report.unchanged import PROVENANCE
 from laq.study import StudyInputs, measure_all, plan
 from laq.study.cells import Cell
 from laq.study.results import read_measurement
@@ -34,7 +34,7 @@ _VERSIONS: Final = ("python", "torch", "numpy", "numba")
 
 @dataclass(frozen=True)
 class Verification:
-    """The outcome: a text for a terminal, and whether all rows came out again."""
+    """The outcome: a text for a terminal, and whether all rows came out again and all files are unchanged."""
 
     text: str
     equal: bool
@@ -58,10 +58,8 @@ def run(folder: Path, cells: int | None, seed: int | None, workers: Workers) -> 
     drawn = published.drawn(count or None, seed)
     with rebuilt(published):
         rows = _measured(published, drawn, workers)
-    outcomes = [row.outcome for row in rows]
-    return Verification(
-        _text(published, rows, seed), all(outcome in {"equal", "within tolerance"} for outcome in outcomes)
-    )
+    again = all(row.outcome in {"equal", "within tolerance"} for row in rows)
+    return Verification(_text(published, rows, seed), again and not published.changed)
 
 
 def why_not(folder: Path) -> str:
@@ -135,6 +133,7 @@ def _text(published: Published, rows: Sequence[Row], seed: int) -> str:
         .render(
             folder=published.folder,
             rows=rows,
+            changed=published.changed,
             table=table.to_markdown(index=False, tablefmt="simple", floatfmt=".2f"),
             counted=Counter(row.outcome for row in rows),
             reasons=list(dict.fromkeys(used)),

@@ -13,7 +13,8 @@ from laq.errors import LaqError
 from laq.files import read_json
 from laq.params import Params, load_params
 from laq.paths import DESIGN
-from laq.report import IMAGES, PROVENANCE, TABLE
+from laq.report import IMAGES, TABLE
+from laq.report.unchanged import PROVENANCE, changed_files
 from laq.study.tables import read_measurements
 from laq.subsets.subset import Subset, read_subsets
 
@@ -26,7 +27,10 @@ _NEEDED: Final = (PROVENANCE, PARAMS, IMAGES, SUBSETS, DESIGN, f"{TABLE}.gz")
 
 @dataclass(frozen=True)
 class Published:
-    """A published study: its parameters, the record of what made it, its images, subsets and table."""
+    """A published study: its parameters, the record of what made it, its images, subsets and table.
+
+    ``changed`` has a sentence for each file that is not what was published.
+    """
 
     folder: Path
     params: Params
@@ -34,6 +38,7 @@ class Published:
     images: Manifest
     subsets: list[Subset]
     table: pd.DataFrame
+    changed: list[str]
 
     @property
     def hashes(self) -> dict[str, str]:
@@ -85,9 +90,10 @@ def read_published(folder: Path) -> Published:
         inputs = None
     if not isinstance(inputs, dict):
         raise LaqError(f"{folder / PROVENANCE}: does not tell what the study was measured on; {_REMEDY}")
+    changed = list(changed_files(folder, record))
     table = read_measurements(folder / f"{TABLE}.gz", _REMEDY)
     subsets = read_subsets(folder / SUBSETS, remedy=_REMEDY)
     if unknown := sorted(set(table.subset) - {subset.name for subset in subsets}):
         raise LaqError(f"{folder / SUBSETS}: has no subset {unknown[0]}, which the table has")
     images = read_manifest(folder, IMAGES, _REMEDY)
-    return Published(folder, load_params(folder / PARAMS), record, images, subsets, table)
+    return Published(folder, load_params(folder / PARAMS), record, images, subsets, table, changed)

@@ -12,7 +12,8 @@ import pytest
 import yaml
 
 from laq.errors import LaqError
-from laq.files import read_json
+from laq.files import md5, read_json
+from laq.report.unchanged import changed_files, hash_files
 from laq.sections.commands import Tolerance
 from laq.verify import why_not
 from laq.verify.comparison import Row
@@ -101,6 +102,31 @@ def test_a_number_that_was_not_measured_is_told(own: Path, published: Path) -> N
     assert "1 DIFFER" in output
 
 
+def test_a_number_in_a_row_that_is_not_drawn_cannot_be_changed(own: Path, published: Path) -> None:
+    drawn = set(read_published(published).drawn(1, 0).cell)
+
+    def lie(table: pd.DataFrame) -> None:
+        table.loc[~table.cell.isin(drawn), "top1_sub_percent"] = "99.5"
+
+    was = read_json(published / "provenance.json")["files"][TABLE]
+    edit_table(published, lie)
+    output = laq(own, "verify", str(published), "--cells", "1", "--seed", "0", code=1)
+    assert "1 of 1 cells are equal.\n" in output
+    told = f"{TABLE} was changed after it was published: its MD5 is {md5(published / TABLE)}, and was {was}"
+    assert told in output
+    # Nor is it analysed again, which would give it a new hash.
+    told = f"laq: {published}: {told}; take it back, for example by `git checkout {published}`\n"
+    assert laq(own, "report", "--of", str(published), code=2) == told
+
+
+@pytest.mark.parametrize("folder", sorted((ROOT / "results").glob("*/")), ids=lambda folder: folder.name)
+def test_no_published_file_was_changed(folder: Path) -> None:
+    record = read_json(folder / "provenance.json")
+    assert list(changed_files(folder, record)) == []
+    files = {path.name for path in folder.iterdir()} - {"provenance.json"}
+    assert set(record["files"]) == files
+
+
 def test_a_tolerance_of_the_published_parameters_is_used_and_told(own: Path, published: Path) -> None:
     def lie(table: pd.DataFrame) -> None:
         at = table.cell == "random-1.quantized.gpfq-3bit.subset-0"
@@ -111,6 +137,7 @@ def test_a_tolerance_of_the_published_parameters_is_used_and_told(own: Path, pub
     tolerance = {"methods": ["gpfq"], "points": 0.6, "relative": 0.0, "why": "ties fall differently"}
     params["glyphs"]["verify"]["tolerances"] = [tolerance]
     (published / "params.yaml").write_text(yaml.safe_dump(params), encoding="utf-8")
+    edit_json(published / "provenance.json", lambda record: record.update(files=hash_files(published)))
     output = laq(own, "verify", str(published), "--cells", "0")
     assert "random-1.quantized.gpfq-3bit.subset-0: within tolerance: top1_sub_percent " in output
     assert "Tolerance of the published record: ties fall differently" in output
@@ -192,6 +219,10 @@ def tampered_network(folder: Path) -> None:
         ),
         (lambda folder: (folder / "provenance.json").write_text("[]"), "does not tell what the study was"),
         (lambda folder: (folder / "provenance.json").write_text("{"), "provenance.json: not JSON"),
+        (
+            lambda folder: edit_json(folder / "provenance.json", lambda record: record.update(files=[1])),
+            "provenance.json: files: found [1]; must give MD5s by files' names",
+        ),
         (
             lambda folder: edit_json(folder / "subsets.json", lambda subsets: subsets.pop()),
             "subsets.json: has no subset random-1, which the table has",
