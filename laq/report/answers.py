@@ -71,11 +71,16 @@ def _costs(analysis: Analysis, about: dict[str, Any]) -> Iterator[str]:
     method = about["params"].primary.method
     rows = _main(analysis.comparisons)
     rows = rows[rows.low.notna() & rows.variant.isin(["quantized", ""])]
-    gained = rows[(rows.question == METHOD) & (rows["first"] == method) & (rows["second"] == BASELINE)]
+    gained = rows[_is_gain(rows, about["params"])]
     lost = rows[(rows.question == LOSS) & (rows["first"] == "quantized") & (rows.method == method)]
     for macro, found in (("gained", gained), ("lost", lost)):
         if len(found):
             yield _sentence(macro, rows=found.to_dict("records"), **about)
+
+
+def _is_gain(rows: pd.DataFrame, params: Report) -> "pd.Series[bool]":
+    """Which rows compare the primary question's method with round-to-nearest."""
+    return (rows.question == METHOD) & (rows["first"] == params.primary.method) & (rows["second"] == BASELINE)
 
 
 def _of_primary(
@@ -98,8 +103,12 @@ def _main(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def exploratory(analysis: Analysis, params: Report) -> dict[str, str]:
-    """The answers to what else was asked, by the question: differences with intervals."""
+    """The answers to what else was asked, by the question: differences with intervals.
+
+    What the primary question's method gains on round-to-nearest stands in ``sentences`` already.
+    """
     rows = analysis.comparisons
+    rows = rows[~_is_gain(rows, params)]
     rows = rows[rows.low.notna() & (rows.score == "top1_sub_percent") & rows.variant.isin(["quantized", ""])]
     texts = {}
     for question, text in _COMPARED.items():
