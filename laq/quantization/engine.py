@@ -40,7 +40,7 @@ from laq.quantization.options import DeviceChoice, QuantizationError, check_patt
 from laq.quantization.recipe import InputKind, NotQuantized, QuantizedLayer, QuantizedNetwork, Recipe
 from laq.quantization.threads import Pool, as_workers, worker_pool
 from laq.quantization.tuning.settings import Tuning
-from laq.quantization.tuning.transfer_set import Split, TransferSet, cut, transfer_set_of
+from laq.quantization.tuning.transfer_set import Split, TransferSet, transfer_set_of
 from laq.quantization.tuning.tune import tune
 
 _SHARED: Final = ("batch_size", "ignore", "fuse", "equalize", "memory_gib")  # options that a pass depends on
@@ -268,7 +268,7 @@ def _quantize_and_tune(
                 transfers[tuning.of_any_loss] = transfer_set_of(analog, split, recipe, output, pool)
             transfers[tuning.of_any_loss].check(tuning.compared)
     untuned = list(dict.fromkeys(replace(recipe, tune=None) for recipe in recipes))
-    learned = list(cut(split.learned, recipes[0].batch_size))
+    learned = list(split.learned.parts(recipes[0].batch_size))
     prepared, made = _quantize_copies(analog, learned, untuned, output, measure=False)
     made = _refined(prepared, made, learned, output)
     tuned = list[QuantizedNetwork]()

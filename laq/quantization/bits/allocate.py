@@ -26,7 +26,7 @@ from laq.quantization.execution.unwrap import unwrapped
 from laq.quantization.options import AlphabetKind, QuantizationError
 from laq.quantization.recipe import Recipe
 from laq.quantization.threads import as_workers
-from laq.quantization.tuning.transfer_set import Split, cut
+from laq.quantization.tuning.transfer_set import Split
 
 
 def choose_bits(
@@ -169,7 +169,7 @@ def _learned(network: nn.Module, images: Any, recipe: Recipe, held_back: float) 
     """The images that a tuned network's method learns from, without those that it is judged by."""
     with as_workers():
         batches = calibration_batches(unwrapped(network), images, recipe.batch_size)
-        return list(cut(Split.of(batches, held_back, recipe.seed).learned, recipe.batch_size))
+        return list(Split.of(batches, held_back, recipe.seed).learned.parts(recipe.batch_size))
 
 
 def label_aware_bits(

@@ -1,9 +1,10 @@
 """What a network is called with, batch by batch, and the hash of it all."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass, field
 from hashlib import sha256
-from typing import Any
+from operator import itemgetter
+from typing import Any, Self
 
 import torch
 
@@ -24,6 +25,24 @@ class Batch:
     def count(self) -> int:
         """The number of images."""
         return len(self.values[0])
+
+    @property
+    def kind(self) -> Hashable:
+        """The type and shape of an image's inputs; batches that share it can be joined."""
+        return tuple((value.dtype, value.shape[1:]) for value in self.values)
+
+    @classmethod
+    def joined(cls, batches: Sequence[Self]) -> Self:
+        """The images of all batches, which are of one kind, as one batch."""
+        return cls(
+            tuple(torch.cat(values) for values in zip(*(batch.args for batch in batches), strict=True)),
+            {name: torch.cat([batch.kwargs[name] for batch in batches]) for name in batches[0].kwargs},
+        )
+
+    def parts(self, size: int) -> Iterator["Batch"]:
+        """The images in their order, ``size`` at a time."""
+        for start in range(0, self.count, size):
+            yield self.map(itemgetter(slice(start, start + size)))
 
     def map(self, function: Callable[[Any], Any]) -> "Batch":
         """``function`` of every input."""

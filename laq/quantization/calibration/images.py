@@ -20,7 +20,6 @@ import inspect
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from operator import itemgetter
 from typing import Any, Final
 
 import numpy as np
@@ -69,12 +68,10 @@ def calibration_batches(
     """
     device, count, proven = device_of(network), 0, set[Any]()
     for inputs, size in _given(images, _signature(network), batch_size):
-        kind = tuple((t.dtype, t.shape[1:]) for t in inputs.values)
-        if inputs.count and kind not in proven and not fits_first_layer(network, inputs):
+        if inputs.count and inputs.kind not in proven and not fits_first_layer(network, inputs):
             check_runs(network, inputs)
-        proven.add(kind)
-        for start in range(0, inputs.count, size or max(1, inputs.count)):
-            batch = inputs.map(itemgetter(slice(start, start + size))) if size else inputs
+        proven.add(inputs.kind)
+        for batch in inputs.parts(size or max(1, inputs.count)):
             _check_finite(batch, count)
             count += batch.count
             if digest is not None:

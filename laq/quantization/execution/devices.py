@@ -5,7 +5,6 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from operator import itemgetter
 from typing import Final
 
 import torch
@@ -108,9 +107,7 @@ def _moved(network: nn.Module, device: torch.device) -> nn.Module:
 def _given(batches: Sequence[Batch], device: torch.device, parts: int) -> Iterator[Batch]:
     """The batches on a device, each in so many parts."""
     for batch in batches:
-        size = -(-batch.count // parts)
-        for start in range(0, batch.count, size):
-            part = batch.map(itemgetter(slice(start, start + size)))
+        for part in batch.parts(-(-batch.count // parts)):
             yield part.map(lambda value: value.to(device))
 
 

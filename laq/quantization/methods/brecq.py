@@ -32,8 +32,8 @@ from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial, reduce
 from itertools import groupby
-from operator import itemgetter
-from typing import Any, Final
+from operator import attrgetter
+from typing import Final
 
 import torch
 import torch.nn.functional as F  # noqa: N812 (torch's own convention)
@@ -89,18 +89,8 @@ def refine(problem: NetworkProblem) -> tuple[QuantizedLayer, ...]:
 
 def groups_of(batches: Sequence[Batch]) -> Iterator[Batch]:
     """The images in groups, whatever batches they came in; of each only such that are alike in shape."""
-
-    def kind(batch: Batch) -> Any:
-        return [(t.dtype, t.shape[1:]) for t in batch.values]
-
-    for _, alike in groupby(batches, kind):
-        some = list(alike)
-        whole = Batch(
-            tuple(torch.cat(values) for values in zip(*(batch.args for batch in some), strict=True)),
-            {name: torch.cat([batch.kwargs[name] for batch in some]) for name in some[0].kwargs},
-        )
-        for start in range(0, whole.count, GROUP):
-            yield whole.map(itemgetter(slice(start, start + GROUP)))
+    for _, alike in groupby(batches, attrgetter("kind")):
+        yield from Batch.joined(list(alike)).parts(GROUP)
 
 
 class Reconstruction:

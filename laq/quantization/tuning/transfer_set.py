@@ -1,6 +1,6 @@
 """The transfer set of a tuning (Hinton et al. 2015): images, mixtures of these, and the float answers."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from operator import itemgetter
 from typing import Final
@@ -35,13 +35,9 @@ class Split:
             QuantizationError: there are fewer than two images, or they differ in shape.
         """
         found = list(batches)
-        kinds = [[(t.dtype, t.shape[1:]) for t in batch.values] for batch in found]
-        if any(kind != kinds[0] for kind in kinds):
+        if any(batch.kind != found[0].kind for batch in found):
             raise QuantizationError("tune: calibration images differ in shape or type; give them alike")
-        whole = Batch(
-            tuple(torch.cat(values) for values in zip(*(batch.args for batch in found), strict=True)),
-            {name: torch.cat([batch.kwargs[name] for batch in found]) for name in found[0].kwargs},
-        )
+        whole = Batch.joined(found)
         if whole.count < 2:
             raise QuantizationError("tune: found one calibration image; give two at least, one to judge by")
         order = torch.randperm(whole.count, generator=torch.Generator().manual_seed(seed))
@@ -128,16 +124,10 @@ def transfer_set_of(
     rows = torch.arange(transfer.count)
     parts = (transfer.batch(rows[start : start + CHUNK]) for start in range(0, transfer.count, CHUNK))
     logits = logits_of_all(network, parts, output, pool)
-    held_back = logits_of_all(network, cut(split.held_back), output, pool)
+    held_back = logits_of_all(network, split.held_back.parts(CHUNK), output, pool)
     if not (logits.isfinite().all() and held_back.isfinite().all()):
         raise QuantizationError("tune: the float network's outputs are not finite; check weights and images")
     return replace(transfer, logits=logits, held_back=held_back)
-
-
-def cut(images: Batch, size: int = CHUNK) -> Iterator[Batch]:
-    """The images in batches of this size."""
-    for start in range(0, images.count, size):
-        yield images.map(itemgetter(slice(start, start + size)))
 
 
 def logits_of_all(network: nn.Module, batches: Iterable[Batch], output: Output, pool: Pool) -> Tensor:

@@ -19,7 +19,7 @@ from laq.quantization.recipe import QuantizedNetwork, Tuned
 from laq.quantization.threads import Pool
 from laq.quantization.tuning.settings import Tuning
 from laq.quantization.tuning.student import Student
-from laq.quantization.tuning.transfer_set import CHUNK, TransferSet, cut, logits_of_all
+from laq.quantization.tuning.transfer_set import CHUNK, TransferSet, logits_of_all
 
 _CHECKS: Final = 16  # how often the images that were held back are asked, if they were asked all the time
 # They are from this share of the steps on: few images err, and while steps are large what is best there by
@@ -59,7 +59,7 @@ class Distillation:
         """The mean divergence (nats) on the images that were held back, of the network as it is."""
         self.student.show()
         split, network = self.transfer.split, self.student.copies[0]
-        logits = logits_of_all(network, cut(split.held_back), self.transfer.output, self.pool)
+        logits = logits_of_all(network, split.held_back.parts(CHUNK), self.transfer.output, self.pool)
         return self.divergence(logits, self.transfer.held_back).item() / split.held_back.count
 
     def learn(self, rows: Tensor) -> None:
