@@ -126,7 +126,8 @@ def write_report(folder: Path, source: Source, params: Report) -> Analysis:
     found = analyse(source.measurements, source.divergences, params)
     for name, table in found.tables().items():
         table.to_csv(folder / name, index=False)
-    source.layers.to_csv(folder / LAYERS, index=False)
+    if len(source.layers):
+        source.layers.to_csv(folder / LAYERS, index=False)
     write_json(folder / METRICS, metrics(found.summary, found.dependence))
     answered = answers_text(found, params, asked_before=source.asked_before)
     (folder / TEXT).write_text(markdown(found, answered), encoding="utf-8")

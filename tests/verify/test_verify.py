@@ -119,6 +119,20 @@ def test_a_number_in_a_row_that_is_not_drawn_cannot_be_changed(own: Path, publis
     assert laq(own, "report", "--of", str(published), code=2) == told
 
 
+def test_a_study_that_was_published_without_its_layers_is_analysed_again(own: Path, published: Path) -> None:
+    (published / "layers.csv").unlink()
+    (published / "report.md").write_text("as it was written then", encoding="utf-8")
+    record = read_json(published / "provenance.json") | {"files": hash_files(published)}
+    (published / "provenance.json").write_text(json.dumps(record), encoding="utf-8")
+    laq(own, "report", "--of", str(published))
+    now = read_json(published / "provenance.json")
+    assert now.pop("analysis")["processor"]
+    assert now == record | {"files": hash_files(published)}
+    for name in (TABLE, "report.md", "summary.csv", "subsets.json"):
+        assert (published / name).read_bytes() == (own / "out" / name).read_bytes()
+    assert not (published / "layers.csv").exists()
+
+
 @pytest.mark.parametrize("folder", sorted((ROOT / "results").glob("*/")), ids=lambda folder: folder.name)
 def test_no_published_file_was_changed(folder: Path) -> None:
     record = read_json(folder / "provenance.json")
