@@ -105,6 +105,7 @@ def logarithmic(field: str, title: str, factors: Sequence[float] = (1, 2, 5)) ->
         grid=False,
         labelOverlap=True,
         labelSeparation=6,
+        labelFlush=16,  # pixels: a number so near to the end would be cut off there
     )
     return alt.X(field, scale=scale, axis=axis)
 
