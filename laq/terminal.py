@@ -10,7 +10,7 @@ from typing import Any, Final
 import click
 
 from laq.errors import LaqError
-from laq.quantization.methods.registry import METHODS, find_method
+from laq.quantization.methods.registry import METHODS, check_name
 from laq.quantization.options import Option
 from laq.sections.study import check_bits
 
@@ -147,12 +147,12 @@ class MethodType(click.ParamType["str"]):
 
     def get_metavar(self, param: click.Parameter, ctx: click.Context) -> str:  # noqa: ARG002 (click's own)
         """The methods, as the help shows them."""
-        return f"[{'|'.join(METHODS)}]"
+        return f"[{'|'.join(METHODS)}][-tuned|-tuned-all]"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
         """What the option holds, or an error that says what it may."""
         try:
-            return find_method(value).name
+            return check_name(value)
         except ValueError as error:
             self.fail(str(error), param, ctx)
 

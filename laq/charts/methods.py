@@ -5,10 +5,10 @@ from typing import Any, Final
 
 import altair as alt
 
-from laq.quantization.methods.registry import METHODS, label_of, look_of, sort_methods
+from laq.quantization.methods.registry import METHODS, all_names, label_of, look_of, sort_methods
 
 # Where the rows are not known yet, as in a template.
-ALL: Final = tuple(METHODS)
+ALL: Final = tuple(all_names())
 
 
 def colour(methods: Iterable[str] = ALL) -> alt.Color:
@@ -27,7 +27,9 @@ def shape(methods: Iterable[str] = ALL) -> alt.Shape:
 
 def _legend(names: list[str]) -> Any:
     labels = {name: label_of(name) for name in names}
-    return alt.Legend(title=None, labelExpr=f"{labels}[datum.value] || datum.value")
+    # A template's has the methods alone: tuned networks have their colours, and another shape.
+    shown = list(METHODS) if tuple(names) == ALL else names
+    return alt.Legend(title=None, values=shown, labelExpr=f"{labels}[datum.value] || datum.value")
 
 
 def told_bits(bits: str) -> str:

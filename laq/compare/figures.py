@@ -5,7 +5,7 @@ import pandas as pd
 from laq.charts.theme import Chart
 from laq.charts.two_studies import two_studies
 from laq.compare.pairing import SIDES, Comparison
-from laq.quantization.methods.registry import METHODS
+from laq.quantization.methods.registry import places
 from laq.report.plotted import NETWORKS, in_order
 from laq.report.tables import BASE_OF
 
@@ -21,7 +21,7 @@ def chart(table: pd.DataFrame, pair: Comparison) -> Chart:
     rows = table.assign(
         network=table.variant.replace(BASE_OF).map(NETWORKS),
         bits_place=table.bits.map(bits),
-        method_place=table.method.map({name: place for place, name in enumerate(METHODS)}),
+        method_place=table.method.map(places()),
     )
     long = pd.concat(
         [rows.assign(study=names[side], percent=rows[f"top1_sub_percent_{side}"]) for side in SIDES]

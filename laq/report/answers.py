@@ -10,7 +10,7 @@ import pandas as pd
 
 from laq.quantization.methods.registry import BASELINE, label_of
 from laq.report.analysis import Analysis
-from laq.report.comparisons import ALLOCATION, CALIBRATION, FINETUNING, LOSS, METHOD
+from laq.report.comparisons import ALLOCATION, CALIBRATION, FINETUNING, LOSS, METHOD, TUNING
 from laq.report.dependence import INACCURACY, NEARNESS
 from laq.report.rendering import templates
 from laq.report.tables import DROPS, ERRORS_GAINED, main_rows
@@ -21,6 +21,7 @@ _COMPARED: Final = {
     METHOD: "Which method keeps the most accuracy?",
     CALIBRATION: "Do images of the subset calibrate better than images of all classes?",
     FINETUNING: "Does it pay to fine-tune on the subset before quantizing?",
+    TUNING: "Does tuning to the subset's classes keep more than tuning to all classes?",
     ALLOCATION: "Do bits allocated by layer for these classes keep more than as many bits everywhere?",
 }
 QUESTIONS: Final = _COMPARED | {"predictor": _PREDICTOR}
@@ -105,10 +106,12 @@ def _main(table: pd.DataFrame) -> pd.DataFrame:
 def exploratory(analysis: Analysis, params: Report) -> dict[str, str]:
     """The answers to what else was asked, by the question: differences with intervals.
 
-    What the primary question's method gains on round-to-nearest stands in ``sentences`` already.
+    Methods are compared with the primary question's alone, and what that gains on round-to-nearest stands in
+    ``sentences`` already.
     """
     rows = analysis.comparisons
-    rows = rows[~_is_gain(rows, params)]
+    others = (rows[["first", "second"]] != params.primary.method).all(axis=1)
+    rows = rows[~((rows.question == METHOD) & others) & ~_is_gain(rows, params)]
     rows = rows[rows.low.notna() & (rows.score == "top1_sub_percent") & rows.variant.isin(["quantized", ""])]
     texts = {}
     for question, text in _COMPARED.items():
@@ -134,7 +137,7 @@ def _subjects(rows: pd.DataFrame) -> "pd.Series[str]":
     """What each row's sentence is about."""
     named = [
         f"{label_of(row['first'])} against {label_of(row['second'])}"
-        if row["question"] == METHOD
+        if row["question"] in {METHOD, TUNING}
         else "the network in float"
         if row["method"] == "float"
         else label_of(row["method"])

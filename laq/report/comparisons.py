@@ -9,7 +9,7 @@ from typing import Any, Final
 import numpy as np
 import pandas as pd
 
-from laq.quantization.methods.registry import sort_methods
+from laq.quantization.methods.registry import name_with, sort_methods, split_name
 from laq.report.mixed_model import Models
 from laq.report.tables import BASE_OF, GROUP, by_seed, complete
 from laq.sections.report import Report
@@ -20,6 +20,7 @@ CALIBRATION: Final = "calibration"
 FINETUNING: Final = "finetuning"
 METHOD: Final = "method"
 ALLOCATION: Final = "allocation"
+TUNING: Final = "tuning"
 COLUMNS: Final = [
     "question", "score", "first", "second", *GROUP,
     "n", "seeds", "effect", "low", "high", "p_value", "class_share", "size_ratio",
@@ -75,6 +76,7 @@ def comparisons(table: pd.DataFrame, members: pd.DataFrame, params: Report) -> p
       drop against the own network in float.
     - ``method`` compares every pair of methods, so that no method is chosen by the numbers it is tested on.
     - ``allocation`` compares ``auto:N``, bits by layer for these classes, with N bits everywhere.
+    - ``tuning`` compares networks that are tuned to the subset's classes with those tuned to all.
     """
     models = Models(members, params)
     rows = [row for contrast in _contrasts(table) for row in _rows(contrast, models)]
@@ -95,10 +97,14 @@ def _contrasts(table: pd.DataFrame) -> Iterator[_Contrast]:
     yield _Contrast(FINETUNING, "variant", tuned, plain)
     lossy, plainly = (side[side.method != "float"] for side in (tuned, plain))
     yield _Contrast(FINETUNING, "variant", lossy, plainly, _DROP)
-    methods = sort_methods(table.method[table.method != "float"])
-    for second, first in combinations(methods, 2):
-        ours, theirs = (table[table.method == method] for method in (first, second))
-        yield _Contrast(METHOD, "method", ours, theirs)
+    names = sort_methods(table.method[table.method != "float"])
+    by_name = {name: table[table.method == name] for name in names}
+    for second, first in combinations(names, 2):
+        yield _Contrast(METHOD, "method", by_name[first], by_name[second])
+    for name in names:
+        method, loss = split_name(name)
+        if loss == "subset" and (other := name_with(method, "all")) in by_name:
+            yield _Contrast(TUNING, "method", by_name[name], by_name[other])
     yield from _allocations(table)
 
 

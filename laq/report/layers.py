@@ -5,7 +5,7 @@ from typing import Final
 import pandas as pd
 
 from laq.paths import STUDY
-from laq.quantization.methods.registry import METHODS
+from laq.quantization.methods.registry import places
 from laq.report.plotted import NETWORKS, in_order
 from laq.report.tables import BASE_OF, main_rows
 from laq.study.tables import LAYERS, read_table
@@ -43,11 +43,11 @@ def layer_means(layers: pd.DataFrame, measurements: pd.DataFrame) -> pd.DataFram
     order = {name: place for place, name in enumerate(layers.layer.drop_duplicates())}
     rows = rows.assign(
         network=rows.variant.map(BASE_OF).map(NETWORKS),
-        method_place=rows.method.map({name: place for place, name in enumerate(METHODS)}),
+        method_place=rows.method.map(places()),
         bits_place=rows.bits.map(bits),
         layer_place=rows.layer.map(order),
     )
     groups = rows.groupby(_KEY, sort=False)
     table = groups[_MEANS].mean().assign(subsets=groups.subset.nunique()).reset_index()
-    places = ["network", "bits_place", "method_place", "layer_place"]
-    return table.sort_values(places, ascending=[False, True, True, True], kind="stable").round(4)
+    by = ["network", "bits_place", "method_place", "layer_place"]
+    return table.sort_values(by, ascending=[False, True, True, True], kind="stable").round(4)

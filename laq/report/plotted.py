@@ -5,7 +5,7 @@ from typing import Final
 import numpy as np
 import pandas as pd
 
-from laq.quantization.methods.registry import METHODS
+from laq.quantization.methods.registry import places
 from laq.report.comparisons import LOSS
 from laq.report.dependence import NEARNESS
 from laq.report.tables import BASE_OF, DROPS, GROUP, main_rows
@@ -39,7 +39,7 @@ def plotted(cells: pd.DataFrame, comparisons: pd.DataFrame, dependence: pd.DataF
     rows = pd.DataFrame(
         {
             "network": shown.variant.map(BASE_OF).map(NETWORKS),
-            "method_place": shown.method.map({name: place for place, name in enumerate(METHODS)}),
+            "method_place": shown.method.map(places()),
             "bits_place": shown.bits.map({name: place for place, name in enumerate(bits)}),
             "classes": shown.subset_size_classes.astype(int),
             "nats": shown.median_divergence_nats,

@@ -8,7 +8,7 @@ from pydantic import BeforeValidator, Field, WithJsonSchema, model_validator
 
 from laq.files import digest
 from laq.quantization.bits.spec import TEXT, UnreachablePatternError, parse_bits
-from laq.quantization.methods.registry import METHODS, find_method
+from laq.quantization.methods.registry import METHODS, all_names, check_name, find_method
 from laq.quantization.options import (
     BITS,
     DEVICE,
@@ -59,21 +59,26 @@ def bits_name(bits: int | str) -> str:
     return name if len(name) <= _LONGEST_NAME else f"{name[:_LONGEST_NAME]}-{digest(bits)[:8]}"
 
 
-def _check_method(value: Any) -> str:
-    return find_method(value).name
-
-
 def _check_options(value: Any) -> dict[str, dict[str, Any]]:
     if not isinstance(value, Mapping):
         raise ValueError(f"found {value!r}; must be a map of methods to their options")  # noqa: TRY004
     return {name: dict(find_method(name).check(options)) for name, options in value.items()}
 
 
-def _check_tuning(value: Any) -> Tuning | None:
-    tuning = tuning_of(value)
-    if tuning and tuning.classes:
-        raise ValueError(f"classes: found {list(tuning.classes)}; leave it out: they are the subsets'")
-    return tuning
+def _check_tuning(value: Any) -> Tuning:
+    if isinstance(value, Tuning):
+        return value
+    if not isinstance(value, Mapping):
+        raise ValueError(  # noqa: TRY004
+            f"found {value!r}; must be a map of options to values; methods such as qronos-tuned and "
+            "qronos-tuned-all say what is tuned"
+        )
+    for name, instead in _TOLD_ELSEWHERE.items():
+        if name in value:
+            raise ValueError(f"{name}: found {value[name]!r}; leave it out: {instead}")
+    found = tuning_of(value)
+    assert found is not None
+    return found
 
 
 def _map(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -81,7 +86,11 @@ def _map(values: Mapping[str, Any]) -> dict[str, Any]:
     return {"type": "object", "properties": dict(values), "additionalProperties": False}
 
 
-_ONE_OF_METHODS: Final = {"enum": list(METHODS)}
+_TOLD_ELSEWHERE: Final = {
+    "loss": "methods such as qronos-tuned and qronos-tuned-all say it",
+    "classes": "they are the subsets'",
+}
+_ONE_OF_METHODS: Final = {"enum": all_names()}
 _OPTIONS_OF_METHODS: Final = _map(
     {
         name: _map({key: dict(option.allows.schema) for key, option in method.options.items()})
@@ -93,7 +102,7 @@ _BITS_TEXT: Final = {"type": "string", "pattern": f"^ *(?:{re.sub('[?]P<[a-z]+>'
 Bits = Annotated[
     int | str, BeforeValidator(check_bits), WithJsonSchema({"anyOf": [dict(BITS.schema), _BITS_TEXT]})
 ]
-MethodName = Annotated[str, BeforeValidator(_check_method), WithJsonSchema(_ONE_OF_METHODS)]
+MethodName = Annotated[str, BeforeValidator(check_name), WithJsonSchema(_ONE_OF_METHODS)]
 
 
 class Grid(Section):
@@ -136,7 +145,10 @@ class Further(Section):
 
 
 class Study(Grid):
-    """What to quantize how, for each subset: options of ``Recipe``, and those of methods by their names."""
+    """What to quantize how, for each subset: options of ``Recipe``, and those of methods by their names.
+
+    ``tune`` has the options of the tuning after methods whose names end in ``-tuned`` or ``-tuned-all``.
+    """
 
     also: tuple[Further, ...] = ()
     alphabet: Annotated[AlphabetKind, Checked(OPTIONS["alphabet"])]
@@ -148,7 +160,7 @@ class Study(Grid):
     equalize: Annotated[bool, Checked(OPTIONS["equalize"])] = False
     activations: Annotated[int | str | dict[str, int] | None, Checked(OPTIONS["activations"])] = None
     activation_range: Annotated[RangeRule, Checked(OPTIONS["activation_range"])] = "mse"
-    tune: Annotated[Tuning | None, BeforeValidator(_check_tuning), WithJsonSchema(dict(TUNING_SCHEMA))] = None
+    tune: Annotated[Tuning, BeforeValidator(_check_tuning), WithJsonSchema(dict(TUNING_SCHEMA))] = Tuning()
     calibration_images: Positive
     retain_rate: Annotated[float, Checked(OPTIONS["retain_rate"])]
     batch_size: Annotated[int, Checked(OPTIONS["batch_size"])]

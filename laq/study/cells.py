@@ -7,6 +7,7 @@ from typing import get_args
 
 from laq.quantization import METHODS, Recipe, parse_bits
 from laq.quantization.bits.spec import Budget
+from laq.quantization.methods.registry import name_with, split_name
 from laq.sections.study import Base, Calibration, Grid, Study, bits_name
 from laq.subsets.subset import Subset
 
@@ -47,8 +48,10 @@ class Cell:
 
     @property
     def method(self) -> str:
-        """The recipe's method, or ``float``."""
-        return "float" if self.recipe is None else self.recipe.method
+        """The name of the recipe's method and tuning (``all_names``), or ``float``."""
+        if self.recipe is None:
+            return "float"
+        return name_with(self.recipe.method, self.recipe.tune.loss if self.recipe.tune else None)
 
     @property
     def seed(self) -> int | None:
@@ -80,11 +83,13 @@ def _cells_of(subset: Subset, params: Study) -> Iterator[Cell]:
 
 def _quantized(subset: Subset, base: Base, grid: Grid, params: Study) -> Iterator[Cell]:
     shared = {f.name: getattr(params, f.name) for f in fields(Recipe) if f.name in Study.model_fields}
-    if params.tune and params.tune.loss == "subset":
-        shared["tune"] = replace(params.tune, classes=tuple(sorted(subset.classes)))
-    for bits, method in product(grid.bits, grid.methods):
+    for bits, name in product(grid.bits, grid.methods):
         known = {"bits": bits} if isinstance(bits, int) else {"bits": Recipe.bits}
-        recipe = Recipe(**{**shared, **known, "method": method, "options": params.options.get(method, {})})
+        method, loss = split_name(name)
+        classes = tuple(sorted(subset.classes)) if loss == "subset" else ()
+        tune = replace(params.tune, loss=loss, classes=classes) if loss else None
+        own = {"method": method, "options": params.options.get(method, {}), "tune": tune}
+        recipe = Recipe(**{**shared, **known, **own})
         learns = (
             METHODS[method].learns_from != "nothing"
             or recipe.radius == "error"

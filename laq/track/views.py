@@ -13,7 +13,7 @@ from mlflow import MlflowClient
 from mlflow.entities import Experiment
 
 from laq.addresses import usual_uri, without_password
-from laq.quantization.methods.registry import METHODS
+from laq.quantization.methods.registry import all_names
 from laq.track.measures import FINETUNED, PROGRESS
 
 NETWORKS: Final = "laq-networks"
@@ -81,7 +81,7 @@ def _curves() -> dict[str, Any]:
             "isGenerated": False,
             "displayName": title,
             "metricKey": f"{name}/gpfq",
-            "selectedMetricKeys": [f"{name}/{method}" for method in METHODS],
+            "selectedMetricKeys": [f"{name}/{method}" for method in all_names()],
             "xAxisKey": "step",
             "xAxisScaleType": "linear",
             "useGlobalXaxisKey": False,

@@ -40,7 +40,10 @@ BITS = (
     "must be a whole number from 2 to 24, or a text such as auto:3, auto:96000B, asc:4, desc:4, "
     '"3 first:8 last:8", "8,4,4" or "body.fc=8 *=3", whose numbers of bits are within that'
 )
-METHODS = "must be rtn, gpfq, sgpfq, gpfq_l0, gpfq_l1, gptq, qronos, adaround, brecq"
+METHODS = (
+    "must be rtn, gpfq, sgpfq, gpfq_l0, gpfq_l1, gptq, qronos, adaround, brecq, or one of these with -tuned or "
+    "-tuned-all"
+)
 ARCHITECTURES = (
     "must be resnet8, resnet20, resnet20x2, resnet32, resnet44, resnet56, a torchvision classifier such as "
     "resnet50, efficientnet_lite0, timm:NAME, torchhub:OWNER/REPO:MODEL, python:MODULE:FUNCTION or FILE.pt2"

@@ -19,7 +19,7 @@ from laq.charts.points_lost import points_lost
 from laq.charts.registry import CHARTS
 from laq.charts.theme import Caption
 from laq.divergence.plane import class_plane
-from laq.quantization.methods.registry import METHODS, look_of
+from laq.quantization.methods.registry import METHODS, all_names, look_of
 from laq.report.comparisons import comparisons
 from laq.report.dependence import dependence
 from laq.report.divergences import divergences_in, members_of
@@ -126,7 +126,10 @@ def test_methods_look_the_same_in_every_chart_and_unlike_each_other() -> None:
     assert set(zip(few["domain"], few["range"], strict=True)) < set(
         zip(every["domain"], every["range"], strict=True)
     )
-    assert shapes["range"] == [look_of(name).shape for name in METHODS]
+    assert shapes["range"] == [look_of(name).shape for name in all_names()]
+    # Tuned networks have their method's colour.
+    assert look_of("qronos-tuned").colour == look_of("qronos-tuned-all").colour == look_of("qronos").colour
+    assert len({look_of(name).shape for name in ("qronos", "qronos-tuned", "qronos-tuned-all")}) == 3
 
 
 def compiled(chart: Any) -> dict[str, Any]:

@@ -108,33 +108,35 @@ def test_recipes_are_what_the_parameters_say() -> None:
 
 
 def test_a_tuned_network_is_made_for_a_subset_or_for_all_and_learns_from_images() -> None:
-    for loss, networks in (("subset", 2), ("all", 1)):
-        tuning = Tuning(loss=loss, steps=7)
-        cells = plan([SUBSET, OTHER], study(bits=(2,), methods=("rtn",), calibrations=("all",), tune=tuning))
+    tuning = Tuning(steps=7)
+    for name, networks in (("rtn-tuned", 2), ("rtn-tuned-all", 1)):
+        cells = plan([SUBSET, OTHER], study(bits=(2,), methods=(name,), calibrations=("all",), tune=tuning))
         quantized = [cell for cell in cells if cell.variant == "quantized"]
-        assert [cell.name.partition(".")[2] for cell in quantized] == ["quantized.rtn-2bit.all-0"] * 2
+        assert [cell.name.partition(".")[2] for cell in quantized] == [f"quantized.{name}-2bit.all-0"] * 2
         groups = groups_of(quantized)
         assert sum(len(group.networks) for group in groups) == len(groups) == networks
         found = {cell.recipe.tune for cell in quantized if cell.recipe}
-        subsets = (SUBSET, OTHER) if loss == "subset" else ()
-        assert found == ({replace(tuning, classes=one.classes) for one in subsets} or {tuning})
+        assert found == (
+            {replace(tuning, classes=one.classes) for one in (SUBSET, OTHER)}
+            if name == "rtn-tuned"
+            else {replace(tuning, loss="all")}
+        )
 
 
-def test_a_tuned_study_says_what_tuning_did(project: Path) -> None:
+def test_networks_that_are_tuned_stand_beside_those_that_are_not(project: Path) -> None:
     params = ready_for_a_study(project)
-    tuning = Tuning(steps=3, batch_size=4)
-    plain = {"bits": (2,), "methods": ("rtn",), "bases": ("original",)}
-    room.run(params.study.model_copy(update={**plain, "tune": tuning}))
+    names = ("rtn", "rtn-tuned-all", "rtn-tuned")
+    plain = {"bits": (2,), "methods": names, "bases": ("original",)}
+    room.run(params.study.model_copy(update={**plain, "tune": Tuning(steps=3, batch_size=4)}))
     table = read_measurements()
-    tuned = table[table.method == "rtn"]
+    assert set(table.method) == {"float", *names}
+    tuned = table[table.method.str.startswith("rtn-tuned")]
     assert set(tuned.tuned) <= {0, 1}
     assert (tuned.held_back_before_nats > 0).all()
     assert (tuned.held_back_after_nats >= 0).all()
     assert tuned.codes_moved_percent.between(0, 100).all()
     assert (tuned.tuning_passes > 0).all()
-    assert table[table.method == "float"].tuned.isna().all()
-    room.run(params.study.model_copy(update=plain))
-    assert "tuned" not in read_measurements()
+    assert table[table.method.isin(["float", "rtn"])].tuned.isna().all()
 
 
 def ready_for_a_study(folder: Path) -> Params:

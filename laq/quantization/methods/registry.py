@@ -5,13 +5,16 @@ add one of its own::
 
     register(Method("mine", "My method", solve, learns_from="nothing"))
 
+Studies, tables and charts also name networks that are tuned as a whole after a method: ``qronos-tuned`` is
+tuned to the classes of a subset, ``qronos-tuned-all`` to all classes (``split_name``).
+
 This module imports neither torch nor numba: an entry names its solver, which is imported when it is first
 needed.
 """
 
 import inspect
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from hashlib import sha256
 from importlib import import_module
 from types import MappingProxyType
@@ -26,6 +29,7 @@ from laq.quantization.options import (
     one_of,
     whole_number,
 )
+from laq.quantization.tuning.settings import Loss
 
 _HERE: Final = __name__.rpartition(".")[0]
 LearnsFrom = Literal["nothing", "quantized", "both"]
@@ -142,6 +146,9 @@ def _loaded(function: Callable[..., Any] | str) -> Callable[..., Any]:
     return found
 
 
+# What stands after a method's name where the network is tuned: to which classes.
+_TUNED: Final[Mapping[str, Loss]] = {"tuned-all": "all", "tuned": "subset"}
+_TUNED_SHAPES: Final[Mapping[Loss, str]] = {"all": "arrow", "subset": "wedge"}
 _METHODS: Final[dict[str, Method]] = {}
 METHODS: Final[Mapping[str, Method]] = MappingProxyType(_METHODS)
 
@@ -185,20 +192,63 @@ def find_method(name: Any) -> Method:
     return _METHODS[name]
 
 
+def split_name(name: str) -> tuple[str, Loss | None]:
+    """The method that a study names, and the classes that the network is then tuned to, if it is tuned.
+
+    Examples:
+        >>> split_name("gpfq"), split_name("gpfq-tuned"), split_name("gpfq-tuned-all")
+        (('gpfq', None), ('gpfq', 'subset'), ('gpfq', 'all'))
+    """
+    method, _, ending = name.partition("-")
+    return (method, _TUNED[ending]) if ending in _TUNED else (name, None)
+
+
+def name_with(method: str, loss: Loss | None) -> str:
+    """The name of networks by a method that are tuned to these classes, or not tuned."""
+    return "-".join([method, *(ending for ending, classes in _TUNED.items() if classes == loss)])
+
+
+def all_names() -> list[str]:
+    """All names that a study can give: every method's, followed by those of networks tuned after it."""
+    return [name for method in _METHODS for name in (method, *(f"{method}-{ending}" for ending in _TUNED))]
+
+
+def check_name(name: Any) -> str:
+    """The name of a method, or of networks tuned after one.
+
+    Raises:
+        ValueError: it is neither.
+    """
+    known = all_names()
+    if not isinstance(name, str) or name not in known:
+        allowed = f"{', '.join(_METHODS)}, or one of these with -{' or -'.join(sorted(_TUNED))}"
+        raise ValueError(f"found {name!r}; must be {allowed}{nearest_name(str(name), known)}")
+    return name
+
+
+def places() -> dict[str, int]:
+    """The order of all names in tables and charts."""
+    return {name: place for place, name in enumerate(all_names())}
+
+
 def sort_methods(names: Iterable[str]) -> list[str]:
-    """Some methods once each, in the order of the registry; those that are not registered here come last."""
-    places = {name: place for place, name in enumerate(_METHODS)}
-    return sorted(set(names), key=lambda name: (places.get(name, len(places)), name))
+    """Some names once each, in their order; those of methods that are not registered here come last."""
+    known = places()
+    return sorted(set(names), key=lambda name: (known.get(name, len(known)), name))
 
 
 def label_of(name: str) -> str:
     """What sentences and charts call a method; a name that is not registered, such as float, stays itself."""
-    return _METHODS[name].label if name in _METHODS else name
+    method, loss = split_name(name)
+    label = _METHODS[method].label if method in _METHODS else method
+    return {None: label, "subset": f"tuned {label}", "all": f"{label} tuned to all classes"}[loss]
 
 
 def look_of(name: str) -> Look:
-    """How charts draw a method, or one that is not registered here."""
-    return _METHODS[name].look if name in _METHODS else Look()
+    """How charts draw a method, or one that is not registered here; tuned networks have other shapes."""
+    method, loss = split_name(name)
+    look = _METHODS[method].look if method in _METHODS else Look()
+    return look if loss is None else replace(look, shape=_TUNED_SHAPES[loss])
 
 
 # What the others are compared with: it needs no images.

@@ -80,16 +80,11 @@ _OPTIONS: Final[Mapping[str, Option]] = {
     "mix": BOOLEAN,
     "held_back": number(above=0, most=0.5),
 }
+# Of the options that a study gives, whose methods and subsets tell the others.
 SCHEMA: Final[Mapping[str, Any]] = {
-    "anyOf": [
-        {"type": "null"},
-        dict(_LOSSES.schema),
-        {
-            "type": "object",
-            "properties": {n: dict(option.schema) for n, option in _OPTIONS.items() if n != "classes"},
-            "additionalProperties": False,
-        },
-    ]
+    "type": "object",
+    "properties": {n: dict(option.schema) for n, option in _OPTIONS.items() if n not in ("loss", "classes")},
+    "additionalProperties": False,
 }
 
 
