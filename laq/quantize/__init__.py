@@ -87,12 +87,12 @@ def _bits_by_layer(rows: Sequence[Row], layers: Sequence[Row]) -> Iterator[str]:
 
 
 def _lines(subset: Subset, rows: Sequence[Row]) -> Iterator[str]:
-    width = max(len(str(row["bits"])) for row in rows)
+    width, longest = (max(len(str(row[name])) for row in rows) for name in ("bits", "method"))
     yield f"{subset.name}: {', '.join(subset.class_names)}"
     for row in rows:
         sub, every = (_percent(row, side) for side in ("sub", "all"))
         yield (
-            f"  {row['variant']:<20} {row['method']:<7} {row['bits']!s:>{width}} bits   top-1 "
+            f"  {row['variant']:<20} {row['method']:<{longest}}   {row['bits']!s:>{width}} bits   top-1 "
             f"{sub} of the subset, {every} of all classes   {row['size_bytes'] / 1024:7.1f} KiB"
         )
     for kept in dict.fromkeys(
