@@ -19,9 +19,18 @@ from laq.quantization.calibration.batch import Batch, Digest
 from laq.quantization.calibration.covariance import Inputs
 from laq.quantization.calibration.images import calibration_batches, check_runs
 from laq.quantization.calibration.patches import Patches, Sampler
+from laq.quantization.calibration.split import Split
 from laq.quantization.calibration.trial import device_of
 from laq.quantization.execution.attention import linears_of_attention
-from laq.quantization.execution.base import OUTPUTS, CallInputs, Execution, Networks, Stop, in_float32
+from laq.quantization.execution.base import (
+    OUTPUTS,
+    CallInputs,
+    Execution,
+    Networks,
+    Stop,
+    errors_of,
+    in_float32,
+)
 from laq.quantization.execution.devices import check_device, run_on_device, stays_on_cpu
 from laq.quantization.execution.equalization import fold_and_equalize
 from laq.quantization.execution.graph import Graph, Reading, trace
@@ -40,10 +49,11 @@ from laq.quantization.options import DeviceChoice, QuantizationError, check_patt
 from laq.quantization.recipe import InputKind, NotQuantized, QuantizedLayer, QuantizedNetwork, Recipe
 from laq.quantization.threads import Pool, as_workers, worker_pool
 from laq.quantization.tuning.settings import Tuning
-from laq.quantization.tuning.transfer_set import Split, TransferSet, transfer_set_of
+from laq.quantization.tuning.transfer_set import CHUNK, TransferSet, logits_of_all, transfer_set_of
 from laq.quantization.tuning.tune import tune
 
-_SHARED: Final = ("batch_size", "ignore", "fuse", "equalize", "memory_gib")  # options that a pass depends on
+# Options that a pass depends on.
+_SHARED: Final = ("batch_size", "ignore", "fuse", "equalize", "memory_gib", "held_back")
 
 
 def quantize(
@@ -103,9 +113,9 @@ def quantize_each(
     Args:
         network: as for ``quantize``.
         images: as for ``quantize``.
-        recipes: how; alike in ``batch_size``, ``ignore``, ``fuse``, ``equalize`` and ``memory_gib``. None
-            give none. If one is tuned, all are, alike in ``seed``; what differs in tuning alone is quantized
-            once.
+        recipes: how; alike in ``batch_size``, ``ignore``, ``fuse``, ``equalize``, ``memory_gib`` and
+            ``held_back``, and in ``seed`` if images are held back. None give none. If one is tuned, all are;
+            what differs in tuning alone is quantized once.
         output: as for ``quantize``.
         device: as for ``quantize``.
 
@@ -129,7 +139,7 @@ def quantize_each(
     with as_workers(), linears_of_attention():
         analog = copied(unwrapped(network))
         batches = calibration_batches(analog, images, recipes[0].batch_size, digest)
-        make = _quantize_only if recipes[0].tune is None else _quantize_and_tune
+        make = _quantize_only if not recipes[0].held_back else _quantize_and_judge
         run = partial(make, recipes=recipes, output=output)
         if stays_on_cpu(device, analog):
             results = run(analog, batches)
@@ -252,15 +262,37 @@ def _refined(
     return refined
 
 
-def _quantize_and_tune(
+def _quantize_and_judge(
     analog: nn.Module, batches: Iterable[Batch], recipes: Sequence[Recipe], output: Output
 ) -> list[QuantizedNetwork]:
-    """Quantize by each recipe without the images that are held back, and tune.
+    """Quantize by each recipe without the images that are held back, and measure the errors on these."""
+    split = Split.of(batches, recipes[0].held_back, recipes[0].seed)
+    learned = list(split.learned.parts(recipes[0].batch_size))
+    with worker_pool(_most(analog)) as pool:
+        Y = logits_of_all(analog, split.held_back.parts(CHUNK), output, pool)
+    if recipes[0].tune is None:
+        results = _quantize_only(analog, learned, recipes, output)
+    else:
+        results = _quantize_and_tune(analog, split, learned, recipes, output)
+    judged = list[QuantizedNetwork]()
+    with worker_pool(_most(analog)) as pool:
+        for result in results:
+            Y_q = logits_of_all(result.network, split.held_back.parts(CHUNK), output, pool)
+            (error,) = errors_of([Y, Y_q])
+            if not isfinite(error.size + error.error):
+                raise QuantizationError("logits of images held back are not finite; check weights and images")
+            judged.append(replace(result, held_back_error=error.relative))
+    return judged
+
+
+def _quantize_and_tune(
+    analog: nn.Module, split: Split, learned: Sequence[Batch], recipes: Sequence[Recipe], output: Output
+) -> list[QuantizedNetwork]:
+    """Quantize by each recipe, and tune.
 
     What differs in tuning alone is quantized once, and the float network gives its answers once for all.
     """
     plans = [(recipe, recipe.tune) for recipe in recipes if recipe.tune]
-    split = Split.of(batches, plans[0][1].held_back, recipes[0].seed)
     transfers = dict[Tuning, TransferSet]()
     with worker_pool(_most(analog)) as pool:
         for recipe, tuning in plans:
@@ -268,7 +300,6 @@ def _quantize_and_tune(
                 transfers[tuning.of_any_loss] = transfer_set_of(analog, split, recipe, output, pool)
             transfers[tuning.of_any_loss].check(tuning.compared)
     untuned = list(dict.fromkeys(replace(recipe, tune=None) for recipe in recipes))
-    learned = list(split.learned.parts(recipes[0].batch_size))
     prepared, made = _quantize_copies(analog, learned, untuned, output, measure=False)
     made = _refined(prepared, made, learned, output)
     tuned = list[QuantizedNetwork]()
@@ -383,11 +414,9 @@ def _check_alike(recipes: Sequence[Recipe]) -> None:
         raise QuantizationError(
             "activations: recipes of one pass must all have bits for these, or none of them"
         )
-    if len({recipe.tune and (recipe.tune.held_back, recipe.seed) for recipe in recipes}) > 1:
-        raise QuantizationError(
-            "tune: recipes of one pass must all be tuned, with the same held_back and seed, or none of them"
-        )
-    for option in _SHARED:
+    if len({recipe.tune is None for recipe in recipes}) > 1:
+        raise QuantizationError("tune: recipes of one pass must all be tuned, or none of them")
+    for option in (*_SHARED, "seed") if recipes[0].held_back else _SHARED:
         values = [getattr(recipe, option) for recipe in recipes]
         if any(value != values[0] for value in values):
             found = " and ".join(dict.fromkeys(map(repr, values)))

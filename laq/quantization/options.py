@@ -181,6 +181,7 @@ OPTIONS: Final[Mapping[str, Option]] = {
     "radius": either(one_of(*get_args(RadiusRule)), number(above=0)),
     "percentile": SHARE,
     "retain_rate": SHARE,
+    "held_back": number(least=0, most=0.5),
     "batch_size": whole_number(1),
     "ignore": Option(
         _patterns,

@@ -22,6 +22,7 @@ from laq.quantization.tuning.settings import Tuning, tuning_of
 
 __all__ = ["QuantizationError", "QuantizedLayer", "QuantizedNetwork", "Recipe"]
 
+_HELD_BACK: Final = 0.125  # by what is tuned
 # Options that belonged to all methods in packed files of the first kind, whether they used them or not.
 _ONCE_OF_ALL: Final = ("threshold", "form")
 
@@ -39,6 +40,8 @@ class Recipe:  # noqa: PLW1641 (a frozen dataclass makes its hash)
         radius: the largest level: a fraction of the largest weight, or how to choose it.
         percentile: of |w|, which stands for the largest weight.
         retain_rate: fraction of a convolution's patches to learn from.
+        held_back: share of the calibration images that nothing learns from, one at least if not 0; they tell
+            the result's ``held_back_error``. What is tuned holds back an eighth if this is 0.
         batch_size: images that are worked on at once; changes memory and rounding, nothing else.
         ignore: patterns of the names of layers that keep their weights.
         fuse: fold batch norms into the convolutions before them, first.
@@ -52,7 +55,7 @@ class Recipe:  # noqa: PLW1641 (a frozen dataclass makes its hash)
             ``choose_activations`` makes a map; None leaves them floats. Batch norms are folded.
         activation_range: how to choose the range of an activation, a name in ``activations.ranges.RANGES``.
         tune: how to tune the whole network after the method, if at all: a ``Tuning``, a map of its options,
-            or its loss alone, ``subset`` or ``all``. The method too learns without the images held back.
+            or its loss alone, ``subset`` or ``all``. Images that are held back judge it.
         seed: draws the patches, the stochastic roundings, and what tuning draws.
         options: the method's own, by name; what is left out has its default. GPFQ and its kin have
             ``form`` (``residual`` or ``covariance``; ``auto`` is the cheaper one), the sparse ones also
@@ -78,6 +81,7 @@ class Recipe:  # noqa: PLW1641 (a frozen dataclass makes its hash)
     radius: Radius = "auto"
     percentile: float = 1.0
     retain_rate: float = 1.0
+    held_back: float = 0.0
     batch_size: int = 16
     ignore: tuple[str, ...] = ()
     fuse: bool = False
@@ -96,6 +100,8 @@ class Recipe:  # noqa: PLW1641 (a frozen dataclass makes its hash)
         if self.activations is not None or self.equalize:
             object.__setattr__(self, "fuse", True)
         object.__setattr__(self, "tune", check("tune", self.tune, tuning_of))
+        if self.tune is not None and not self.held_back:
+            object.__setattr__(self, "held_back", _HELD_BACK)
         method = check("method", self.method, find_method)
         object.__setattr__(self, "options", check("options", self.options, method.check))
 
@@ -119,6 +125,9 @@ class Recipe:  # noqa: PLW1641 (a frozen dataclass makes its hash)
         before = {name: kept.pop(name) for name in _ONCE_OF_ALL if name in kept}
         if unknown := kept.keys() - {known.name for known in fields(cls)}:
             raise QuantizationError(f"unknown option {min(unknown)}; a later laq may know it")
+        if isinstance(kept.get("tune"), Mapping) and "held_back" in kept["tune"]:
+            kept["tune"] = {**kept["tune"]}
+            kept["held_back"] = kept["tune"].pop("held_back")
         method = METHODS.get(str(kept.get("method", DEFAULT)))
         if before and method:
             kept["options"] = {name: value for name, value in before.items() if name in method.options}
@@ -256,7 +265,10 @@ class QuantizedNetwork:
     """A quantized copy of a network, its layers in the order of execution, and its outputs' error.
 
     Attributes:
-        relative_error: ‖Y - Ỹ‖ / ‖Y‖ over the calibration images, Y being the network's outputs.
+        relative_error: ‖Y - Ỹ‖ / ‖Y‖ over the calibration images, Y being the network's outputs; over those
+            that are learned from, if some are held back.
+        held_back_error: the same of the logits, over the images that are held back; None if there are none.
+            What is much larger than ``relative_error`` was learned by heart.
         folded: batch norms that were folded into convolutions; identities stand in their places.
         calibration: SHA-256 of the calibration inputs' bytes, in hexadecimal.
         not_quantized: what else holds weights, and why it keeps them.
@@ -264,7 +276,7 @@ class QuantizedNetwork:
             nodes: no integer runtime has a form of it.
         inputs: what the network is called with, if its activations are rounded.
         device: what it was quantized on: ``cpu``, or the name of a GPU.
-        tuned: what tuning did, if the recipe asks for it; errors are then over the images learned from.
+        tuned: what tuning did, if the recipe asks for it.
         tuning_seconds: what that took.
 
     Examples:
@@ -290,6 +302,7 @@ class QuantizedNetwork:
     device: str = "cpu"
     tuned: Tuned | None = None
     tuning_seconds: float = 0.0
+    held_back_error: float | None = None
 
     @property
     def weights(self) -> int:

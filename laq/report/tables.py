@@ -31,7 +31,7 @@ _CORRECTION: Final = (
 _MEASURED: Final = [
     *SCORES, *BALANCED, *DROPS.values(), ERRORS_GAINED,
     *(name for name in OUTCOMES if name not in (ERRORS_GAINED, *DROPS.values())),
-    "sparsity_percent", "relative_error_mean", "relative_error_logits",
+    "sparsity_percent", "relative_error_mean", "relative_error_logits", "relative_error_held_back",
     "tuned", "held_back_before_nats", "held_back_after_nats", "codes_moved_percent",
 ]  # fmt: skip
 

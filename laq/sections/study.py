@@ -163,6 +163,7 @@ class Study(Grid):
     tune: Annotated[Tuning, BeforeValidator(_check_tuning), WithJsonSchema(dict(TUNING_SCHEMA))] = Tuning()
     calibration_images: Positive
     retain_rate: Annotated[float, Checked(OPTIONS["retain_rate"])]
+    held_back: Annotated[float, Checked(OPTIONS["held_back"])] = 0.0
     batch_size: Annotated[int, Checked(OPTIONS["batch_size"])]
     ignore: Annotated[tuple[str, ...], Checked(OPTIONS["ignore"])]
     options: Annotated[

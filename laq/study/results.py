@@ -139,15 +139,18 @@ def _write_quantized(folder: Path, result: QuantizedNetwork, subset: Subset) -> 
         "compression": float32_bytes(result.network) / size,
         "relative_error_mean": sum(layer.relative_error for layer in result.layers) / len(layers),
         "relative_error_logits": result.relative_error,
-        **_measured_tuning(result),
+        **_measured_beside(result),
     }
 
 
-def _measured_tuning(result: QuantizedNetwork) -> dict[str, Any]:
-    """What tuning did to a network; the columns exist only in tables of networks that were to be tuned."""
-    if result.tuned is None:
+def _measured_beside(result: QuantizedNetwork) -> dict[str, Any]:
+    """The error on images held back, and what tuning did; the columns exist only where these are."""
+    if result.held_back_error is None:
         return {}
-    return {
+    found: dict[str, Any] = {"relative_error_held_back": result.held_back_error}
+    if result.tuned is None:
+        return found
+    return found | {
         "tuned": int(result.tuned.taken),
         "held_back_before_nats": result.tuned.divergence_before,
         "held_back_after_nats": result.tuned.divergence_after,

@@ -18,6 +18,7 @@ SHOWN: Final = {
     "mean_bits": "mean_bits",
     "top1_all_classes": "top1_all_percent",
     "relative_error": "relative_error_logits",
+    "relative_error_held_back": "relative_error_held_back",
 }
 PROGRESS: Final = "progress_percent"  # of a study's cells that are measured
 FINETUNED: Final = "finetuned"  # the prefix of what is measured after fine-tuning

@@ -13,6 +13,7 @@ COMPARED: Final = (
     "top1_all_percent", "top5_all_percent", "top1_sub_percent", "top5_sub_percent",
     "balanced_top1_all_percent", "balanced_top1_sub_percent", "mean_bits", "levels",
     "sparsity_percent", "size_bytes", "compression", "relative_error_mean", "relative_error_logits",
+    "relative_error_held_back",
     "top1_choosing_percent", "top1_reporting_percent", *OUTCOMES,
 )  # fmt: skip
 DIGITS: Final = 6  # of the published tables after the point

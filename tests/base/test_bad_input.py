@@ -56,7 +56,7 @@ TRAINING = (
 )
 STUDY = (
     "unknown key; known here: activation_range, activations, alphabet, also, bases, batch_size, "
-    "bias_correction, bits, calibration_images, calibrations, device, equalize, fuse, granularity, ignore, keep_networks, methods, options, percentile, radius, "
+    "bias_correction, bits, calibration_images, calibrations, device, equalize, fuse, granularity, held_back, ignore, keep_networks, methods, options, percentile, radius, "
     "retain_rate, seeds, tune"
 )
 SECTIONS = (

@@ -1,7 +1,7 @@
 """Tuning: a quantized network comes nearer to the float one, or is left, and is still made of codes and steps."""
 
 import copy
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,9 +27,9 @@ from laq.quantization import (
 from laq.quantization.bits.sensitivity import sensitivities
 from laq.quantization.calibration.batch import Batch
 from laq.quantization.calibration.images import calibration_batches
+from laq.quantization.calibration.split import Split
 from laq.quantization.execution.base import errors_of
 from laq.quantization.tuning.settings import Tuning, tuning_of
-from laq.quantization.tuning.transfer_set import Split
 from laq.quantization.tuning.tune import TemperedDivergence
 from tests.quantization.test_activations import Block, pictures
 from tests.quantization.ways import by
@@ -58,7 +58,7 @@ def tuned(network: nn.Module) -> QuantizedNetwork:
 
 
 def split() -> Split:
-    return Split.of([Batch((pictures(IMAGES),))], TUNING.held_back, RECIPE.seed)
+    return Split.of([Batch((pictures(IMAGES),))], RECIPE.held_back, RECIPE.seed)
 
 
 def logits(network: nn.Module, images: Batch) -> Tensor:
@@ -85,7 +85,7 @@ def same(one: nn.Module, other: nn.Module) -> bool:
 def test_the_network_comes_nearer_on_images_that_nobody_learned_from(
     network: nn.Module, tuned: QuantizedNetwork
 ) -> None:
-    untuned = quantize(network, split().learned.args[0], replace(RECIPE, tune=None))
+    untuned = quantize(network, split().learned.args[0], replace(RECIPE, tune=None, held_back=0))
     told = tuned.tuned
     assert told is not None
     assert told.taken
@@ -142,7 +142,7 @@ def test_a_network_that_gets_no_nearer_is_left_as_it_was(network: nn.Module) -> 
     still = replace(RECIPE, tune=replace(TUNING, codes_rate=0, scales_rate=0))
     with pytest.warns(UserWarning, match="tune: on the images held back the tuned network is no nearer"):
         left = quantize(network, pictures(IMAGES), still)
-    untuned = quantize(network, split().learned.args[0], replace(RECIPE, tune=None))
+    untuned = quantize(network, split().learned.args[0], replace(RECIPE, tune=None, held_back=0))
     assert left.tuned is not None
     assert not left.tuned.taken
     assert left.tuned.codes_moved == 0
@@ -158,7 +158,7 @@ def test_a_network_that_gets_no_nearer_is_left_as_it_was(network: nn.Module) -> 
 def test_each_part_can_be_kept(network: nn.Module, codes_rate: float, scales_rate: float) -> None:
     part = replace(TUNING, codes_rate=codes_rate, scales_rate=scales_rate, steps=30)
     done = quantize(network, pictures(IMAGES), replace(RECIPE, tune=part))
-    untuned = quantize(network, split().learned.args[0], replace(RECIPE, tune=None))
+    untuned = quantize(network, split().learned.args[0], replace(RECIPE, tune=None, held_back=0))
     assert done.tuned is not None
     for new, old in zip(done.layers, untuned.layers, strict=True):
         assert codes_rate or torch.equal(new.codes, old.codes)
@@ -213,7 +213,7 @@ def test_a_shifted_bias_is_counted_when_errors_are_measured_again(network: nn.Mo
     recipe = replace(RECIPE, bias_correction=True, tune=replace(TUNING, codes_rate=0, scales_rate=0, steps=1))
     with pytest.warns(UserWarning, match="no nearer"):
         left = quantize(network, pictures(IMAGES), recipe)
-    untuned = quantize(network, split().learned.args[0], replace(recipe, tune=None))
+    untuned = quantize(network, split().learned.args[0], replace(recipe, tune=None, held_back=0))
     assert left.relative_error == pytest.approx(untuned.relative_error, rel=1e-6)
 
 
@@ -237,7 +237,7 @@ def test_a_budget_of_bits_is_allocated_without_tuning_and_without_images_held_ba
         return sensitivities(network, images, *others)
 
     monkeypatch.setattr("laq.quantization.bits.allocate.sensitivities", noted)
-    budget, plain = parse_bits("auto:3"), replace(RECIPE, tune=None)
+    budget, plain = parse_bits("auto:3"), replace(RECIPE, tune=None, held_back=0)
     found = choose_bits(budget, network, pictures(IMAGES), RECIPE, CLASSES)
     assert found == choose_bits(budget, network, split().learned.args[0], plain, CLASSES)
     assert torch.equal(measured[0], measured[1])
@@ -273,9 +273,38 @@ def test_only_the_classes_that_count_are_compared() -> None:
     assert not torch.equal(TemperedDivergence(None, 2.0)(others, b), TemperedDivergence(None, 2.0)(a, b))
 
 
+@pytest.mark.parametrize("method", ["gpfq", "brecq"])
+def test_what_was_learned_by_heart_shows_on_images_held_back(
+    network: nn.Module, method: str, tmp_path: Path
+) -> None:
+    recipe = replace(RECIPE, method=method, tune=None, options={"iterations": 5} if method == "brecq" else {})
+    result = quantize(network, pictures(IMAGES), recipe)
+    plain = quantize(network, split().learned.args[0], replace(recipe, held_back=0))
+    assert same(result.network, plain.network)
+    assert result.relative_error == plain.relative_error
+    assert plain.held_back_error is None
+    Y, Y_q = (logits(n, split().held_back) for n in (network, result.network))
+    assert result.held_back_error == pytest.approx(float((Y - Y_q).norm() / Y.norm()), rel=1e-5)
+    save(tmp_path / "file", result)
+    assert load_quantized(tmp_path / "file", network).held_back_error == result.held_back_error
+
+
+def test_the_error_on_images_held_back_is_that_of_the_tuned_network(
+    network: nn.Module, tuned: QuantizedNetwork
+) -> None:
+    Y, Y_q = (logits(n, split().held_back) for n in (network, tuned.network))
+    assert tuned.held_back_error == pytest.approx(float((Y - Y_q).norm() / Y.norm()), rel=1e-5)
+
+
+def test_a_recipe_of_a_former_file_held_images_back_for_its_tuning() -> None:
+    written = asdict(RECIPE) | {"tune": asdict(TUNING) | {"held_back": 0.25}}
+    del written["held_back"]
+    assert Recipe.from_json(written) == replace(RECIPE, held_back=0.25)
+
+
 def test_images_are_held_back_by_the_seed_whatever_their_batches() -> None:
     whole = split()
-    parts = Split.of([Batch((part,)) for part in pictures(IMAGES).split(7)], TUNING.held_back, RECIPE.seed)
+    parts = Split.of([Batch((part,)) for part in pictures(IMAGES).split(7)], RECIPE.held_back, RECIPE.seed)
     assert torch.equal(whole.held_back.args[0], parts.held_back.args[0])
     assert torch.equal(whole.learned.args[0], parts.learned.args[0])
     together = torch.cat([whole.learned.args[0], whole.held_back.args[0]]).flatten(1).sum(1)
@@ -288,7 +317,6 @@ def test_images_are_held_back_by_the_seed_whatever_their_batches() -> None:
         ("subsets", "loss: found 'subsets'; must be subset, all; did you mean subset?"),
         ({"step": 3}, "found 'step', which a tuning does not have: it has loss, classes, steps, batch_size,"),
         ({"steps": 0}, "steps: found 0; must be a whole number above 0"),
-        ({"held_back": 1}, "held_back: found 1; must be a number above 0, at most 0.5"),
         ({"classes": [1, 1]}, "classes: found [1, 1]; must be different numbers of classes"),
         ({"codes_rate": -1}, "codes_rate: found -1; must be a number at least 0"),
         (3, "found 3; must be none, subset, all, or a map of options to values"),
@@ -323,9 +351,19 @@ def test_what_cannot_be_tuned_is_refused_in_a_line(network: nn.Module) -> None:
             "tune: found class 5; must be from 0 to 4",
         ),
         (network, pictures(8), [every, replace(RECIPE, tune=None)], "tune: recipes of one pass must all be"),
-        (network, pictures(8), [every, replace(every, seed=9)], "tune: recipes of one pass must all be"),
-        (network, pictures(1), [every], "tune: found one calibration image; give two at least"),
-        (network, [pictures(2), pictures(2)[..., :4]], [every], "tune: calibration images differ in shape"),
+        (
+            network,
+            pictures(8),
+            [every, replace(every, seed=9)],
+            "seed: recipes of one pass must agree; found 3 and 9",
+        ),
+        (network, pictures(1), [every], "held_back: found one calibration image; give two at least"),
+        (
+            network,
+            [pictures(2), pictures(2)[..., :4]],
+            [every],
+            "held_back: calibration images differ in shape",
+        ),
         (infinite, pictures(8), [every], "tune: the float network's outputs are not finite"),
     ]
     for given, images, recipes, message in refused:

@@ -20,13 +20,13 @@ from laq.quantization.bits.sensitivity import Sensitivities, sensitivities, sens
 from laq.quantization.bits.spec import Budget, Precision, bits_per_layer, parse_bits
 from laq.quantization.calibration.batch import Batch
 from laq.quantization.calibration.images import calibration_batches
+from laq.quantization.calibration.split import Split
 from laq.quantization.engine import copied, layer_names, quantize_each
 from laq.quantization.execution.equalization import fold_and_equalize
 from laq.quantization.execution.unwrap import unwrapped
 from laq.quantization.options import AlphabetKind, QuantizationError
 from laq.quantization.recipe import Recipe
 from laq.quantization.threads import as_workers
-from laq.quantization.tuning.transfer_set import Split
 
 
 def choose_bits(
@@ -147,15 +147,15 @@ def _measure(
 ) -> Sensitivities:
     network, images = _prepared(network, images, recipe)
     # Weights alone are compared: they must be those of the network as it is, without shifted biases.
-    recipe = replace(recipe, fuse=False, equalize=False, bias_correction=False, tune=None)
+    recipe = replace(recipe, fuse=False, equalize=False, bias_correction=False, tune=None, held_back=0.0)
     trials = quantize_each(network, images, [replace(recipe, bits=bits) for bits in choices])
     return sensitivities(network, images, trials, classes)
 
 
 def _prepared(network: nn.Module, images: Any, recipe: Recipe) -> tuple[nn.Module, Any]:
     """The network as it is before a recipe's method takes it, and the images that this learns from."""
-    if recipe.tune is not None:
-        images = _learned(network, images, recipe, recipe.tune.held_back)
+    if recipe.held_back:
+        images = _learned(network, images, recipe)
     if recipe.fuse:
         with as_workers():
             network = copied(unwrapped(network))
@@ -165,11 +165,11 @@ def _prepared(network: nn.Module, images: Any, recipe: Recipe) -> tuple[nn.Modul
     return network, images
 
 
-def _learned(network: nn.Module, images: Any, recipe: Recipe, held_back: float) -> list[Batch]:
-    """The images that a tuned network's method learns from, without those that it is judged by."""
+def _learned(network: nn.Module, images: Any, recipe: Recipe) -> list[Batch]:
+    """The images that methods learn from, without those that are held back."""
     with as_workers():
         batches = calibration_batches(unwrapped(network), images, recipe.batch_size)
-        return list(Split.of(batches, held_back, recipe.seed).learned.parts(recipe.batch_size))
+        return list(Split.of(batches, recipe.held_back, recipe.seed).learned.parts(recipe.batch_size))
 
 
 def label_aware_bits(

@@ -20,10 +20,11 @@ _RECIPE_1: Final = (
     "batch_size", "ignore", "fuse", "bias_correction", "form", "memory_gib", "seed",
 )  # fmt: skip
 _OFFSETS: Final = (0.0, 0.5)
-_LEFT_OUT_EMPTY: Final = ("not_quantized", "on_floats", "inputs", "tuned")
+_LEFT_OUT_EMPTY: Final = ("not_quantized", "on_floats", "inputs", "tuned", "held_back_error")
 # Options of a recipe that are left out where one of them is none or false.
 _LEFT_OUT_WITH: Final = {
-    "activations": ("activations", "activation_range"), "tune": ("tune",), "equalize": ("equalize",)
+    "activations": ("activations", "activation_range"), "tune": ("tune",), "equalize": ("equalize",),
+    "held_back": ("held_back",),
 }  # fmt: skip
 _SINCE_FORMAT_2: Final = ("parameter", "operation", "dtype")
 _MOST_DIMENSIONS: Final = 16  # of an image
@@ -86,7 +87,8 @@ class Header:
         calibration: SHA-256 of the calibration inputs' bytes.
         notes: whatever the writer added, such as the classes that the network is for.
         not_quantized: what else holds weights, and why it keeps them.
-        on_floats, inputs, tuned: as those of ``QuantizedNetwork``; with ``inputs``, activations are rounded.
+        on_floats, inputs, tuned, held_back_error: as those of ``QuantizedNetwork``; with ``inputs``,
+            activations are rounded.
     """
 
     format: int
@@ -103,6 +105,7 @@ class Header:
     on_floats: tuple[str, ...] = ()
     inputs: tuple[InputKind, ...] = ()
     tuned: Tuned | None = None
+    held_back_error: float | None = None
 
     def __post_init__(self) -> None:
         _require("format", self.format, fits=1 <= self.format <= FORMAT)

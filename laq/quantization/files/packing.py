@@ -187,6 +187,7 @@ def _header_of(
         on_floats=result.on_floats,
         inputs=result.inputs,
         tuned=result.tuned,
+        held_back_error=result.held_back_error,
     )
 
 
@@ -227,6 +228,7 @@ def unpack(tensors: Mapping[str, Tensor], header: Header, network: nn.Module) ->
         on_floats=header.on_floats,
         inputs=header.inputs,
         tuned=header.tuned,
+        held_back_error=header.held_back_error,
     )
 
 

@@ -23,7 +23,6 @@ class Tuning:
         scales_rate: the same of the alphabets' steps and the weights of norms, relatively, and of biases; 0
             keeps them.
         mix: learn from mixtures of two images too, which the float network has answers for as well.
-        held_back: the share of the calibration images that are kept to judge by, one at least.
 
     Raises:
         QuantizationError: an option is not allowed.
@@ -44,7 +43,6 @@ class Tuning:
     codes_rate: float = 0.02
     scales_rate: float = 0.004
     mix: bool = True
-    held_back: float = 0.125
 
     @property
     def compared(self) -> tuple[int, ...] | None:
@@ -78,7 +76,6 @@ _OPTIONS: Final[Mapping[str, Option]] = {
     "codes_rate": number(least=0),
     "scales_rate": number(least=0),
     "mix": BOOLEAN,
-    "held_back": number(above=0, most=0.5),
 }
 # Of the options that a study gives, whose methods and subsets tell the others.
 SCHEMA: Final[Mapping[str, Any]] = {

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from laq.quantization.calibration.batch import Batch
+from laq.quantization.calibration.split import Split
 from laq.quantization.execution.base import in_float32
 from laq.quantization.execution.layerwise import run
 from laq.quantization.execution.outputs import Output, logits_of
@@ -18,34 +19,6 @@ from laq.quantization.threads import Pool
 
 CHUNK: Final = 16  # images that a core takes at once; changes memory and rounding, nothing else
 _MIXTURES: Final = 4096  # at most: the float network answers to each of them once
-
-
-@dataclass(frozen=True)
-class Split:
-    """Calibration images: those that are learned from, and those that are held back."""
-
-    learned: Batch
-    held_back: Batch
-
-    @classmethod
-    def of(cls, batches: Iterable[Batch], share: float, seed: int) -> "Split":
-        """Draw the images that are held back, by the seed; both parts keep the images' order.
-
-        Raises:
-            QuantizationError: there are fewer than two images, or they differ in shape.
-        """
-        found = list(batches)
-        if any(batch.kind != found[0].kind for batch in found):
-            raise QuantizationError("tune: calibration images differ in shape or type; give them alike")
-        whole = Batch.joined(found)
-        if whole.count < 2:
-            raise QuantizationError("tune: found one calibration image; give two at least, one to judge by")
-        order = torch.randperm(whole.count, generator=torch.Generator().manual_seed(seed))
-        held = max(1, int(whole.count * share))
-        return cls(
-            whole.map(itemgetter(order[held:].sort().values)),
-            whole.map(itemgetter(order[:held].sort().values)),
-        )
 
 
 @dataclass(frozen=True)
