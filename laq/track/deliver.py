@@ -49,7 +49,7 @@ def deliver(store: Store, result: ResultRuns) -> "Delivery":
         LaqError: the store cannot be reached or written; what was sent until then stays.
     """
     delivery = Delivery(store, result)
-    with store.writing():
+    with store.one_line_errors(), store.lock:  # alone where the store is a sqlite file
         delivery.send_missing()
     return delivery
 
@@ -145,26 +145,24 @@ class Delivery:
     def _look(self) -> None:
         """Find the result's runs and models, one of each, and delete all others.
 
-        The one that was finished first stays: all who look at the same keep the same. After a deletion it
-        looks again, for two who look at different moments may delete both.
+        The one that was finished first stays: all who look at the same keep the same, and what was below
+        another goes below it. After a deletion it looks again, for two who look at different moments may
+        delete both.
         """
         runs: list[Run] = self._all(self.client.search_runs)
         runs.sort(key=lambda run: (run.info.status != "FINISHED", run.info.end_time or 0, run.info.run_id))
         models: list[LoggedModel] = self._all(self.client.search_logged_models)
         models.sort(key=lambda model: (model.status != _READY, model.creation_timestamp, model.model_id))
-        self.runs, self.models = dict[str, Run](), dict[tuple[str, str], LoggedModel]()
-        keys: dict[str | None, str] = {}  # of the runs, by their ids
-        # The root may be below a run of the user's, all others are below the kept one of their parent.
-        level = [run for run in runs if run.data.tags[KEY] == self.result.root.key]
-        while level:
-            self.runs |= {run.data.tags[KEY]: run for run in reversed(level)}
-            keys = {run.info.run_id: key for key, run in self.runs.items()}
-            below = [run for run in runs if run.data.tags.get(MLFLOW_PARENT_RUN_ID) in keys]
-            level = [run for run in below if run.data.tags[KEY] not in self.runs]
+        self.runs = {run.data.tags[KEY]: run for run in reversed(runs)}
         self.finished = {key for key, run in self.runs.items() if run.info.status == "FINISHED"}
-        for model in models:
-            if key := keys.get(model.source_run_id):
-                self.models.setdefault((key, model.name), model)
+        for spec in self.result.runs:
+            if spec.key in self.runs and spec.parent in self.runs:
+                run, parent = self.runs[spec.key], self.runs[spec.parent].info.run_id
+                if run.data.tags.get(MLFLOW_PARENT_RUN_ID) != parent:
+                    self.client.set_tag(run.info.run_id, MLFLOW_PARENT_RUN_ID, parent)
+        keys = {run.info.run_id: key for key, run in self.runs.items()}
+        of_kept = [model for model in reversed(models) if model.source_run_id in keys]
+        self.models = {(keys[str(model.source_run_id)], model.name): model for model in of_kept}
         kept = {*keys, *(model.model_id for model in self.models.values())}
         surplus = [model for model in models if model.model_id not in kept]
         for model in surplus:

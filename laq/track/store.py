@@ -87,16 +87,6 @@ class Store:
                 "(MLFLOW_TRACKING_URI), then `laq track` sends what it lacks"
             ) from error
 
-    @contextmanager
-    def writing(self) -> Iterator[None]:
-        """Write in this block, alone where the store is a sqlite file.
-
-        Raises:
-            LaqError: the store cannot be reached or written.
-        """
-        with self.one_line_errors(), self.lock:
-            yield
-
     def experiment(self, name: str) -> Experiment | None:
         """The experiment of this name, if there is one.
 

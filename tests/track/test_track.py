@@ -177,6 +177,19 @@ def test_what_is_below_a_run_that_is_there_twice_is_sent_below_the_one_that_stay
     check_once(store.client, tree)
 
 
+def test_what_is_below_a_deleted_run_goes_below_the_one_that_is_sent_for_it(
+    store: Store, weights: Path
+) -> None:
+    tree = make_tree(weights)
+    first = deliver(store, tree)
+    _, subset, cell = tree.runs
+    store.client.delete_run(first.ids[subset.key])
+    done = deliver(store, tree)
+    assert done.sent == {subset.key}
+    assert done.ids[cell.key] == first.ids[cell.key]
+    check_once(store.client, tree)
+
+
 def test_the_run_that_mlflow_started_below_another_becomes_the_root(store: Store, weights: Path) -> None:
     experiment = store.client.create_experiment("elsewhere")
     above = store.client.create_run(experiment).info.run_id
