@@ -92,7 +92,7 @@ def _lines(subset: Subset, rows: Sequence[Row]) -> Iterator[str]:
     for row in rows:
         sub, every = (_percent(row, side) for side in ("sub", "all"))
         yield (
-            f"  {row['variant']:<20} {row['method']:<{longest}}   {row['bits']!s:>{width}} bits   top-1 "
+            f"  {row['variant']:<20} {row['method']:<{longest}} {row['bits']!s:>{width}} bits   top-1 "
             f"{sub} of the subset, {every} of all classes   {row['size_bytes'] / 1024:7.1f} KiB"
         )
     for kept in dict.fromkeys(
