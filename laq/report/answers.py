@@ -18,7 +18,7 @@ from laq.sections.report import Report
 
 _PREDICTOR: Final = "Which divergence predicts best?"
 _COMPARED: Final = {
-    METHOD: "Which method keeps the most accuracy?",
+    METHOD: "Does another method keep more accuracy?",
     CALIBRATION: "Do images of the subset calibrate better than images of all classes?",
     FINETUNING: "Does it pay to fine-tune on the subset before quantizing?",
     TUNING: "Does tuning to the subset's classes keep more than tuning to all classes?",
