@@ -137,6 +137,8 @@ def test_networks_that_are_tuned_stand_beside_those_that_are_not(project: Path) 
     assert tuned.codes_moved_percent.between(0, 100).all()
     assert (tuned.tuning_passes > 0).all()
     assert table[table.method.isin(["float", "rtn"])].tuned.isna().all()
+    room.run(params.study.model_copy(update=plain | {"methods": ("rtn",)}))
+    assert not {"tuned", "relative_error_held_back"} & set(read_measurements())
 
 
 def ready_for_a_study(folder: Path) -> Params:
